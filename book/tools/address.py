@@ -1,0 +1,46 @@
+"""Write the repository's public address where it belongs: `make address REPO=owner/name` (`REPO=` for none).
+
+`repository.url` in `_config.yml` holds it. From there it goes into the badge row and bootstrap cell of every notebook.
+"""
+
+import re
+import sys
+
+from book.tools import notebooks
+
+
+def set_address(repo: str) -> str:
+    """Write `repo` ("owner/name", or "" for none) into `_config.yml`.
+
+    Returns:
+        The address as written.
+
+    Raises:
+        ValueError: `repo` is not of the form owner/name, or `_config.yml` has no repository.url line.
+    """
+    if repo and not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", repo):
+        raise ValueError(f"{repo!r} is not of the form owner/name")
+    url = f"https://github.com/{repo}" if repo else ""
+    config = notebooks.CONFIG.read_text(encoding="utf-8")
+    text, found = re.subn(r"^(repository:\n  url: ).*$", rf'\g<1>"{url}"', config, flags=re.MULTILINE)
+    if found != 1:
+        raise ValueError("_config.yml needs a line '  url: ...' directly below 'repository:'")
+    notebooks.CONFIG.write_text(text, encoding="utf-8")
+    return url
+
+
+def main(repo: str) -> None:
+    """Set the address and bring every notebook in line with it."""
+    url = set_address(repo)
+    print(f"repository.url: {url or 'none'}")
+    for path in notebooks.chapters():
+        nb = notebooks.read(path)
+        notebooks.dress(nb, path.name, url)
+        print(f"{path.name}: {'rewritten' if notebooks.write(path, nb) else 'as it was'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"address: {error}")

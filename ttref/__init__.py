@@ -1,0 +1,37 @@
+"""Tensor trains for compressing neural networks: a small, tested reference.
+
+Functions on plain lists of cores come first; layers and tools are thin shells around them. Every public name can be
+taken from here: ``from ttref import tt_svd``. Nothing is imported until it is asked for, so ``import ttref`` is
+instant and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "shapes": ("factorize", "tt_ranks", "tt_params", "ttm_params"),
+    "trains": ("tt_svd", "tt_to_tensor", "tt_entry"),
+    "algebra": ("tt_orthogonalize", "tt_round", "tt_dot", "tt_norm", "tt_add", "tt_hadamard"),
+    "matrices": ("ttm_svd", "ttm_to_matrix", "ttm_matvec", "plan_contraction", "Plan"),
+    "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
+    "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ttref' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,294 @@
+"""What a tensor train has to beat: truncated SVD, integer and product quantisation, and a null of Gaussian noise.
+
+Each baseline compresses one matrix and returns a :class:`Baseline`: the dense approximation, so that it can be put
+back into a model, and an honest count of what would be stored: factors, codes packed bit to bit, scales, codebooks.
+Byte counts hold for the dtype of the matrix: a float16 factor takes two bytes, a float32 factor four.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .shapes import _whole
+from .truncation import check_float, check_input, computable, truncate
+
+__all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
+
+SCALE_BYTES = 2  # one bfloat16
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A compressed matrix, with what it costs to store.
+
+    Attributes:
+        name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
+        approximation: The matrix that the stored numbers stand for, same shape and dtype as the original.
+        params: How many numbers are stored, codes included.
+        nbytes: How many bytes they take, codes packed bit to bit.
+
+    Example:
+        >>> w = torch.eye(4)
+        >>> baseline = quantize_integer(w, 8)
+        >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w)
+        ('int8 per row', 20, 24, 0.0)
+    """
+
+    name: str
+    approximation: Tensor
+    params: int
+    nbytes: int
+
+    def relative_error(self, w: Tensor) -> float:
+        """Relative Frobenius error ``‖w - approximation‖ / ‖w‖``, summed in float64; 0 where both are zero.
+
+        Raises:
+            ValueError: ``w`` has another shape than the approximation.
+        """
+        if w.shape != self.approximation.shape:
+            raise ValueError(
+                f"w has shape {tuple(w.shape)}, but this baseline approximates a matrix of shape "
+                f"{tuple(self.approximation.shape)}"
+            )
+        difference = computable(w) - computable(self.approximation)
+        error = torch.linalg.vector_norm(difference, dtype=torch.float64).item()
+        norm = torch.linalg.vector_norm(computable(w), dtype=torch.float64).item()
+        return error / norm if norm else (0.0 if error == 0 else float("inf"))
+
+
+@torch.no_grad()
+def truncated_svd(
+    w: Tensor, *, rank: int | None = None, params: int | None = None, nbytes: int | None = None
+) -> Baseline:
+    """Best approximation of a given rank, stored as two factors ``(m, r)`` and ``(r, n)``.
+
+    Args:
+        w: Matrix ``(m, n)``.
+        rank: The rank r; more than min(m, n) is clipped to that.
+        params: Budget of numbers: the largest rank with ``r (m + n) <= params``.
+        nbytes: Budget of bytes: the same with factors in the dtype of ``w``.
+
+    Returns:
+        A :class:`Baseline` with ``r (m + n)`` numbers. Above ``r = m n / (m + n)`` that is more than the matrix.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor, or a budget is not an integer.
+        ValueError: Not exactly one of rank, params, nbytes; a budget too small for rank 1; ``w`` is not a matrix, is
+            empty, or holds NaN or Inf.
+
+    Cost:
+        O(m n min(m, n)). The singular vectors of the shorter side come from its Gram matrix in float64, exact to
+        float32; a float64 matrix takes a true SVD. A 50,000 x 576 float32 table takes a few seconds.
+
+    Source:
+        Eckart and Young (1936), The approximation of one matrix by another of lower rank: no matrix of rank r is
+        closer in the Frobenius norm, and the squared error is the sum of the squared singular values left out.
+
+    Example:
+        >>> w = torch.outer(torch.arange(1.0, 7), torch.ones(4))     # rank 1
+        >>> baseline = truncated_svd(w, params=10)
+        >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w) < 1e-6
+        ('SVD rank 1', 10, 40, True)
+    """
+    _check_matrix(w)
+    m, n = w.shape
+    given = {"rank": rank, "params": params, "nbytes": nbytes}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise ValueError(f"give exactly one of rank, params and nbytes, got {' and '.join(chosen) or 'none'}")
+    budget = _whole(chosen[0], given[chosen[0]], least=1)
+    unit = {"rank": 1, "params": m + n, "nbytes": (m + n) * w.element_size()}[chosen[0]]
+    if budget < unit:
+        raise ValueError(
+            f"{chosen[0]}={budget} is too small: rank 1 of a {m} x {n} matrix in {w.dtype} already takes {unit}"
+        )
+    r = min(budget // unit, m, n)
+    # The short side goes first: its Gram matrix is the small one.
+    short = w.double() if m <= n else w.double().mT
+    basis, coefficients = (
+        computable(factor.to(w.dtype)) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)
+    )
+    product = basis @ coefficients
+    approximation = (product if m <= n else product.mT).to(w.dtype).contiguous()
+    return Baseline(f"SVD rank {r}", approximation, r * (m + n), r * (m + n) * w.element_size())
+
+
+@torch.no_grad()
+def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Baseline:
+    """Round to signed integers of ``bits`` bits, with one scale for each row or each group of consecutive entries.
+
+    The grid is symmetric: ``w ≈ scale * code`` with codes from ``-(2^(bits-1) - 1)`` to ``2^(bits-1) - 1``, and the
+    scale carries the largest entry to the largest code. A scale takes two bytes: bfloat16, which has the range of
+    float32, rounded up so that no entry is clipped.
+
+    Args:
+        w: Matrix ``(m, n)``.
+        bits: Width of a code, 2 to 8; 2 bits give the codes -1, 0 and 1.
+        group: Entries of a row that share a scale, a divisor of n; left out, the whole row.
+
+    Returns:
+        A :class:`Baseline` of ``ceil(m n bits / 8)`` bytes of codes and two bytes for each scale.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor, or bits or group is not an integer.
+        ValueError: bits outside 2 to 8; a group that does not divide n; ``w`` is not a matrix, is empty, or holds NaN
+            or Inf.
+
+    Cost:
+        O(m n) time, one working copy in float32 (float64 for float64).
+
+    Source:
+        Jacob et al. (2018), Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference, equation 1 with zero-point 0; here no statistics are learned, so it is rounding to nearest.
+
+    Example:
+        >>> baseline = quantize_integer(torch.tensor([[0.5, -1.0, 0.25, 0.0]]), 3)
+        >>> baseline.name, baseline.nbytes
+        ('int3 per row', 4)
+        >>> [round(x, 3) for x in baseline.approximation[0].tolist()]
+        [0.334, -1.0, 0.334, 0.0]
+    """
+    _check_matrix(w)
+    bits = _whole("bits", bits, least=2)
+    if bits > 8:
+        raise ValueError(f"bits must lie between 2 and 8, got {bits}")
+    m, n = w.shape
+    size = n if group is None else _whole("group", group, least=1)
+    if n % size:
+        raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
+    top = 2 ** (bits - 1) - 1
+    grouped = computable(w).reshape(m, n // size, size)
+    scale = _round_up(grouped.abs().amax(-1, keepdim=True) / top)
+    codes = (grouped / scale.where(scale > 0, 1)).round().clamp(-top, top)
+    approximation = (codes * scale).reshape(m, n).to(w.dtype)
+    scales = m * n // size
+    name = f"int{bits} per {'row' if group is None else f'group of {size}'}"
+    return Baseline(name, approximation, m * n + scales, _packed(m * n, bits) + scales * SCALE_BYTES)
+
+
+@torch.no_grad()
+def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0) -> Baseline:
+    """Cut each row into ``subvectors`` pieces and replace each piece by the nearest of ``2^bits`` k-means centres.
+
+    Every position has a codebook of its own, learned from all rows by scikit-learn's k-means (random start, at most
+    25 rounds, as in the common libraries for vector search).
+
+    Args:
+        w: Matrix ``(m, n)``.
+        subvectors: Pieces for each row, a divisor of n.
+        bits: Width of a code, 1 to 8; ``2^bits`` may not exceed m.
+        seed: Seed of the random start.
+
+    Returns:
+        A :class:`Baseline` of ``ceil(m subvectors bits / 8)`` bytes of codes and ``2^bits n`` codebook entries in the
+        dtype of ``w``. The codebooks do not grow with m: this is a method for tall tables.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+        TypeError: ``w`` is not a real floating-point tensor, or a setting is not an integer.
+        ValueError: subvectors that do not divide n; bits outside 1 to 8; more centres than rows; ``w`` is not a
+            matrix, is empty, or holds NaN or Inf.
+
+    Cost:
+        O(m n 2^bits) for each of at most 25 rounds.
+
+    Source:
+        Jégou, Douze and Schmid (2011), Product Quantization for Nearest Neighbor Search, section II.B.
+
+    Example:
+        >>> w = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [2.0, 3.0]])
+        >>> baseline = product_quantize(w, subvectors=2, bits=1)     # two values in each column
+        >>> baseline.nbytes, baseline.relative_error(w)
+        (17, 0.0)
+    """
+    _check_matrix(w)
+    m, n = w.shape
+    subvectors = _whole("subvectors", subvectors, least=1)
+    bits = _whole("bits", bits, least=1)
+    seed = _whole("seed", seed, least=0)
+    if n % subvectors:
+        raise ValueError(f"{subvectors} subvectors do not divide the {n} entries of a row; choose a divisor of {n}")
+    if bits > 8:
+        raise ValueError(f"bits must lie between 1 and 8, got {bits}")
+    if 2**bits > m:
+        raise ValueError(f"{2**bits} centres ({bits} bits) need at least as many rows, got {m}; lower bits")
+    try:
+        from sklearn.cluster import KMeans
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "product quantisation needs scikit-learn; install it with: python -m pip install scikit-learn"
+        ) from error
+    pieces = []
+    for piece in computable(w).cpu().chunk(subvectors, dim=1):
+        # Fewer distinct pieces than centres would only leave centres unused, so distinct pieces are counted first.
+        rows = piece.contiguous().numpy()
+        distinct, place = piece.unique(dim=0, return_inverse=True)
+        if len(distinct) <= 2**bits:
+            pieces.append(distinct.to(w.dtype)[place])
+            continue
+        kmeans = KMeans(2**bits, init="random", n_init=1, max_iter=25, random_state=seed).fit(rows)
+        # The codebook is stored in the dtype of w, so that is what the codes stand for.
+        pieces.append(torch.from_numpy(kmeans.cluster_centers_).to(w.dtype)[kmeans.labels_])
+    approximation = torch.cat(pieces, dim=1).to(w.device)
+    codebook = 2**bits * n
+    nbytes = _packed(m * subvectors, bits) + codebook * w.element_size()
+    return Baseline(f"PQ {subvectors} x {bits} bit", approximation, m * subvectors + codebook, nbytes)
+
+
+@torch.no_grad()
+def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
+    """Gaussian noise with the row norms of ``w``: what a method achieves where there is nothing to find.
+
+    A method that compresses ``w`` no better than this has found no structure beyond the lengths of the rows.
+
+    Args:
+        w: Matrix ``(m, n)``.
+        seed: Seed of the noise; it is drawn on the CPU, so every device gives the same numbers.
+
+    Returns:
+        Matrix ``(m, n)`` in the dtype and on the device of ``w``: independent normal entries, each row scaled to the
+        norm of the same row of ``w``. A zero row stays zero.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor.
+        ValueError: ``w`` is not a matrix, is empty, or holds NaN or Inf.
+
+    Cost:
+        O(m n).
+
+    Source:
+        The rows are uniform on spheres: Muller (1959), A note on a method for generating points uniformly on
+        n-dimensional spheres.
+
+    Example:
+        >>> null = gaussian_null(torch.full((3, 100), 2.0))
+        >>> [round(x, 4) for x in null.norm(dim=1).tolist()]
+        [20.0, 20.0, 20.0]
+    """
+    _check_matrix(w)
+    values = computable(w)
+    noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(_whole("seed", seed, least=0)))
+    noise = noise.to(device=w.device, dtype=values.dtype)
+    lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return (noise * (lengths / torch.linalg.vector_norm(noise, dim=1, keepdim=True))).to(w.dtype)
+
+
+def _check_matrix(w: Tensor) -> None:
+    check_float("w", w)
+    if w.ndim != 2:
+        raise ValueError(f"w must be a matrix (m, n), got shape {tuple(w.shape)}; reshape it first")
+    check_input("w", w)
+
+
+def _packed(codes: int, bits: int) -> int:
+    return -(-codes * bits // 8)
+
+
+def _round_up(scale: Tensor) -> Tensor:
+    """The least bfloat16 that is not smaller, as a tensor of the dtype of ``scale``."""
+    rounded = scale.bfloat16()
+    up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    return torch.where(rounded.to(scale.dtype) < scale, up, rounded).to(scale.dtype)

@@ -1,0 +1,303 @@
+"""Vectors and tensors as tensor trains (matrix product states): decompose, rebuild, read entries.
+
+A train is a plain list of cores, core k of shape ``(*batch, r_{k-1}, n_k, r_k)``, end ranks 1::
+
+    o--o--o--o        x[i_1, ..., i_d] = G_1[i_1] G_2[i_2] ... G_d[i_d],   each G_k[i_k] a r_{k-1} x r_k matrix
+    |  |  |  |
+
+Batch axes stand in front of every core: a batch of trains is one list, not a list of lists. Reshaping is row-major
+and the first mode is the most significant. Decompositions run without gradients; what only contracts cores
+(:func:`tt_to_tensor`, :func:`tt_entry`) is differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .shapes import tt_ranks
+from .truncation import (
+    bond_tolerance,
+    check_float,
+    check_input,
+    check_rank_or_eps,
+    computable,
+    map_chunks,
+    truncate,
+)
+
+__all__ = ["tt_svd", "tt_to_tensor", "tt_entry"]
+
+
+@torch.no_grad()
+def tt_svd(
+    x: Tensor,
+    shape: Sequence[int] | None = None,
+    *,
+    rank: int | Sequence[int] | None = None,
+    eps: float | None = None,
+    batch_dims: int = 0,
+) -> list[Tensor]:
+    """Decompose a tensor, or every tensor of a batch, into a tensor train.
+
+    Sweeps from the left: at bond k the tensor is read as a matrix of ``r_{k-1} n_k`` rows, its leading left singular
+    vectors become core k, and the projection on them is carried on. Because every core but one keeps orthonormal
+    columns, what the bonds discard adds up in squares, and the error is known.
+
+    Args:
+        x: Real tensor ``(*batch, ...)``; the axes after ``batch_dims`` are the modes, unless ``shape`` is given.
+        shape: Modes to reshape each tensor to, row-major; their product must be the number of its entries.
+        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends; clipped to what the shape allows.
+        eps: Relative Frobenius error allowed, in [0, 1), for **each** tensor of the batch separately.
+        batch_dims: How many leading axes count tensors instead of modes.
+
+    Returns:
+        d cores ``(*batch, r_{k-1}, n_k, r_k)`` in the dtype and on the device of ``x``. With ``eps`` the cores of a
+        batch share the largest rank at each bond and smaller trains are padded with zeros. With ``rank``, bonds that
+        need no truncation are not computed: their cores are slices of the identity, on the left of the one core that
+        carries the norm (left-orthogonal) and on its right (right-orthogonal).
+
+    Raises:
+        TypeError: ``x`` is not a real floating-point tensor, or an argument has the wrong type.
+        ValueError: NaN or Inf, no entries, a shape whose product differs, both or neither of rank and eps, a rank
+            below 1 or of the wrong length, eps outside [0, 1).
+
+    Guarantee:
+        With ``eps``, ``||x - tt||_F <= (eps + 10 d u) ||x||_F`` for each tensor, u the machine epsilon of its dtype.
+        With ``rank``, the error is at most ``sqrt(d - 1)`` times that of the best train of these ranks.
+
+    Cost:
+        O(n r^2) multiply-adds for each bond over n = the entries left at that bond, and an eigenproblem of size
+        ``r_{k-1} n_k``; float16, bfloat16 and float32 are computed in float64 (see ``truncation``), in chunks over
+        all of torch's CPU threads, with a few MB of working memory for each thread.
+
+    Source:
+        Oseledets (2011), Tensor-Train Decomposition, algorithm 1 and theorem 2.2.
+
+    Example:
+        >>> t = torch.arange(16, dtype=torch.float64)
+        >>> cores = tt_svd(2.0 ** -t, (2, 2, 2, 2), eps=1e-10)     # an exponential has rank 1 at every bond
+        >>> [tuple(core.shape) for core in cores]
+        [(1, 2, 1), (1, 2, 1), (1, 2, 1), (1, 2, 1)]
+        >>> rows = torch.randn(100, 2, 2, 2, 2)
+        >>> [tuple(core.shape) for core in tt_svd(rows, rank=2, batch_dims=1)]
+        [(100, 1, 2, 2), (100, 2, 2, 2), (100, 2, 2, 2), (100, 2, 2, 1)]
+    """
+    check_rank_or_eps(rank, eps)
+    check_input("x", x)
+    batch, modes = _split_axes(x, shape, batch_dims)
+    d, count, entries = len(modes), math.prod(batch), math.prod(modes)
+    flat = x.reshape(count, entries)
+    ranks = None if rank is None else tt_ranks(modes, rank)
+    tolerance = None if eps is None else bond_tolerance(eps, d - 1, x.dtype)
+    pieces: dict[int, list[Tensor]] = {}
+
+    def work(chunk: slice) -> None:
+        part = flat[chunk].double()
+        if precise := x.dtype == torch.float64:  # squares of float64 extremes would overflow or vanish
+            scale = part.abs().amax(1, keepdim=True)
+            scale = torch.where(scale == 0, 1.0, scale)
+            part = part / scale
+        cores, carrier = _sweep(part, modes, ranks, tolerance, precise=precise)
+        if precise:
+            cores[carrier] = cores[carrier] * scale[:, :, None, None]
+        pieces[chunk.start] = [core.to(x.dtype) for core in cores]
+
+    map_chunks(work, count, entries * 8, x.device)
+    cores = _join_chunks([pieces[start] for start in sorted(pieces)])
+    if not all(core.sum().isfinite() or core.isfinite().all() for core in cores):
+        raise ValueError(
+            f"a core would have to carry the norm of x, beyond the range of {x.dtype}; convert x with .float() or .double()"
+        )
+    return [core.reshape(*batch, *core.shape[1:]) for core in cores]
+
+
+def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
+    """Contract a train, or a batch of trains, to the dense tensor ``(*batch, n_1, ..., n_d)``.
+
+    Both ends are folded towards the middle, so that the one large product comes last. Differentiable.
+
+    Args:
+        cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
+
+    Returns:
+        Tensor of shape ``(*batch, n_1, ..., n_d)``, dtype of the cores.
+
+    Raises:
+        TypeError: A core is no real floating-point tensor.
+        ValueError: Cores that do not chain, differing batch axes, end ranks other than 1.
+
+    Cost:
+        O(N r) multiply-adds for a tensor of N entries, and lower-order terms.
+
+    Source:
+        Oseledets (2011), equation 1.2.
+
+    Example:
+        >>> ramp = torch.arange(8.0)
+        >>> cores = tt_svd(ramp, (2, 2, 2), eps=1e-6)
+        >>> torch.allclose(tt_to_tensor(cores).reshape(-1), ramp, atol=1e-5)
+        True
+    """
+    batch, _, modes = check_train(cores)
+    flat = [computable(core).reshape(-1, *core.shape[-3:]) for core in cores]
+    half = _middle(modes)
+    left, right = flat[0], flat[-1]
+    count = left.shape[0]
+    left = left.reshape(count, -1, left.shape[-1])
+    for core in flat[1:half]:
+        left = (left @ core.reshape(count, core.shape[1], -1)).reshape(count, -1, core.shape[-1])
+    if half < len(cores):
+        right = right.reshape(count, right.shape[1], -1)
+        for core in reversed(flat[half:-1]):
+            right = (core.reshape(count, -1, core.shape[-1]) @ right).reshape(count, core.shape[1], -1)
+        left = left @ right
+    return left.reshape(*batch, *modes).to(cores[0].dtype)
+
+
+def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
+    """Read single entries of a train without building the tensor.
+
+    Args:
+        cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
+        index: d integers, or an integer tensor ``(*many, d)`` of such rows. Negative numbers count from the end.
+
+    Returns:
+        Tensor of shape ``(*batch, *many)``; a 0-d tensor for one entry of one train.
+
+    Raises:
+        TypeError: The index is not of integers.
+        IndexError: A wrong number of integers, or one outside its mode.
+        ValueError: As :func:`tt_to_tensor`.
+
+    Cost:
+        O(d r^2) multiply-adds for each entry.
+
+    Example:
+        >>> cores = tt_svd(torch.arange(8.0), (2, 2, 2), eps=1e-6)
+        >>> round(tt_entry(cores, (1, 0, 1)).item(), 4)           # entry 5 = binary 101
+        5.0
+    """
+    batch, _, modes = check_train(cores)
+    where = torch.as_tensor(index, device=cores[0].device)
+    if where.dtype.is_floating_point or where.dtype.is_complex or where.dtype == torch.bool:
+        raise TypeError(f"index must hold integers, got {where.dtype}")
+    if where.ndim == 0 or where.shape[-1] != len(modes):
+        raise IndexError(f"index has shape {tuple(where.shape)}; its last axis must hold {len(modes)} mode indices")
+    sizes = torch.tensor(modes, device=where.device)
+    if ((where < -sizes) | (where >= sizes)).any():
+        raise IndexError(f"an index lies outside the modes {modes}: {where.tolist()}")
+    digits = (where % sizes).reshape(-1, len(modes))
+    row = None
+    for k, core in enumerate(cores):
+        picked = computable(core).index_select(-2, digits[:, k]).movedim(-2, -3)  # (*batch, many, r, r')
+        row = picked if row is None else row @ picked
+    return row.reshape(batch + where.shape[:-1]).to(cores[0].dtype)
+
+
+def check_train(
+    cores: Sequence[Tensor], name: str = "cores"
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Batch axes, ranks and modes of a train; an error that names the first core that does not fit."""
+    if not isinstance(cores, (list, tuple)):
+        raise TypeError(f"{name} must be a list of cores, got {type(cores).__name__}")
+    if not cores:
+        raise ValueError(f"{name} is empty; a train has at least one core")
+    for k, core in enumerate(cores):
+        check_float(f"{name}[{k}]", core)
+        if core.ndim < 3:
+            raise ValueError(f"{name}[{k}] has shape {tuple(core.shape)}; a core is (*batch, r_left, n, r_right)")
+        if core.shape[:-3] != cores[0].shape[:-3]:
+            raise ValueError(
+                f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}"
+            )
+        if core.dtype != cores[0].dtype:
+            raise TypeError(f"{name}[{k}] is {core.dtype}, {name}[0] is {cores[0].dtype}; convert them to one dtype")
+        if k and core.shape[-3] != cores[k - 1].shape[-1]:
+            raise ValueError(
+                f"{name}[{k - 1}] ends with rank {cores[k - 1].shape[-1]} but {name}[{k}] begins with rank "
+                f"{core.shape[-3]}: bond {k} does not chain"
+            )
+    if cores[0].shape[-3] != 1 or cores[-1].shape[-1] != 1:
+        ends = f"{cores[0].shape[-3]} on the left and {cores[-1].shape[-1]} on the right"
+        raise ValueError(f"the end ranks of {name} must be 1, got {ends}")
+    ranks = (1, *(core.shape[-1] for core in cores))
+    return tuple(cores[0].shape[:-3]), ranks, tuple(core.shape[-2] for core in cores)
+
+
+def _sweep(
+    rest: Tensor, modes: Sequence[int], ranks: Sequence[int] | None, tolerance: float | None, *, precise: bool
+) -> tuple[list[Tensor], int]:
+    """TT-SVD of float64 rows ``(b, N)``; the cores and the position of the one that carries the norm."""
+    b, d = rest.shape[0], len(modes)
+    allowed = None if tolerance is None else tolerance * torch.linalg.vector_norm(rest, dim=1)
+    carrier = d - 1 if ranks is None else _last_truncation(modes, ranks)
+    cores, left = [], 1
+    for k in range(carrier):
+        rest = rest.reshape(b, left * modes[k], -1)
+        if ranks is not None and ranks[k + 1] == left * modes[k]:  # nothing to cut: the basis stays as it is
+            u = torch.eye(left * modes[k], dtype=rest.dtype, device=rest.device).expand(b, -1, -1)
+        else:
+            u, rest = truncate(rest, None if ranks is None else ranks[k + 1], allowed, precise=precise)
+        cores.append(u.reshape(b, left, modes[k], -1))
+        left = u.shape[-1]
+    cores.append(rest.reshape(b, left, modes[carrier], -1))
+    for k in range(carrier + 1, d):
+        eye = torch.eye(math.prod(modes[k:]), dtype=rest.dtype, device=rest.device)
+        cores.append(eye.reshape(1, eye.shape[0], modes[k], -1).expand(b, -1, -1, -1))
+    return cores, carrier
+
+
+def _last_truncation(modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Position of the first core on whose right every bond is as large as its right side can fill."""
+    k = len(modes) - 1
+    while k > 0 and ranks[k] == math.prod(modes[k:]):
+        k -= 1
+    return k
+
+
+def _join_chunks(parts: list[list[Tensor]]) -> list[Tensor]:
+    """One train for the whole batch from trains of its chunks, zero-padded to the largest ranks. Empties ``parts``."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(part[0].shape[0] for part in parts)
+    joined = []
+    for k, first in enumerate(parts[0]):
+        left, right = (max(part[k].shape[axis] for part in parts) for axis in (1, 3))
+        core, start = first.new_zeros(count, left, first.shape[2], right), 0
+        for part in parts:
+            piece, part[k] = part[k], part[k][:0]  # drop each piece once copied: memory stays near one copy
+            core[start : start + len(piece), : piece.shape[1], :, : piece.shape[3]] = piece
+            start += len(piece)
+        joined.append(core)
+    return joined
+
+
+def _split_axes(x: Tensor, shape: Sequence[int] | None, batch_dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Batch axes and modes, from ``x`` and the arguments of :func:`tt_svd`."""
+    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
+        raise TypeError(f"batch_dims must be an integer, got {batch_dims!r}")
+    if not 0 <= batch_dims < max(x.ndim, 1):
+        raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+    batch, modes = tuple(x.shape[:batch_dims]), tuple(x.shape[batch_dims:])
+    if shape is not None:
+        entries = math.prod(modes)
+        modes = tuple(operator.index(n) for n in shape)
+        if math.prod(modes) != entries or min(modes, default=0) < 1:
+            raise ValueError(
+                f"shape {modes} has product {math.prod(modes)}, but each tensor has {entries} entries; "
+                "pad the tensor or choose other modes (ttref.factorize proposes some)"
+            )
+    if not modes:
+        raise ValueError("x is a single number; give it at least one mode")
+    return batch, modes
+
+
+def _middle(modes: Sequence[int]) -> int:
+    """How many leading cores make the left half: the cut whose two sides are closest in size."""
+    total = math.prod(modes)
+    return min(range(1, len(modes) + 1), key=lambda k: (math.prod(modes[:k]) + total / math.prod(modes[:k]), k))

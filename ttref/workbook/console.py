@@ -1,0 +1,81 @@
+"""A progress bar and a silencer that keep stored notebook outputs the same on every run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tqdm
+
+# Where there are no ipywidgets, the first import of tqdm.auto in a kernel warns on stderr, with a path of the machine.
+# transformers imports it, so it comes in here first, in silence.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tqdm.auto
+
+
+def bar_wanted() -> bool:
+    """Tell whether a person is there to watch a progress bar.
+
+    A bar is shown on a terminal and in a notebook kernel. It is hidden when output goes to a file or a pipe, when
+    `TQDM_DISABLE` is set, and under pytest, so that nbval's strict comparison of stderr sees nothing.
+
+    Returns:
+        True when a bar should be drawn.
+
+    Example:
+        >>> os.environ["TQDM_DISABLE"] = "1"
+        >>> bar_wanted()
+        False
+        >>> del os.environ["TQDM_DISABLE"]
+    """
+    # pytest sets PYTEST_VERSION for the whole session, and the kernels that nbval starts inherit it.
+    if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or "PYTEST_VERSION" in os.environ:
+        return False
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
+def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None, description: str = "") -> tqdm.tqdm:
+    """Make a plain tqdm bar on stderr that follows `bar_wanted` and vanishes when it is done.
+
+    Args:
+        iterable: what to loop over, or None for a bar that is moved by hand with `.update()`.
+        total: number of steps, needed where `iterable` has no length.
+        description: what is being done, shown in front of the bar.
+
+    Returns:
+        A `tqdm.tqdm`; it appears only if the work takes longer than a second.
+
+    Example:
+        >>> sum(progress(range(4), description="adding"))
+        6
+    """
+    # The stream is fixed here, so that the bar survives `quiet` around the work it reports.
+    return tqdm.tqdm(iterable, total=total, desc=description, leave=False, delay=1.0, file=sys.stderr,
+                     disable=not bar_wanted())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide bars, log lines and warnings that transformers and gguf write to stderr; exceptions pass through.
+
+    Example:
+        >>> with quiet():
+        ...     _ = print("unseen", file=sys.stderr)
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # gguf draws its bar straight through tqdm, which no switch of transformers reaches.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
