@@ -6,7 +6,6 @@ orthogonalises runs without gradients; :func:`tt_dot`, :func:`tt_add` and :func:
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +37,8 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
 
     Raises:
         IndexError: ``center`` outside 0 ... d-1.
-        TypeError, ValueError: As :func:`tt_to_tensor`.
+        TypeError: ``center`` is no integer; else as :func:`tt_to_tensor`.
+        ValueError: As :func:`tt_to_tensor`, or the norm is beyond the range of the dtype, so no core can carry it.
 
     Cost:
         O(d n r^3) multiply-adds (one QR of an ``r n x r`` matrix for each core).
@@ -54,14 +54,16 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
         True
     """
     check_train(cores)
-    if not 0 <= operator.index(center) < len(cores):
+    if isinstance(center, bool) or not isinstance(center, int):
+        raise TypeError(f"center must be an integer, got {center!r}")
+    if not 0 <= center < len(cores):
         raise IndexError(f"center must be a core position from 0 to {len(cores) - 1}, got {center}")
     moved = [core.double() for core in cores]
     for k in range(center):
         _push_right(moved, k)
     for k in range(len(cores) - 1, center, -1):
         _push_left(moved, k)
-    return [core.to(cores[0].dtype) for core in moved]
+    return _narrow(moved, cores[0].dtype)
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def tt_round(
         New cores, left-orthogonal but for the last, which carries the norm. In a batch they share the largest rank.
 
     Raises:
-        TypeError, ValueError: As :func:`tt_svd` and :func:`tt_to_tensor`.
+        TypeError, ValueError: As :func:`tt_svd` and :func:`tt_orthogonalize`.
 
     Guarantee:
         As :func:`tt_svd`, with the train's own tensor in place of ``x``.
@@ -99,12 +101,11 @@ def tt_round(
     check_rank_or_eps(rank, eps)
     batch, _, modes = check_train(cores)
     for k, core in enumerate(cores):
-        check_input(f"core {k}", core)
+        check_input(f"cores[{k}]", core)
     dtype, d = cores[0].dtype, len(cores)
     ranks = None if rank is None else tt_ranks(modes, rank)
     moved = [core.double() for core in tt_orthogonalize([core.double() for core in cores], 0)]
-    scale = moved[0].abs().amax((-1, -2, -3), keepdim=True)
-    scale = torch.where(scale == 0, 1.0, scale)
+    scale = peak(moved[0], (-1, -2, -3))
     moved[0] = moved[0] / scale
     allowed = None
     if eps is not None:
@@ -118,7 +119,7 @@ def tt_round(
         following = moved[k + 1]
         moved[k + 1] = (carried @ following.reshape(*batch, right, -1)).reshape(*batch, -1, *following.shape[-2:])
     moved[-1] = moved[-1] * scale
-    return [core.to(dtype) for core in moved]
+    return _narrow(moved, dtype)
 
 
 def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -194,7 +195,9 @@ def tt_norm(cores: Sequence[Tensor]) -> Tensor:
     """
     check_train(cores)
     last = tt_orthogonalize([core.double() for core in cores], len(cores) - 1)[-1]
-    return torch.linalg.vector_norm(last, dim=(-1, -2, -3)).to(cores[0].dtype)
+    scale = peak(last, (-1, -2, -3))
+    norm = torch.linalg.vector_norm(last / scale, dim=(-1, -2, -3)) * scale[..., 0, 0, 0]
+    return norm.to(cores[0].dtype)
 
 
 def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
@@ -292,6 +295,24 @@ def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
         torch.broadcast_shapes(batch_a, batch_b)
     except RuntimeError:
         raise ValueError(f"the batch axes {batch_a} of a and {batch_b} of b do not broadcast") from None
+
+
+def peak(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Largest magnitude along ``axes``, or 1 where all is zero: what to divide by before squares leave the range."""
+    largest = x.abs().amax(axes, keepdim=True)
+    return torch.where(largest == 0, 1.0, largest)
+
+
+def _narrow(cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """float64 cores in ``dtype``, or an error where that would turn a norm into Inf."""
+    narrow = [core.to(dtype) for core in cores]
+    for k, (core, wide) in enumerate(zip(narrow, cores, strict=True)):
+        if not core.isfinite().all() and wide.isfinite().all():
+            raise ValueError(
+                f"core {k} would have to carry the norm of the train, beyond the range of {dtype}; "
+                "convert the cores with .float() or .double()"
+            )
+    return narrow
 
 
 def _push_right(cores: list[Tensor], k: int) -> None:

@@ -31,10 +31,10 @@ class Baseline:
         nbytes: How many bytes they take, codes packed bit to bit.
 
     Example:
-        >>> w = torch.eye(4)
+        >>> w = torch.tensor([[127.0, -3.0, 20.0], [0.0, 254.0, 6.0]])
         >>> baseline = quantize_integer(w, 8)
         >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w)
-        ('int8 per row', 20, 24, 0.0)
+        ('int8 per row', 8, 10, 0.0)
     """
 
     name: str
@@ -134,8 +134,8 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Basel
 
     Raises:
         TypeError: ``w`` is not a real floating-point tensor, or bits or group is not an integer.
-        ValueError: bits outside 2 to 8; a group that does not divide n; ``w`` is not a matrix, is empty, or holds NaN
-            or Inf.
+        ValueError: bits outside 2 to 8; a group that does not divide n; entries beyond the range of bfloat16; ``w`` is
+            not a matrix, is empty, or holds NaN or Inf.
 
     Cost:
         O(m n) time, one working copy in float32 (float64 for float64).
@@ -145,11 +145,9 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Basel
         Inference, equation 1 with zero-point 0; here no statistics are learned, so it is rounding to nearest.
 
     Example:
-        >>> baseline = quantize_integer(torch.tensor([[0.5, -1.0, 0.25, 0.0]]), 3)
-        >>> baseline.name, baseline.nbytes
-        ('int3 per row', 4)
-        >>> [round(x, 3) for x in baseline.approximation[0].tolist()]
-        [0.334, -1.0, 0.334, 0.0]
+        >>> baseline = quantize_integer(torch.tensor([[0.3, -1.5, 0.9, 0.0]]), 3)     # the grid is -1.5, -1, ..., 1.5
+        >>> baseline.name, baseline.nbytes, baseline.approximation
+        ('int3 per row', 4, tensor([[ 0.5000, -1.5000,  1.0000,  0.0000]]))
     """
     _check_matrix(w)
     bits = _whole("bits", bits, least=2)
@@ -161,9 +159,14 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Basel
         raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
     top = 2 ** (bits - 1) - 1
     grouped = computable(w).reshape(m, n // size, size)
-    scale = _round_up(grouped.abs().amax(-1, keepdim=True) / top)
+    largest = grouped.abs().amax(-1, keepdim=True)
+    if largest.max() / top > torch.finfo(torch.bfloat16).max:
+        raise ValueError(f"w has an entry of magnitude {largest.max():.3g}, too large for a bfloat16 scale; rescale w")
+    scale = _round_up(largest / top)
     codes = (grouped / scale.where(scale > 0, 1)).round().clamp(-top, top)
-    approximation = (codes * scale).reshape(m, n).to(w.dtype)
+    # A scale that was rounded up may carry the largest code just beyond the dtype of w.
+    limit = torch.finfo(w.dtype).max
+    approximation = (codes * scale).reshape(m, n).clamp(-limit, limit).to(w.dtype)
     scales = m * n // size
     name = f"int{bits} per {'row' if group is None else f'group of {size}'}"
     return Baseline(name, approximation, m * n + scales, _packed(m * n, bits) + scales * SCALE_BYTES)
@@ -193,7 +196,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
             matrix, is empty, or holds NaN or Inf.
 
     Cost:
-        O(m n 2^bits) for each of at most 25 rounds.
+        O(m n 2^bits) for each of at most 25 rounds: with 50,000 rows and 8 bits about a second for each piece.
 
     Source:
         Jégou, Douze and Schmid (2011), Product Quantization for Nearest Neighbor Search, section II.B.
@@ -270,10 +273,11 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     """
     _check_matrix(w)
     values = computable(w)
-    noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(_whole("seed", seed, least=0)))
-    noise = noise.to(device=w.device, dtype=values.dtype)
-    lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    return (noise * (lengths / torch.linalg.vector_norm(noise, dim=1, keepdim=True))).to(w.dtype)
+    generator = torch.Generator().manual_seed(_whole("seed", seed, least=0))
+    noise = torch.randn(w.shape, generator=generator, dtype=values.dtype).to(w.device)
+    # In float64 the squares of large float32 entries do not overflow.
+    wanted, drawn = (torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) for x in (values, noise))
+    return (noise * (wanted / drawn)).to(w.dtype)
 
 
 def _check_matrix(w: Tensor) -> None:

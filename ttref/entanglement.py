@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .algebra import tt_orthogonalize
+from .algebra import peak, tt_orthogonalize
 from .trains import check_train
 from .truncation import bond_tolerance, check_input, check_rank_or_eps, left_subspace, ranks_within
 
@@ -48,26 +48,8 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
         >>> [round(s, 4) for s in schmidt_values(bell, 1).tolist()]
         [0.7071, 0.7071]
     """
-    if isinstance(x_or_cores, Tensor):
-        x = x_or_cores
-        check_input("x", x)
-        if not 0 <= batch_dims < max(x.ndim, 1):
-            raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
-        batch, modes = x.shape[:batch_dims], x.shape[batch_dims:]
-        _check_bond(bond, len(modes))
-        matrix = x.reshape(*batch, math.prod(modes[:bond]), -1)
-    else:
-        cores = list(x_or_cores) if isinstance(x_or_cores, (list, tuple)) else x_or_cores
-        check_train(cores)
-        _check_bond(bond, len(cores))
-        for k, core in enumerate(cores):
-            check_input(f"cores[{k}]", core)
-        x = cores[0]
-        center = tt_orthogonalize([core.double() for core in cores], bond - 1)[bond - 1]
-        matrix = center.flatten(-3, -2)
-    if matrix.shape[-2] > matrix.shape[-1]:
-        matrix = matrix.mT
-    return left_subspace(matrix.double(), precise=x.dtype == torch.float64)[1].to(x.dtype)
+    values, scale, dtype = _spectrum(x_or_cores, bond, batch_dims)
+    return (values * scale).to(dtype)
 
 
 @torch.no_grad()
@@ -105,12 +87,10 @@ def entanglement_entropy(
     """
     if not base > 1:
         raise ValueError(f"base must be above 1 (2 gives bits, math.e gives nats), got {base}")
-    values = schmidt_values(x_or_cores, bond, batch_dims=batch_dims)
-    # Dividing by the largest value first keeps the squares of extreme values in range.
-    relative = values.double() / values.double().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    weights = relative.square()
+    values, _, dtype = _spectrum(x_or_cores, bond, batch_dims)
+    weights = values.square()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return (torch.special.entr(weights).sum(-1) / math.log(base)).to(values.dtype)
+    return (torch.special.entr(weights).sum(-1) / math.log(base)).to(dtype)
 
 
 @torch.no_grad()
@@ -141,24 +121,56 @@ def suggest_ranks(x_or_cores: Tensor | Sequence[Tensor], *, eps: float) -> tuple
         (1, 2, 2, 2, 1)
     """
     check_rank_or_eps(None, eps)
-    is_tensor = isinstance(x_or_cores, Tensor)
-    if not is_tensor and (batch := check_train(x_or_cores)[0]):
-        raise ValueError(f"suggest_ranks takes one train, but the cores have batch axes {batch}")
-    d = x_or_cores.ndim if is_tensor else len(x_or_cores)
-    dtype = x_or_cores.dtype if is_tensor else x_or_cores[0].dtype
-    if is_tensor and d == 0:
-        raise ValueError("x is a single number; give it at least one mode")
+    if isinstance(x_or_cores, Tensor):
+        check_input("x", x_or_cores)
+        d = x_or_cores.ndim
+        if d == 0:
+            raise ValueError("x is a single number; give it at least one mode")
+    else:
+        batch, _, modes = check_train(x_or_cores)
+        d = len(modes)
+        if batch:
+            raise ValueError(f"suggest_ranks takes one train, but the cores have batch axes {batch}")
     ranks = [1]
     for bond in range(1, d):
-        values = schmidt_values(x_or_cores, bond).double()
-        values = values / values[0].clamp(min=torch.finfo(torch.float64).tiny)
+        values, _, dtype = _spectrum(x_or_cores, bond, 0)
         allowed = bond_tolerance(eps, d - 1, dtype) * torch.linalg.vector_norm(values)
         ranks.append(int(ranks_within(values, allowed)))
     return (*ranks, 1)
 
 
+def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Schmidt values in float64 divided by a scale ``(*batch, 1)``, that scale, and the dtype to answer in.
+
+    Ratios of Schmidt values stay exact where the values themselves leave the range of the input's dtype.
+    """
+    if isinstance(x_or_cores, Tensor):
+        x = x_or_cores
+        check_input("x", x)
+        if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
+            raise TypeError(f"batch_dims must be an integer, got {batch_dims!r}")
+        if not 0 <= batch_dims < max(x.ndim, 1):
+            raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+        batch, modes = x.shape[:batch_dims], x.shape[batch_dims:]
+        _check_bond(bond, len(modes))
+        matrix = x.reshape(*batch, math.prod(modes[:bond]), -1).double()
+    else:
+        check_train(x_or_cores)
+        _check_bond(bond, len(x_or_cores))
+        for k, core in enumerate(x_or_cores):
+            check_input(f"cores[{k}]", core)
+        x = x_or_cores[0]
+        matrix = tt_orthogonalize([core.double() for core in x_or_cores], bond - 1)[bond - 1].flatten(-3, -2)
+    if matrix.shape[-2] > matrix.shape[-1]:
+        matrix = matrix.mT
+    scale = peak(matrix, (-2, -1))
+    return left_subspace(matrix / scale, precise=x.dtype == torch.float64)[1], scale[..., 0], x.dtype
+
+
 def _check_bond(bond: int, d: int) -> None:
     if isinstance(bond, bool) or not isinstance(bond, int):
         raise TypeError(f"bond must be an integer, got {bond!r}")
+    if d < 2:
+        raise IndexError(f"{d} modes have no bond between them; give the tensor at least two")
     if not 1 <= bond < d:
-        raise IndexError(f"bond must lie between 1 and {d - 1} for {d} modes (bond k has k modes on its left), got {bond}")
+        raise IndexError(f"bond must lie between 1 and {d - 1}, got {bond}; bond k has k of the {d} modes on its left")

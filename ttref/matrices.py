@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
+import torch  # noqa: F401  (the examples below use it)
 from torch import Tensor
 
 from .shapes import paired_modes
-from .trains import check_train, tt_svd, tt_to_tensor
-from .truncation import check_float, computable
+from .trains import _middle, check_train, tt_svd, tt_to_tensor
+from .truncation import check_float, check_input, computable
 
 __all__ = ["Plan", "plan_contraction", "ttm_matvec", "ttm_svd", "ttm_to_matrix"]
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     ``order``: "left-to-right" or "right-to-left" (one core after the other), "two-gemm" (merge the cores into two
     halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds. ``bytes``: float32 bytes read and
-    written by all steps. ``temporary``: bytes of the largest intermediate result.
+    written by all steps. ``temporary``: float32 bytes of the largest intermediate result, the answer not among them.
     """
 
     order: str
@@ -81,7 +81,7 @@ def ttm_svd(
         >>> [tuple(core.shape) for core in ttm_svd(w, (4, 3), (2, 5), eps=1e-5)]
         [(1, 4, 2, 1), (1, 3, 5, 1)]
     """
-    check_float("w", w)
+    check_input("w", w)
     modes = paired_modes(row_shape, col_shape)
     rows, cols = tuple(row_shape), tuple(col_shape)
     if w.ndim != 2 or w.shape != (math.prod(rows), math.prod(cols)):
@@ -92,9 +92,7 @@ def ttm_svd(
     d = len(modes)
     paired = w.reshape(*rows, *cols).permute([axis for k in range(d) for axis in (k, d + k)])
     cores = tt_svd(paired.reshape(modes), rank=rank, eps=eps)
-    return [
-        core.reshape(core.shape[0], m, n, core.shape[-1]) for core, m, n in zip(cores, rows, cols, strict=True)
-    ]
+    return [core.reshape(core.shape[0], m, n, core.shape[-1]) for core, m, n in zip(cores, rows, cols, strict=True)]
 
 
 def ttm_to_matrix(cores: Sequence[Tensor]) -> Tensor:
@@ -281,8 +279,10 @@ def _cost(order: str, shapes: Sequence[tuple[int, ...]], batch: int) -> Plan:
     macs = moved = largest = 0
     if order == "dense":
         rows, cols = math.prod(s[1] for s in shapes), math.prod(s[2] for s in shapes)
-        macs = rows * cols * (min(s[-1] for s in shapes[:-1]) if len(shapes) > 1 else 0) + batch * rows * cols
-        return Plan(order, macs, 4 * (4 * rows * cols + batch * (rows + cols)), 4 * rows * cols)
+        steps = _rebuild_steps(shapes)
+        macs = sum(entries * inner for entries, inner in steps) + batch * rows * cols
+        moved = 4 * (4 * rows * cols + batch * (rows + cols))
+        return Plan(order, macs, moved, 4 * max((entries for entries, _ in steps), default=0))
     if order == "two-gemm" and len(shapes) > 2:
         cut = _best_cut(shapes)
         halves = []
@@ -291,18 +291,35 @@ def _cost(order: str, shapes: Sequence[tuple[int, ...]], batch: int) -> Plan:
             for k, (_, m_k, n_k, right) in enumerate(part):
                 m, n = m * m_k, n * n_k
                 if k:
-                    macs += part[0][0] * m * n * part[k][0] * right
-                    moved += 4 * 3 * part[0][0] * m * n * right
+                    merged = part[0][0] * m * n * right
+                    macs += merged * part[k][0]
+                    moved += 4 * 3 * merged
+                    largest = max(largest, 4 * merged)
             halves.append((part[0][0], m, n, part[-1][-1]))
         shapes = halves
     inputs, outputs = math.prod(s[2] for s in shapes), 1
     steps = shapes if order != "right-to-left" else [(s[3], s[1], s[2], s[0]) for s in reversed(shapes)]
-    for r, m, n, r_next in steps:
+    for k, (r, m, n, r_next) in enumerate(steps, 1):
         before = batch * outputs * r * inputs
         inputs //= n
         after = batch * outputs * m * r_next * inputs
         outputs *= m
         macs += after * r * n
         moved += 4 * (before + after + r * m * n * r_next)
-        largest = max(largest, 4 * after)
+        if k < len(steps):
+            largest = max(largest, 4 * after)
     return Plan(order, macs, moved, largest)
+
+
+def _rebuild_steps(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Products inside :func:`ttm_to_matrix`, each as (entries of the result, multiply-adds for one entry).
+
+    Both ends are folded towards the middle bond and joined there, so that bond's rank is what a rebuilding costs.
+    """
+    modes = [m * n for _, m, n, _ in shapes]
+    half = _middle(modes)
+    steps = [(math.prod(modes[: k + 1]) * shapes[k][3], shapes[k][0]) for k in range(1, half)]
+    steps += [(math.prod(modes[k:]) * shapes[k][0], shapes[k][3]) for k in range(half, len(shapes) - 1)]
+    if half < len(shapes):
+        steps.append((math.prod(modes), shapes[half][0]))
+    return steps

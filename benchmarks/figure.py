@@ -1,0 +1,71 @@
+"""The speed figure of the performance page, drawn from ``book/results/speed.json`` and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from ttref.workbook import figures
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "book" / "results" / "speed.json"
+PICTURE = ROOT / "book" / "_static" / "speed.png"
+
+
+def draw(results: dict) -> Figure:
+    """Time per item of every contender, one panel row per case, on a logarithmic axis; the floor as a tick."""
+    figures.use_house_style()
+    cases = results["cases"]
+    count = sum(len(case["rows"]) + 1 for case in cases)
+    figure, ax = plt.subplots(figsize=(8, 0.36 * count + 0.8), layout="constrained")
+    colours = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT"), figures.OKABE_ITO, strict=False))
+    markers = dict(zip(colours, "oDs^", strict=True))
+    y, ticks, labels = 0, [], []
+    for case in cases:
+        ax.text(
+            0.0,
+            y,
+            f"{case['case']}, per {case['unit']}",
+            transform=ax.get_yaxis_transform(),
+            weight="bold",
+            va="center",
+            fontsize=10,
+        )
+        top = y + 0.5
+        for row in case["rows"]:
+            y += 1
+            library = row["name"].split(",")[0].split(".")[0]
+            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colours[library], linewidth=2)
+            ax.plot(row["median_us"], y, markers[library], color=colours[library], markersize=8)
+            ax.annotate(
+                "" if library == "ttref" else f"{row['ratio']:.1f}×",
+                (row["high_us"], y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
+            ticks.append(y)
+            labels.append(row["name"])
+        ax.vlines(case["floor_us"], top, y + 0.5, color="0.35", linestyle=(0, (2, 1.5)), linewidth=1.2)
+        y += 1
+    ax.set(
+        xscale="log",
+        yticks=ticks,
+        yticklabels=labels,
+        ylim=(y - 0.4, -0.6),
+        xlabel="microseconds per item (left is faster); dashed: the floor from flops and bytes",
+    )
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high * 2.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    return figure
+
+
+def write() -> None:
+    """Redraw the picture that the performance page shows."""
+    figures.save_png(draw(json.loads(RESULTS.read_text(encoding="utf-8"))), PICTURE)

@@ -1,0 +1,132 @@
+"""How the tables are measured: contenders in turn, ratios within a round, and the machine's own limits beside them."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time: ``call`` handles ``items`` of the same kind of item in one go."""
+
+    name: str
+    call: Callable[[], object]
+    items: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row group of the table: the first contender is ttref; ``flops`` and ``bytes`` are its floor per item."""
+
+    name: str
+    unit: str
+    contenders: list[Contender]
+    flops: float
+    bytes: float
+
+
+def run(case: Case, limits: dict[str, float], rounds: int = 7) -> dict:
+    """Time the contenders in turn, ``rounds`` times; medians, spreads, and the median of the ratios within a round."""
+    threads = {c.name: _best_threads(c) for c in case.contenders}
+    seconds: dict[str, list[float]] = {c.name: [] for c in case.contenders}
+    for _ in range(rounds):
+        for contender in case.contenders:
+            torch.set_num_threads(threads[contender.name])
+            seconds[contender.name].append(_once(contender) / contender.items)
+    torch.set_num_threads(limits["threads"])
+    ours = seconds[case.contenders[0].name]
+    floor = max(case.flops / limits["flops_per_s"], case.bytes / limits["bytes_per_s"])
+    rows = []
+    for contender in case.contenders:
+        times = seconds[contender.name]
+        ratios = [peer / own for peer, own in zip(times, ours, strict=True)]
+        rows.append(
+            {
+                "name": contender.name,
+                "threads": threads[contender.name],
+                "items": contender.items,
+                "median_us": 1e6 * statistics.median(times),
+                "low_us": 1e6 * min(times),
+                "high_us": 1e6 * max(times),
+                "ratio": statistics.median(ratios),
+            }
+        )
+    return {
+        "case": case.name,
+        "unit": case.unit,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "floor_us": 1e6 * floor,
+        "rows": rows,
+    }
+
+
+def machine() -> dict:
+    """What this machine can do at most, measured now: float64 GEMM rate and copy bandwidth on all threads."""
+    a = torch.randn(1024, 1024, dtype=torch.float64)
+    gemm = _best(lambda: a @ a)
+    big = torch.empty(64 << 20, dtype=torch.uint8)
+    target = torch.empty_like(big)
+    copy = _best(lambda: target.copy_(big))
+    return {
+        "threads": torch.get_num_threads(),
+        "flops_per_s": 2 * 1024**3 / gemm,
+        "bytes_per_s": 2 * big.numel() / copy,
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "tensorly", "torchTT", "tntorch")},
+    }
+
+
+def table(results: list[dict]) -> str:
+    """The results as text: times per item in microseconds, ratio = peer / ttref in the same round."""
+    lines = [f"{'':46}{'us per item':>12}{'low':>10}{'high':>10}{'threads':>9}{'ratio':>9}"]
+    for result in results:
+        lines.append(f"{result['case']} (floor {result['floor_us']:.2f} us per {result['unit']})")
+        for row in result["rows"]:
+            lines.append(
+                f"    {row['name']:42}{row['median_us']:12.2f}{row['low_us']:10.2f}{row['high_us']:10.2f}"
+                f"{row['threads']:9d}{row['ratio']:8.1f}x"
+            )
+    return "\n".join(lines)
+
+
+def _best_threads(contender: Contender) -> int:
+    """A loop over small matrices can be slower on two threads than on one; every contender runs at its best."""
+    most = torch.get_num_threads()
+    timings = {}
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        _once(contender)
+        timings[threads] = min(_once(contender) for _ in range(2))
+    torch.set_num_threads(most)
+    return min(timings, key=timings.get)
+
+
+def _once(contender: Contender) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    contender.call()
+    return time.perf_counter() - start
+
+
+def _best(call: Callable[[], object]) -> float:
+    contender = Contender("", call, 1)
+    return min(_once(contender) for _ in range(8))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+        return names.pop() if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,131 @@
+"""Cases: decomposing, rebuilding and multiplying many small trains, and one TT-matrix."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+
+import tensorly
+import tntorch
+import torch
+from tensorly.decomposition import tensor_train, tensor_train_matrix
+
+from ttref import tt_dot, tt_ranks, tt_svd, tt_to_tensor, ttm_svd
+from ttref.workbook.sources import load_language_model
+
+from .measure import Case, Contender
+
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    warnings.simplefilter("ignore")  # torchTT says on import that it runs without its C++ extension
+    import torchtt
+
+tensorly.set_backend("pytorch")
+
+MODES = (2,) * 10
+
+
+def cases() -> list[Case]:
+    """All cases of this module, on Gaussian rows and on the rows of SmolLM2's token table."""
+    gaussian = torch.randn(49_152, 1024, generator=torch.Generator().manual_seed(0))
+    table = load_language_model().model.get_input_embeddings().weight.detach()
+    table = torch.nn.functional.pad(table, (0, 1024 - table.shape[1]))
+    return [
+        decompose("TT-SVD, Gaussian rows, 2^10, rank 4", gaussian, 4),
+        decompose("TT-SVD, Gaussian rows, 2^10, rank 1", gaussian, 1),
+        decompose("TT-SVD, SmolLM2 rows padded to 2^10, rank 4", table, 4),
+        decompose("TT-SVD, SmolLM2 rows padded to 2^10, rank 1", table, 1),
+        rebuild(gaussian[:4096], 4),
+        inner_products(gaussian[:4096], 4),
+        matrix(768, 3072, (12, 16, 16), (8, 8, 12), 8),
+    ]
+
+
+def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
+    """Every row as one train; peers that have no batch mode loop, on fewer rows."""
+    few, some = rows[:200], rows[:4096]
+    return Case(
+        name,
+        "row",
+        [
+            Contender("ttref.tt_svd", lambda: tt_svd(rows, MODES, rank=rank, batch_dims=1), len(rows)),
+            Contender("TensorLy, loop", lambda: [tensor_train(row.reshape(MODES), rank=rank) for row in few], len(few)),
+            Contender(
+                "tntorch, batch=True",
+                lambda: tntorch.Tensor(some.reshape(-1, *MODES), ranks_tt=rank, batch=True),
+                len(some),
+            ),
+            Contender("torchTT, loop", lambda: [torchtt.TT(row.reshape(MODES), rmax=rank) for row in few], len(few)),
+        ],
+        *_svd_floor(MODES, rank),
+    )
+
+
+def rebuild(rows: torch.Tensor, rank: int) -> Case:
+    """From cores back to rows."""
+    cores = tt_svd(rows, MODES, rank=rank, batch_dims=1)
+    single = [[core[i] for core in cores] for i in range(200)]
+    batched = tntorch.Tensor(rows.reshape(-1, *MODES), ranks_tt=rank, batch=True)
+    ranks = tt_ranks(MODES, rank)
+    half = len(MODES) // 2
+    flops = 2 * (2**10 * ranks[half] + 2 * sum(2 ** (k + 1) * ranks[k] * ranks[k + 1] for k in range(1, half)))
+    return Case(
+        f"tt_to_tensor, 2^10, rank {rank}",
+        "row",
+        [
+            Contender("ttref.tt_to_tensor", lambda: tt_to_tensor(cores), len(rows)),
+            Contender("TensorLy, loop", lambda: [tensorly.tt_to_tensor(train) for train in single], len(single)),
+            Contender("tntorch, batch", batched.torch, len(rows)),
+        ],
+        flops,
+        4 * (1024 + sum(core[0].numel() for core in cores)),
+    )
+
+
+def inner_products(rows: torch.Tensor, rank: int) -> Case:
+    """Inner product of each train with its neighbour."""
+    cores = tt_svd(rows, MODES, rank=rank, batch_dims=1)
+    other = [core.roll(1, 0) for core in cores]
+    pairs = [(torchtt.TT([core[i] for core in cores]), torchtt.TT([core[i] for core in other])) for i in range(200)]
+    single = [tuple(tntorch.Tensor([core[i] for core in train]) for train in (cores, other)) for i in range(200)]
+    ranks = tt_ranks(MODES, rank)
+    flops = 2 * sum(2 * ranks[k] * ranks[k + 1] * (ranks[k] + ranks[k + 1]) for k in range(len(MODES)))
+    return Case(
+        f"tt_dot, pairs of trains, 2^10, rank {rank}",
+        "pair",
+        [
+            Contender("ttref.tt_dot", lambda: tt_dot(cores, other), len(rows)),
+            Contender("tntorch, loop", lambda: [tntorch.dot(x, y) for x, y in single], len(single)),
+            Contender("torchTT, loop", lambda: [torchtt.dot(x, y) for x, y in pairs], len(pairs)),
+        ],
+        flops,
+        4 * 2 * sum(core[0].numel() for core in cores),
+    )
+
+
+def matrix(n: int, m: int, rows: tuple[int, ...], cols: tuple[int, ...], rank: int) -> Case:
+    """One weight matrix as a TT-matrix."""
+    w = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
+    modes = tuple(a * b for a, b in zip(rows, cols, strict=True))
+    return Case(
+        f"ttm_svd, {m} x {n} as {rows} x {cols}, rank {rank}",
+        "matrix",
+        [
+            Contender("ttref.ttm_svd", lambda: ttm_svd(w, rows, cols, rank=rank), 1),
+            Contender("TensorLy", lambda: tensor_train_matrix(w.reshape(*rows, *cols), rank=rank), 1),
+            Contender("torchTT", lambda: torchtt.TT(w, shape=list(zip(rows, cols, strict=True)), rmax=rank), 1),
+        ],
+        *_svd_floor(modes, rank),
+    )
+
+
+def _svd_floor(modes: tuple[int, ...], rank: int) -> tuple[float, float]:
+    """Flops and bytes no Gram-based TT-SVD can avoid: Gram matrix, its eigenproblem (9 m^3), projection; one read."""
+    ranks, flops = tt_ranks(modes, rank), 0.0
+    for k in range(len(modes) - 1):
+        size, rest = ranks[k] * modes[k], math.prod(modes[k + 1 :])
+        if ranks[k + 1] < min(size, rest):
+            flops += size * size * rest + 9 * min(size, rest) ** 3 + 2 * size * ranks[k + 1] * rest
+    params = sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(modes))
+    return flops, 4.0 * (math.prod(modes) + params)

@@ -1,0 +1,84 @@
+"""torchTT as oracle: tensors within eps, arithmetic, and products with matrices in its core convention."""
+
+import math
+import warnings
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import gaussian, modes, random_train, seeds
+
+from ttref.algebra import tt_add, tt_dot, tt_hadamard, tt_norm, tt_round
+from ttref.matrices import ORDERS, ttm_matvec, ttm_svd, ttm_to_matrix
+from ttref.trains import tt_svd, tt_to_tensor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it tells everyone that its C++ part was not built
+    import torchtt
+
+some_modes = modes.filter(lambda shape: len(shape) > 1)
+ranks = st.integers(1, 3)
+accuracies = st.floats(0.01, 0.8)
+matrix_modes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3)
+
+
+def relative(a, b):
+    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
+
+
+def assert_same(ours, theirs):
+    scale = float(theirs.abs().max())
+    torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-9, atol=1e-10 * scale)
+
+
+@given(some_modes, accuracies, seeds)
+def test_both_keep_their_word_about_eps(shape, eps, seed):
+    x = gaussian(tuple(shape), seed)
+    ours, theirs = tt_svd(x, eps=eps), torchtt.TT(x, eps=eps)
+    assert relative(tt_to_tensor(ours), x) <= eps + 1e-12
+    assert relative(theirs.full(), x) <= eps + 1e-12
+    rounded = tt_round(list(torchtt.TT(x, eps=0.0).cores), eps=eps)  # their exact train, rounded by us
+    assert relative(tt_to_tensor(rounded), x) <= eps + 1e-12
+    assert [core.shape for core in ours] == [core.shape for core in rounded]
+
+
+@given(some_modes, ranks, accuracies, seeds)
+def test_trains_go_both_ways_and_round_within_eps(shape, rank, eps, seed):
+    cores = random_train(shape, rank, seed)
+    full = tt_to_tensor(cores)
+    assert_same(full, torchtt.TT(cores).full())
+    theirs = torchtt.TT(cores).round(eps)
+    assert relative(theirs.full(), full) <= eps + 1e-12
+    assert_same(tt_to_tensor(list(theirs.cores)), theirs.full())
+
+
+@given(some_modes, ranks, ranks, seeds)
+def test_arithmetic(shape, r, s, seed):
+    a, b = random_train(shape, r, seed), random_train(shape, s, seed + 1)
+    x, y = torchtt.TT(a), torchtt.TT(b)
+    # A product of signs may cancel, so its size is the norms' and not its own.
+    size = float(tt_norm(a) * tt_norm(b))
+    torch.testing.assert_close(tt_dot(a, b), torchtt.dot(x, y).reshape(()), rtol=1e-9, atol=1e-12 * size)
+    torch.testing.assert_close(tt_norm(a), x.norm().reshape(()), rtol=1e-7, atol=0)
+    assert_same(tt_to_tensor(tt_add(a, b)), (x + y).full())
+    assert_same(tt_to_tensor(tt_hadamard(a, b)), (x * y).full())
+    assert [core.shape for core in tt_add(a, b)] == [core.shape for core in (x + y).cores]
+    assert [core.shape for core in tt_hadamard(a, b)] == [core.shape for core in (x * y).cores]
+
+
+@given(matrix_modes, accuracies, seeds)
+def test_matrices_times_vectors(shape, eps, seed):
+    """Cores are (r, M, N, r) on both sides: torchTT multiplies with ours and we with torchTT's."""
+    rows, cols = [m for m, _ in shape], [n for _, n in shape]
+    w = gaussian((math.prod(rows), math.prod(cols)), seed)
+    x = gaussian((5, math.prod(cols)), seed + 1)
+    ours = ttm_svd(w, rows, cols, eps=eps)
+    theirs = torchtt.TT(w.reshape(*rows, *cols), shape=shape, eps=eps)
+    assert theirs.is_ttm and relative(theirs.full().reshape(w.shape), w) <= eps + 1e-12
+    assert relative(ttm_to_matrix(ours), w) <= eps + 1e-12
+    for cores in (ours, list(theirs.cores)):
+        expected = torchtt.TT(cores) @ x.reshape(5, *cols)
+        for order in (*ORDERS, "auto"):
+            torch.testing.assert_close(
+                ttm_matvec(cores, x, order), expected.reshape(5, -1), rtol=1e-9, atol=1e-10 * float(w.norm())
+            )
