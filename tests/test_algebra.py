@@ -74,15 +74,14 @@ def test_orthogonalizing_shrinks_bonds_that_one_side_cannot_fill(shape, seed):
         assert ranks_of(tt_orthogonalize(cores, 0))[k] <= math.prod(shape[k:])
 
 
-@few
-@given(seeds)
-def test_the_canonical_form_is_unique_whatever_gauge_the_train_came_in(seed):
-    """A left-orthogonal form with positive diagonals depends on the tensor and the bases of its bonds alone."""
-    cores = random_train([4, 5, 4], 2, seed)
-    shear = torch.tensor([[1.0, 3.0], [0.0, 2.0]], dtype=torch.float64)  # upper triangular with positive diagonal
-    sheared = [cores[0] @ shear, torch.einsum("ab,bnc->anc", torch.linalg.inv(shear), cores[1]), cores[2]]
-    for ours, theirs in zip(tt_orthogonalize(cores, 2), tt_orthogonalize(sheared, 2), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+@given(st.integers(1, 6), st.integers(1, 6), ranks, seeds)
+def test_signs_are_those_of_a_triangular_factor_with_positive_diagonal(m, n, rank, seed):
+    """QR leaves the signs to the library; printed cores must not."""
+    cores = random_train([m, n], rank, seed)
+    left = tt_orthogonalize(cores, 1)[0][0]
+    assert ((left.T @ cores[0][0]).diagonal() >= 0).all()
+    right = tt_orthogonalize(cores, 0)[1][..., 0]
+    assert ((right @ cores[1][..., 0].T).diagonal() >= 0).all()
 
 
 def test_a_zero_train_has_a_canonical_form_and_no_norm():
