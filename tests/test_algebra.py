@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dense, gaussian, modes, random_train, seeds
 
-from ttref.algebra import tt_add, tt_dot, tt_hadamard, tt_norm, tt_orthogonalize, tt_round
+from ttref.algebra import tt_add, tt_dot, tt_hadamard
+from ttref.canonical import tt_norm, tt_orthogonalize, tt_round
 from ttref.shapes import tt_ranks
 from ttref.trains import tt_svd, tt_to_tensor
 

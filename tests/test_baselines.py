@@ -29,6 +29,7 @@ def decaying(m, n, seed=0, dtype=torch.float64):
 
 # --- truncated SVD ---------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=60)
 @given(sizes, sizes, st.integers(1, 30), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 99))
 def test_svd_is_the_eckart_young_optimum(m, n, rank, dtype, seed):
@@ -61,9 +62,10 @@ def test_svd_keeps_small_singular_values_to_the_dtypes_precision(shape):
 def test_svd_takes_the_largest_rank_within_the_budget(m, n, extra, dtype):
     w = noise(m, n, dtype=dtype)
     size = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4, torch.float64: 8}[dtype]
-    for baseline, budget, unit in ((truncated_svd(w, params=m + n + extra), m + n + extra, m + n),
-                                   (truncated_svd(w, nbytes=size * (m + n) + extra), size * (m + n) + extra,
-                                    size * (m + n))):
+    for baseline, budget, unit in (
+        (truncated_svd(w, params=m + n + extra), m + n + extra, m + n),
+        (truncated_svd(w, nbytes=size * (m + n) + extra), size * (m + n) + extra, size * (m + n)),
+    ):
         rank = baseline.params // (m + n)
         assert baseline.params == rank * (m + n) and baseline.nbytes == size * baseline.params
         assert rank * unit <= budget
@@ -103,6 +105,7 @@ def test_svd_of_a_tall_real_table_is_torchs():
 
 # --- integers --------------------------------------------------------------------------------------------------------
 
+
 def grid_oracle(w, bits, size):
     """Round to nearest, one group at a time, with numpy in float64; NaN where float32 may break a tie otherwise."""
     rows = w.double().numpy().reshape(-1, size)
@@ -121,8 +124,9 @@ def grid_oracle(w, bits, size):
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 6), st.integers(2, 8), st.integers(-12, 12),
-       st.integers(0, 99))
+@given(
+    st.integers(1, 8), st.integers(1, 6), st.integers(1, 6), st.integers(2, 8), st.integers(-12, 12), st.integers(0, 99)
+)
 def test_integers_are_the_nearest_grid_points(m, groups, size, bits, exponent, seed):
     w = noise(m, groups * size, seed=seed, dtype=torch.float32) * 10.0**exponent
     for group, width in ((None, groups * size), (size, size)):
@@ -183,11 +187,12 @@ def test_integer_extremes_stay_finite():
 
 # --- product quantisation --------------------------------------------------------------------------------------------
 
+
 def test_pq_is_k_means_in_each_subspace():
     w = noise(300, 12, dtype=torch.float32)
     baseline = product_quantize(w, subvectors=3, bits=4, seed=5)
     for k in range(3):
-        ours, piece = baseline.approximation[:, 4 * k:4 * k + 4], w[:, 4 * k:4 * k + 4]
+        ours, piece = baseline.approximation[:, 4 * k : 4 * k + 4], w[:, 4 * k : 4 * k + 4]
         centres = ours.unique(dim=0)
         assert len(centres) <= 16
         # Every piece is replaced by the centre that is nearest to it.
@@ -240,6 +245,7 @@ def test_pq_without_scikit_learn_gives_the_install_line(monkeypatch):
 
 # --- the null --------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=40)
 @given(sizes, sizes, st.sampled_from(FLOATS), st.integers(0, 99), st.integers(-4, 3))
 def test_null_has_the_row_norms(m, n, dtype, seed, exponent):
@@ -249,8 +255,9 @@ def test_null_has_the_row_norms(m, n, dtype, seed, exponent):
     assert null.shape == w.shape and null.dtype == dtype
     # In float16 small entries are rounded to multiples of 2^-24.
     slack = 2**-24 * math.sqrt(n) if dtype == torch.float16 else 0
-    torch.testing.assert_close(null.double().norm(dim=1), w.double().norm(dim=1), rtol=4 * torch.finfo(dtype).eps,
-                               atol=slack)
+    torch.testing.assert_close(
+        null.double().norm(dim=1), w.double().norm(dim=1), rtol=4 * torch.finfo(dtype).eps, atol=slack
+    )
     assert torch.equal(null, gaussian_null(w, seed=seed))
 
 
@@ -279,45 +286,55 @@ def test_null_of_large_entries_does_not_overflow():
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
-EVERY = [lambda w: truncated_svd(w, rank=1), lambda w: quantize_integer(w, 4),
-         lambda w: product_quantize(w, subvectors=1, bits=1), gaussian_null]
+EVERY = [
+    lambda w: truncated_svd(w, rank=1),
+    lambda w: quantize_integer(w, 4),
+    lambda w: product_quantize(w, subvectors=1, bits=1),
+    gaussian_null,
+]
 
 
 @pytest.mark.parametrize("method", EVERY, ids=["svd", "integer", "pq", "null"])
-@pytest.mark.parametrize("w, error, message", [
-    (torch.tensor([[1.0, float("nan")], [1, 2]]), ValueError, r"w has 1 entries that are NaN or Inf.*\(0, 1\)"),
-    (torch.tensor([[1.0, 2], [float("inf"), 2]]), ValueError, r"w has 1 entries that are NaN or Inf.*\(1, 0\)"),
-    (torch.zeros(0, 3), ValueError, r"w has no entries: its shape is \(0, 3\)"),
-    (torch.zeros(3), ValueError, r"must be a matrix \(m, n\), got shape \(3,\); reshape it"),
-    (torch.zeros(2, 3, 4), ValueError, r"got shape \(2, 3, 4\)"),
-    (torch.ones(2, 3, dtype=torch.int64), TypeError, "w is torch.int64"),
-    (torch.ones(2, 3, dtype=torch.complex64), TypeError, "complex tensors are not supported"),
-    (np.ones((2, 3)), TypeError, "must be a torch.Tensor, got ndarray"),
-])
+@pytest.mark.parametrize(
+    "w, error, message",
+    [
+        (torch.tensor([[1.0, float("nan")], [1, 2]]), ValueError, r"w has 1 entries that are NaN or Inf.*\(0, 1\)"),
+        (torch.tensor([[1.0, 2], [float("inf"), 2]]), ValueError, r"w has 1 entries that are NaN or Inf.*\(1, 0\)"),
+        (torch.zeros(0, 3), ValueError, r"w has no entries: its shape is \(0, 3\)"),
+        (torch.zeros(3), ValueError, r"must be a matrix \(m, n\), got shape \(3,\); reshape it"),
+        (torch.zeros(2, 3, 4), ValueError, r"got shape \(2, 3, 4\)"),
+        (torch.ones(2, 3, dtype=torch.int64), TypeError, "w is torch.int64"),
+        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "complex tensors are not supported"),
+        (np.ones((2, 3)), TypeError, "must be a torch.Tensor, got ndarray"),
+    ],
+)
 def test_bad_matrices_are_refused(method, w, error, message):
     with pytest.raises(error, match=message):
         method(w)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda w: truncated_svd(w), ValueError, "exactly one of rank, params and nbytes, got none"),
-    (lambda w: truncated_svd(w, rank=1, nbytes=99), ValueError, "got rank and nbytes"),
-    (lambda w: truncated_svd(w, rank=0), ValueError, "rank must be at least 1, got 0"),
-    (lambda w: truncated_svd(w, rank=1.5), TypeError, "rank must be an integer, got 1.5"),
-    (lambda w: truncated_svd(w, params=9), ValueError, "params=9 is too small: rank 1 of a 4 x 6 .* takes 10"),
-    (lambda w: truncated_svd(w, nbytes=39), ValueError, "nbytes=39 is too small: .*float32 already takes 40"),
-    (lambda w: quantize_integer(w, 1), ValueError, "bits must be at least 2, got 1"),
-    (lambda w: quantize_integer(w, 9), ValueError, "bits must lie between 2 and 8, got 9"),
-    (lambda w: quantize_integer(w, 4.0), TypeError, "bits must be an integer, got 4.0"),
-    (lambda w: quantize_integer(w, 4, group=4), ValueError, "group 4 does not divide the 6 entries of a row"),
-    (lambda w: quantize_integer(w, 4, group=0), ValueError, "group must be at least 1, got 0"),
-    (lambda w: product_quantize(w, subvectors=4), ValueError, "4 subvectors do not divide the 6 entries of a row"),
-    (lambda w: product_quantize(w, subvectors=0), ValueError, "subvectors must be at least 1, got 0"),
-    (lambda w: product_quantize(w, subvectors=2, bits=9), ValueError, "bits must lie between 1 and 8, got 9"),
-    (lambda w: product_quantize(w, subvectors=2, bits=3), ValueError, r"8 centres \(3 bits\) .* rows, got 4"),
-    (lambda w: product_quantize(w, subvectors=2, bits=1, seed=-1), ValueError, "seed must be at least 0, got -1"),
-    (lambda w: gaussian_null(w, seed="a"), TypeError, "seed must be an integer, got 'a'"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda w: truncated_svd(w), ValueError, "exactly one of rank, params and nbytes, got none"),
+        (lambda w: truncated_svd(w, rank=1, nbytes=99), ValueError, "got rank and nbytes"),
+        (lambda w: truncated_svd(w, rank=0), ValueError, "rank must be at least 1, got 0"),
+        (lambda w: truncated_svd(w, rank=1.5), TypeError, "rank must be an integer, got 1.5"),
+        (lambda w: truncated_svd(w, params=9), ValueError, "params=9 is too small: rank 1 of a 4 x 6 .* takes 10"),
+        (lambda w: truncated_svd(w, nbytes=39), ValueError, "nbytes=39 is too small: .*float32 already takes 40"),
+        (lambda w: quantize_integer(w, 1), ValueError, "bits must be at least 2, got 1"),
+        (lambda w: quantize_integer(w, 9), ValueError, "bits must lie between 2 and 8, got 9"),
+        (lambda w: quantize_integer(w, 4.0), TypeError, "bits must be an integer, got 4.0"),
+        (lambda w: quantize_integer(w, 4, group=4), ValueError, "group 4 does not divide the 6 entries of a row"),
+        (lambda w: quantize_integer(w, 4, group=0), ValueError, "group must be at least 1, got 0"),
+        (lambda w: product_quantize(w, subvectors=4), ValueError, "4 subvectors do not divide the 6 entries of a row"),
+        (lambda w: product_quantize(w, subvectors=0), ValueError, "subvectors must be at least 1, got 0"),
+        (lambda w: product_quantize(w, subvectors=2, bits=9), ValueError, "bits must lie between 1 and 8, got 9"),
+        (lambda w: product_quantize(w, subvectors=2, bits=3), ValueError, r"8 centres \(3 bits\) .* rows, got 4"),
+        (lambda w: product_quantize(w, subvectors=2, bits=1, seed=-1), ValueError, "seed must be at least 0, got -1"),
+        (lambda w: gaussian_null(w, seed="a"), TypeError, "seed must be an integer, got 'a'"),
+    ],
+)
 def test_bad_settings_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(noise(4, 6, dtype=torch.float32))

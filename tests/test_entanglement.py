@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dense, gaussian, modes, random_train, seeds
 
-from ttref.algebra import tt_round
+from ttref.canonical import tt_round
 from ttref.entanglement import entanglement_entropy, schmidt_values, suggest_ranks
 from ttref.shapes import tt_ranks
 from ttref.trains import tt_svd

@@ -36,8 +36,7 @@ def boxes(ax):
 
 
 def overlapping(ax):
-    return [(a, b) for (a, box_a), (b, box_b) in itertools.combinations(boxes(ax).values(), 2)
-            if box_a.overlaps(box_b)]
+    return [(a, b) for (a, box_a), (b, box_b) in itertools.combinations(boxes(ax).values(), 2) if box_a.overlaps(box_b)]
 
 
 def png(figure):
@@ -47,6 +46,7 @@ def png(figure):
 
 
 # --- style -----------------------------------------------------------------------------------------------------------
+
 
 def lab(rgb):
     """CIE L*a*b* of a linear sRGB colour, white point D65."""
@@ -117,6 +117,7 @@ def test_diagram_png_is_the_same_twice():
 
 # --- diagrams --------------------------------------------------------------------------------------------------------
 
+
 def test_a_train_shows_every_rank_and_mode():
     ax = figures.draw_train((1, 7, 11, 1), (2, 3, 5))
     assert sorted(texts(ax)) == sorted(["$G_{1}$", "$G_{2}$", "$G_{3}$", "7", "11", "2", "3", "5"])
@@ -150,8 +151,10 @@ def test_no_text_of_a_diagram_overlaps_another_or_leaves_the_figure(order, cente
     if center is not None:
         center = min(center, order - 1)
     ranks = (1, *[1024] * (order - 1), 1)
-    for ax in (figures.draw_train(ranks, (4096,) * order, center=center),
-               figures.draw_train_matrix(ranks, (4096,) * order, (512,) * order, center=center)):
+    for ax in (
+        figures.draw_train(ranks, (4096,) * order, center=center),
+        figures.draw_train_matrix(ranks, (4096,) * order, (512,) * order, center=center),
+    ):
         assert overlapping(ax) == []
         for text, box in boxes(ax).values():
             assert ax.figure.bbox.contains(box.x0, box.y0) and ax.figure.bbox.contains(box.x1, box.y1), text
@@ -198,20 +201,24 @@ def test_a_diagram_leaves_the_size_of_a_shared_figure_alone():
     assert figure.get_size_inches().tolist() == [6, 2]
 
 
-@pytest.mark.parametrize("draw, message", [
-    (lambda: figures.draw_train((1, 2), (2, 2)), "2 modes needs 3 ranks with both ends .* got 2 ranks"),
-    (lambda: figures.draw_train((1,), ()), "at least one mode"),
-    (lambda: figures.draw_train_matrix((1, 2, 1), (2, 2), (2,)), "1 column modes needs 2 ranks"),
-    (lambda: figures.draw_train((1, 2, 1), (2, 2), labels=["A"]), "2 nodes need 2 labels, got 1"),
-    (lambda: figures.draw_train((1, 2, 1), (2, 2), center=2), "from 0 to 1, got 2"),
-    (lambda: figures.draw_tensor(()), "empty shape"),
-])
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: figures.draw_train((1, 2), (2, 2)), "2 modes needs 3 ranks with both ends .* got 2 ranks"),
+        (lambda: figures.draw_train((1,), ()), "at least one mode"),
+        (lambda: figures.draw_train_matrix((1, 2, 1), (2, 2), (2,)), "1 column modes needs 2 ranks"),
+        (lambda: figures.draw_train((1, 2, 1), (2, 2), labels=["A"]), "2 nodes need 2 labels, got 1"),
+        (lambda: figures.draw_train((1, 2, 1), (2, 2), center=2), "from 0 to 1, got 2"),
+        (lambda: figures.draw_tensor(()), "empty shape"),
+    ],
+)
 def test_diagrams_refuse_what_does_not_fit(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
 
 
 # --- curves and Pareto plots -----------------------------------------------------------------------------------------
+
 
 def test_rank_curve_plots_the_values_and_names_every_line():
     figure, ax = plt.subplots()
@@ -257,13 +264,16 @@ def test_spread_is_scikit_learns_isotonic_regression():
     np.testing.assert_allclose(figures._spread(heights, 7.0), isotonic_regression(heights - steps) + steps, atol=1e-9)
 
 
-@pytest.mark.parametrize("ranks, series, null, message", [
-    ([1, 2], {"a": [1]}, None, "'a' has 1 values for 2 ranks"),
-    ([0, 2], {"a": [1, 2]}, None, r"got ranks \[0, 2\]"),
-    ([2, 1], {"a": [1, 2]}, None, r"got ranks \[2, 1\]"),
-    ([1, 2], {}, None, "needs a series"),
-    ([1, 2], {"a": [1, 2]}, "b", "null 'b' is not among the series: a"),
-])
+@pytest.mark.parametrize(
+    "ranks, series, null, message",
+    [
+        ([1, 2], {"a": [1]}, None, "'a' has 1 values for 2 ranks"),
+        ([0, 2], {"a": [1, 2]}, None, r"got ranks \[0, 2\]"),
+        ([2, 1], {"a": [1, 2]}, None, r"got ranks \[2, 1\]"),
+        ([1, 2], {}, None, "needs a series"),
+        ([1, 2], {"a": [1, 2]}, "b", "null 'b' is not among the series: a"),
+    ],
+)
 def test_rank_curve_refuses_bad_series(ranks, series, null, message):
     with pytest.raises(ValueError, match=message):
         figures.rank_curve(plt.subplots()[1], ranks, series, ylabel="error", null=null)
@@ -299,12 +309,15 @@ def test_pareto_shows_points_names_and_frontier():
     assert ticks and all(float(tick) > 0 for tick in ticks)
 
 
-@pytest.mark.parametrize("points, null, message", [
-    ({}, None, "none for any method"),
-    ({"a": [(1, 2)], "b": []}, None, "got none for b"),
-    ({"a": [(1, 2)]}, "c", "null 'c' is not among the methods: a"),
-    ({str(k): [(k, k)] for k in range(9)}, None, "9 methods but 8 colours"),
-])
+@pytest.mark.parametrize(
+    "points, null, message",
+    [
+        ({}, None, "none for any method"),
+        ({"a": [(1, 2)], "b": []}, None, "got none for b"),
+        ({"a": [(1, 2)]}, "c", "null 'c' is not among the methods: a"),
+        ({str(k): [(k, k)] for k in range(9)}, None, "9 methods but 8 colours"),
+    ],
+)
 def test_pareto_refuses_bad_points(points, null, message):
     with pytest.raises(ValueError, match=message):
         figures.pareto(plt.subplots()[1], points, xlabel="x", ylabel="y", null=null)

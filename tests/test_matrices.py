@@ -10,7 +10,8 @@ from strategies import gaussian, seeds
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttref.matrices import MACS_PER_BYTE, ORDERS, Plan, plan_contraction, ttm_matvec, ttm_svd, ttm_to_matrix
+from ttref.contraction import MACS_PER_BYTE, ORDERS, Plan, plan_contraction, ttm_matvec
+from ttref.matrices import ttm_svd, ttm_to_matrix
 from ttref.shapes import tt_ranks
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -173,7 +174,7 @@ def plans_of(cores, batch, monkeypatch):
     plans = {}
     for order in ORDERS:
         with monkeypatch.context() as patch:
-            patch.setattr("ttref.matrices.ORDERS", (order,))
+            patch.setattr("ttref.contraction.ORDERS", (order,))
             plans[order] = plan_contraction(cores, batch)
     return plans
 

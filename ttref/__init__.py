@@ -15,8 +15,10 @@ __version__ = "0.1.0"
 _HOME = {
     "shapes": ("factorize", "tt_ranks", "tt_params", "ttm_params"),
     "trains": ("tt_svd", "tt_to_tensor", "tt_entry"),
-    "algebra": ("tt_orthogonalize", "tt_round", "tt_dot", "tt_norm", "tt_add", "tt_hadamard"),
-    "matrices": ("ttm_svd", "ttm_to_matrix", "ttm_matvec", "plan_contraction", "Plan"),
+    "canonical": ("tt_orthogonalize", "tt_round", "tt_norm"),
+    "algebra": ("tt_dot", "tt_add", "tt_hadamard"),
+    "matrices": ("ttm_svd", "ttm_to_matrix"),
+    "contraction": ("ttm_matvec", "plan_contraction", "Plan"),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shapes import _whole
+from .shapes import whole
 from .truncation import check_float, check_input, computable, truncate
 
 __all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
@@ -99,7 +99,7 @@ def truncated_svd(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) != 1:
         raise ValueError(f"give exactly one of rank, params and nbytes, got {' and '.join(chosen) or 'none'}")
-    budget = _whole(chosen[0], given[chosen[0]], least=1)
+    budget = whole(chosen[0], given[chosen[0]], least=1)
     unit = {"rank": 1, "params": m + n, "nbytes": (m + n) * w.element_size()}[chosen[0]]
     if budget < unit:
         raise ValueError(
@@ -150,11 +150,11 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Basel
         ('int3 per row', 4, tensor([[ 0.5000, -1.5000,  1.0000,  0.0000]]))
     """
     _check_matrix(w)
-    bits = _whole("bits", bits, least=2)
+    bits = whole("bits", bits, least=2)
     if bits > 8:
         raise ValueError(f"bits must lie between 2 and 8, got {bits}")
     m, n = w.shape
-    size = n if group is None else _whole("group", group, least=1)
+    size = n if group is None else whole("group", group, least=1)
     if n % size:
         raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
     top = 2 ** (bits - 1) - 1
@@ -209,9 +209,9 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
     """
     _check_matrix(w)
     m, n = w.shape
-    subvectors = _whole("subvectors", subvectors, least=1)
-    bits = _whole("bits", bits, least=1)
-    seed = _whole("seed", seed, least=0)
+    subvectors = whole("subvectors", subvectors, least=1)
+    bits = whole("bits", bits, least=1)
+    seed = whole("seed", seed, least=0)
     if n % subvectors:
         raise ValueError(f"{subvectors} subvectors do not divide the {n} entries of a row; choose a divisor of {n}")
     if bits > 8:
@@ -273,7 +273,7 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     """
     _check_matrix(w)
     values = computable(w)
-    generator = torch.Generator().manual_seed(_whole("seed", seed, least=0))
+    generator = torch.Generator().manual_seed(whole("seed", seed, least=0))
     noise = torch.randn(w.shape, generator=generator, dtype=values.dtype).to(w.device)
     # In float64 the squares of large float32 entries do not overflow.
     wanted, drawn = (torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) for x in (values, noise))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .algebra import peak, tt_orthogonalize
+from .canonical import tt_orthogonalize
 from .trains import check_train
-from .truncation import bond_tolerance, check_input, check_rank_or_eps, left_subspace, ranks_within
+from .truncation import bond_tolerance, check_input, check_rank_or_eps, left_subspace, peak, ranks_within
 
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 

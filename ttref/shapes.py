@@ -48,11 +48,11 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
         >>> factorize(768)
         (2, 2, 2, 2, 2, 2, 2, 2, 3)
     """
-    n = _whole("n", n, least=2)
+    n = whole("n", n, least=2)
     if order is not None:
-        order = _whole("order", order, least=1)
+        order = whole("order", order, least=1)
     if max_mode is not None:
-        max_mode = _whole("max_mode", max_mode, least=2)
+        max_mode = whole("max_mode", max_mode, least=2)
     if order is not None and max_mode is not None and max_mode**order < n:
         raise ValueError(f"{order} modes of at most {max_mode} reach {max_mode**order}, which is less than {n}")
     modes = _split(n, order, max_mode)
@@ -100,7 +100,7 @@ def tt_ranks(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]
     modes = _modes("shape", shape)
     d = len(modes)
     if isinstance(rank, Sequence):
-        caps = [_whole(f"rank[{k}]", r, least=1) for k, r in enumerate(rank)]
+        caps = [whole(f"rank[{k}]", r, least=1) for k, r in enumerate(rank)]
         if len(caps) != d + 1:
             raise ValueError(
                 f"rank has {len(caps)} entries, but {d} modes have {d + 1} ranks (ones at both ends included)"
@@ -108,7 +108,7 @@ def tt_ranks(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]
         if caps[0] != 1 or caps[-1] != 1:
             raise ValueError(f"the ranks at both ends must be 1, got {caps[0]} and {caps[-1]}")
     else:
-        cap = _whole("rank", rank, least=1)
+        cap = whole("rank", rank, least=1)
         caps = [1] + [cap] * (d - 1) + [1]
     for k in range(1, d):
         caps[k] = min(caps[k], caps[k - 1] * modes[k - 1])
@@ -179,7 +179,7 @@ def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[in
     return tuple(m * n for m, n in zip(rows, cols, strict=True))
 
 
-def _whole(name: str, value: int, *, least: int) -> int:
+def whole(name: str, value: int, *, least: int) -> int:
     """``value`` as an int, or an error that names it."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -197,7 +197,7 @@ def _modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
     if not shape:
         raise ValueError(f"{name} is empty; a tensor train needs at least one mode")
-    return tuple(_whole(f"{name}[{k}]", n, least=1) for k, n in enumerate(shape))
+    return tuple(whole(f"{name}[{k}]", n, least=1) for k, n in enumerate(shape))
 
 
 def _split(n: int, order: int | None, max_mode: int | None) -> tuple[int, ...] | None:

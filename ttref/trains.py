@@ -27,6 +27,7 @@ from .truncation import (
     check_rank_or_eps,
     computable,
     map_chunks,
+    peak,
     truncate,
 )
 
@@ -99,8 +100,7 @@ def tt_svd(
     def work(chunk: slice) -> None:
         part = flat[chunk].double()
         if precise := x.dtype == torch.float64:  # squares of float64 extremes would overflow or vanish
-            scale = part.abs().amax(1, keepdim=True)
-            scale = torch.where(scale == 0, 1.0, scale)
+            scale = peak(part, (1,))
             part = part / scale
         cores, carrier = _sweep(part, modes, ranks, tolerance, precise=precise)
         if precise:
@@ -111,7 +111,8 @@ def tt_svd(
     cores = _join_chunks([pieces[start] for start in sorted(pieces)])
     if not all(core.sum().isfinite() or core.isfinite().all() for core in cores):
         raise ValueError(
-            f"a core would have to carry the norm of x, beyond the range of {x.dtype}; convert x with .float() or .double()"
+            f"a core would have to carry the norm of x, beyond the range of {x.dtype}; "
+            "convert x with .float() or .double()"
         )
     return [core.reshape(*batch, *core.shape[1:]) for core in cores]
 
@@ -145,7 +146,7 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
     """
     batch, _, modes = check_train(cores)
     flat = [computable(core).reshape(-1, *core.shape[-3:]) for core in cores]
-    half = _middle(modes)
+    half = middle(modes)
     left, right = flat[0], flat[-1]
     count = left.shape[0]
     left = left.reshape(count, -1, left.shape[-1])
@@ -297,7 +298,7 @@ def _split_axes(x: Tensor, shape: Sequence[int] | None, batch_dims: int) -> tupl
     return batch, modes
 
 
-def _middle(modes: Sequence[int]) -> int:
+def middle(modes: Sequence[int]) -> int:
     """How many leading cores make the left half: the cut whose two sides are closest in size."""
     total = math.prod(modes)
     return min(range(1, len(modes) + 1), key=lambda k: (math.prod(modes[:k]) + total / math.prod(modes[:k]), k))

@@ -142,6 +142,12 @@ def truncate(matrix: Tensor, cap: int | None, allowed: Tensor | None, *, precise
     return u, u.mT @ matrix
 
 
+def peak(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Largest magnitude along ``axes``, or 1 where all is zero: what to divide by before squares leave the range."""
+    largest = x.abs().amax(axes, keepdim=True)
+    return torch.where(largest == 0, 1.0, largest)
+
+
 def computable(core: Tensor) -> Tensor:
     """Half-precision cores are contracted in float32 and cast back."""
     return core.float() if core.dtype in (torch.float16, torch.bfloat16) else core

@@ -10,8 +10,9 @@ import pytest
 
 from book.tools.notebooks import ROOT
 
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "_build", "ttref-book", "__pycache__", ".*_cache", ".hypothesis",
-                                    ".ipynb_checkpoints")
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", ".venv", "_build", "ttref-book", "__pycache__", ".*_cache", ".hypothesis", ".ipynb_checkpoints"
+)
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def html(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("book")
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [builder, "build", ".", "--toc", "book/_toc.yml", "--path-output", out, "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
-                          env={**os.environ, "NO_COLOR": "1"})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out / "_build/html"

@@ -54,8 +54,15 @@ def test_the_fastest_notebook_runs_alone(tmp_path, remote):
 def run_cell(folder: Path, url: str = "", **environment: str) -> subprocess.CompletedProcess:
     """Run the bootstrap cell as a script in `folder`, then say where ttref lies."""
     source = notebooks.bootstrap_source(url) + "\nfrom ttref import shapes\nprint(shapes.__file__)\n"
-    return subprocess.run([sys.executable, "-"], input=source, cwd=folder, env=ELSEWHERE | environment,
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-"],
+        input=source,
+        cwd=folder,
+        env=ELSEWHERE | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_without_an_address_one_line_says_what_to_do(tmp_path):

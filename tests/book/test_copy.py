@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from book.tools.notebooks import ROOT
 
-CORE = ["shapes", "trains", "matrices"]
+CORE = ["shapes", "trains", "canonical", "algebra", "matrices", "contraction", "entanglement"]
 
 SCRIPT = """
 import doctest, importlib, sys
@@ -57,6 +57,11 @@ def what_torch_needs() -> set[str]:
 def test_the_core_runs_alone(tmp_path):
     shutil.copytree(ROOT / "ttref", tmp_path / "ttref", ignore=shutil.ignore_patterns("__pycache__"))
     arguments = [",".join(sorted(what_torch_needs())), ",".join(CORE), str(tmp_path / "ttref/__init__.py")]
-    done = subprocess.run([sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", SCRIPT, *arguments],
-                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", SCRIPT, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

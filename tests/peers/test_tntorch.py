@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gaussian, modes, random_train, seeds
 
-from ttref.algebra import tt_dot, tt_norm, tt_round
+from ttref.algebra import tt_dot
+from ttref.canonical import tt_norm, tt_round
 from ttref.shapes import tt_ranks
 from ttref.trains import tt_svd, tt_to_tensor
 

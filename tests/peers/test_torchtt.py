@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gaussian, modes, random_train, seeds
 
-from ttref.algebra import tt_add, tt_dot, tt_hadamard, tt_norm, tt_round
-from ttref.matrices import ORDERS, ttm_matvec, ttm_svd, ttm_to_matrix
+from ttref.algebra import tt_add, tt_dot, tt_hadamard
+from ttref.canonical import tt_norm, tt_round
+from ttref.contraction import ORDERS, ttm_matvec
+from ttref.matrices import ttm_svd, ttm_to_matrix
 from ttref.trains import tt_svd, tt_to_tensor
 
 with warnings.catch_warnings():
