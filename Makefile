@@ -46,7 +46,7 @@ bench: $(READY)
 	$(PYTHON) -m benchmarks
 
 studies: $(READY)
-	@for study in $(wildcard studies/[a-z]*.py); do $(PYTHON) "$$study" || exit 1; done
+	@$(PYTHON) -m studies
 
 slow: $(READY)
 	$(PYTHON) -m pytest -m slow

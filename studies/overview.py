@@ -8,7 +8,6 @@ beside Gaussian noise of the same shape.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def main() -> None:
     """Run both halves and record them."""
     folder = sources.data_folder()
     if folder is None:
-        sys.exit(0)
+        return
     table = position_table(folder)
     null = gaussian_null(table)
     values = {

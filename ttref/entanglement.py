@@ -90,7 +90,7 @@ def entanglement_entropy(
     values, _, dtype = _spectrum(x_or_cores, bond, batch_dims)
     weights = values.square()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return (torch.special.entr(weights).sum(-1) / math.log(base)).to(dtype)
+    return (torch.special.entr(weights).sum(-1).clamp(min=0) / math.log(base)).to(dtype)
 
 
 @torch.no_grad()

@@ -96,6 +96,8 @@ def tt_svd(
     ranks = None if rank is None else tt_ranks(modes, rank)
     tolerance = None if eps is None else bond_tolerance(eps, d - 1, x.dtype)
     pieces: dict[int, list[Tensor]] = {}
+    if ranks is not None:  # the sizes are known, so every chunk writes to its place
+        train = [x.new_empty(count, ranks[k], n, ranks[k + 1]) for k, n in enumerate(modes)]
 
     def work(chunk: slice) -> None:
         part = flat[chunk].double()
@@ -105,16 +107,21 @@ def tt_svd(
         cores, carrier = _sweep(part, modes, ranks, tolerance, precise=precise)
         if precise:
             cores[carrier] = cores[carrier] * scale[:, :, None, None]
-        pieces[chunk.start] = [core.to(x.dtype) for core in cores]
+        if ranks is None:
+            pieces[chunk.start] = [core.to(x.dtype) for core in cores]
+        else:
+            for whole, core in zip(train, cores, strict=True):
+                whole[chunk] = core
 
     map_chunks(work, count, entries * 8, x.device)
-    cores = _join_chunks([pieces[start] for start in sorted(pieces)])
-    if not all(core.sum().isfinite() or core.isfinite().all() for core in cores):
+    if ranks is None:
+        train = _join_chunks([pieces[start] for start in sorted(pieces)])
+    if not all(core.sum().isfinite() or core.isfinite().all() for core in train):
         raise ValueError(
             f"a core would have to carry the norm of x, beyond the range of {x.dtype}; "
             "convert x with .float() or .double()"
         )
-    return [core.reshape(*batch, *core.shape[1:]) for core in cores]
+    return [core.reshape(*batch, *core.shape[1:]) for core in train]
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
@@ -221,7 +228,7 @@ def check_train(
         if k and core.shape[-3] != cores[k - 1].shape[-1]:
             raise ValueError(
                 f"{name}[{k - 1}] ends with rank {cores[k - 1].shape[-1]} but {name}[{k}] begins with rank "
-                f"{core.shape[-3]}: bond {k} does not chain"
+                f"{core.shape[-3]}: bond {k} does not chain; the two must be equal"
             )
     if cores[0].shape[-3] != 1 or cores[-1].shape[-1] != 1:
         ends = f"{cores[0].shape[-3]} on the left and {cores[-1].shape[-1]} on the right"

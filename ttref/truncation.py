@@ -68,17 +68,18 @@ def bond_tolerance(eps: float, bonds: int, dtype: torch.dtype) -> float:
     return eps / max(bonds, 1) ** 0.5 + 2 * torch.finfo(dtype).eps
 
 
-def left_subspace(matrix: Tensor, *, precise: bool) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and singular values of a float64 batch ``(*batch, m, n)``.
+def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Leading left singular vectors and all singular values of a float64 batch ``(*batch, m, n)``.
 
     Returns:
-        ``u`` of shape ``(*batch, m, k)`` with orthonormal columns, and ``s`` of shape ``(*batch, k)``, descending,
-        with k = min(m, n). ``precise=False`` squares the matrix: see the accuracy rule of this module.
+        ``u`` of shape ``(*batch, m, min(k, most))`` with orthonormal columns, and ``s`` of shape ``(*batch, k)``,
+        descending, with k = min(m, n). ``precise=False`` squares the matrix: see the accuracy rule of this module.
 
     Cost:
         O(m n k) multiply-adds and one k x k (fast: at most 2n x 2n) eigenproblem for each matrix.
     """
     m, n = matrix.shape[-2:]
+    keep = min(m, n) if most is None else min(m, n, most)
     basis = None
     if m > 2 * n:  # a tall matrix has the singular values of its small triangular factor
         basis, matrix = torch.linalg.qr(matrix)
@@ -87,12 +88,12 @@ def left_subspace(matrix: Tensor, *, precise: bool) -> tuple[Tensor, Tensor]:
         if n > 2 * m:  # a wide one too; its right singular vectors are not needed
             matrix = torch.linalg.qr(matrix.mT, mode="r").R.mT
         u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
+        u = u[..., :keep]
     else:
         gram = matrix @ matrix.mT
         energies, u = _eigh_2x2(gram) if m == 2 else torch.linalg.eigh(gram)
-        k = min(m, n)
-        s = energies.flip(-1)[..., :k].clamp(min=0).sqrt()
-        u = u.flip(-1)[..., :k]
+        s = energies.flip(-1)[..., : min(m, n)].clamp(min=0).sqrt()
+        u = u[..., -keep:].flip(-1)  # eigh sorts upwards
     return (u if basis is None else basis @ u), s
 
 
@@ -112,15 +113,14 @@ def _eigh_2x2(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fix_signs(u: Tensor) -> Tensor:
-    """Turn every column so that its first large entry is positive; printed cores then agree between machines.
+    """Turn every column, in place, so that a weighted sum of its entries is positive; returns ``u``.
 
-    "Large" is 0.6 of the largest magnitude: entries of equal magnitude, as in Haar or Hadamard vectors, then cannot
-    swap the decision by a rounding error.
+    The weights 1 / (i + sqrt 2) are positive, fall slowly and are irrational. Balanced columns such as (1, -1) or
+    (1, -2), which a plain sum or a largest entry would leave to rounding, get a clear sign, and so printed cores agree
+    between machines.
     """
-    magnitude = u.abs()
-    large = magnitude > 0.6 * magnitude.amax(-2, keepdim=True)
-    first = large.to(u.dtype).argmax(-2, keepdim=True)
-    return torch.where(u.gather(-2, first) < 0, -u, u)
+    weights = 1 / (torch.arange(u.shape[-2], dtype=u.dtype, device=u.device) + 2**0.5)
+    return u.mul_(torch.copysign(torch.ones_like(weights[0]), weights @ u).unsqueeze(-2))
 
 
 def ranks_within(s: Tensor, allowed: Tensor) -> Tensor:
@@ -131,14 +131,13 @@ def ranks_within(s: Tensor, allowed: Tensor) -> Tensor:
 
 def truncate(matrix: Tensor, cap: int | None, allowed: Tensor | None, *, precise: bool) -> tuple[Tensor, Tensor]:
     """Orthonormal columns ``u`` for the kept subspace, and ``u^T matrix``; by rank cap or by discarded norm."""
-    u, s = left_subspace(matrix, precise=precise)
-    if cap is not None:
-        u = fix_signs(u[..., :cap])
-    else:
+    u, s = left_subspace(matrix, precise=precise, most=cap)
+    if cap is None:
         kept = ranks_within(s, allowed)
-        u = fix_signs(u[..., : int(kept.max())])
+        u = u[..., : int(kept.max())]
         own = torch.arange(u.shape[-1], device=u.device) < kept.unsqueeze(-1)
         u = u * own.unsqueeze(-2)  # each tensor keeps only the columns it needs; the rest is padding
+    u = fix_signs(u)
     return u, u.mT @ matrix
 
 

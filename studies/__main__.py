@@ -1,0 +1,6 @@
+"""Run every study whose data is present: ``make studies``."""
+
+from studies import overview
+
+for study in (overview,):
+    study.main()

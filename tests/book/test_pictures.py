@@ -1,0 +1,39 @@
+"""Pictures drawn from recorded results: each must be what its JSON draws today, so a figure cannot outlive its data."""
+
+import io
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import figure as speed
+from studies import overview_figure
+
+RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
+
+
+@pytest.mark.parametrize(
+    ("name", "draw", "picture"),
+    [("speed", speed.draw, speed.PICTURE), ("overview", overview_figure.draw, overview_figure.PICTURE)],
+)
+def test_a_picture_is_what_its_results_draw(name, draw, picture):
+    results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    fresh = io.BytesIO()
+    drawn = draw(results)
+    drawn.savefig(fresh, format="png", facecolor="white")
+    plt.close(drawn)
+    ours, stored = (np.asarray(Image.open(source).convert("RGB"), dtype=float) for source in (fresh, picture))
+    assert ours.shape == stored.shape, f"make {'bench' if name == 'speed' else 'studies'} redraws the picture"
+    assert np.abs(ours - stored).mean() < 0.5
+    assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
+
+
+def test_every_result_says_where_it_comes_from():
+    names = sorted(path.stem for path in RESULTS.glob("*.json"))
+    assert names == ["overview", "speed"]
+    for name in names:
+        record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        assert {"command", "date", "seed", "machine"} <= set(record), name
