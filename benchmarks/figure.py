@@ -1,4 +1,4 @@
-"""The speed figure of the performance page, drawn from ``book/results/speed.json`` and from nothing else."""
+"""The figure and the table of the performance page, made from ``book/results/speed.json`` and from nothing else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ttref.workbook import figures
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "book" / "results" / "speed.json"
 PICTURE = ROOT / "book" / "_static" / "speed.png"
+TABLE = ROOT / "book" / "results" / "speed.md"
 
 
 def draw(results: dict) -> Figure:
@@ -21,8 +22,8 @@ def draw(results: dict) -> Figure:
     cases = results["cases"]
     count = sum(len(case["rows"]) + 1 for case in cases)
     figure, ax = plt.subplots(figsize=(8, 0.36 * count + 0.8), layout="constrained")
-    colours = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT"), figures.OKABE_ITO, strict=False))
-    markers = dict(zip(colours, "oDs^", strict=True))
+    colours = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT", "LAPACK"), figures.OKABE_ITO, strict=False))
+    markers = dict(zip(colours, "oDs^v", strict=True))
     y, ticks, labels = 0, [], []
     for case in cases:
         ax.text(
@@ -38,7 +39,9 @@ def draw(results: dict) -> Figure:
         for row in case["rows"]:
             y += 1
             library = row["name"].split(",")[0].split(".")[0]
-            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colours[library], linewidth=2)
+            if library not in colours:  # a part of ttref's own work, timed alone
+                library = "LAPACK"
+            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colours[library], linewidth=2, marker="")
             ax.plot(row["median_us"], y, markers[library], color=colours[library], markersize=8)
             ax.annotate(
                 "" if library == "ttref" else f"{row['ratio']:.1f}×",
@@ -66,6 +69,30 @@ def draw(results: dict) -> Figure:
     return figure
 
 
+def markdown(results: dict) -> str:
+    """The table that the performance page includes."""
+    machine, made_by = results["machine"], results["command"]
+    lines = [
+        f"Measured {results['date']} by `{made_by}` on {machine['processor']}, {machine['threads']} threads, "
+        f"{machine['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s (copy); "
+        + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        + ".",
+        "",
+        "| case | library | µs per item | low to high | threads | times ttref's | floor, µs |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for case in results["cases"]:
+        for k, row in enumerate(case["rows"]):
+            lines.append(
+                f"| {'' if k else case['case'] + ', per ' + case['unit']} | {row['name']} | {row['median_us']:,.2f} | "
+                f"{row['low_us']:,.2f} to {row['high_us']:,.2f} | {row['threads']} | "
+                f"{'' if k == 0 else format(row['ratio'], '.1f')} | {'' if k else format(case['floor_us'], ',.2f')} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def write() -> None:
-    """Redraw the picture that the performance page shows."""
-    figures.save_png(draw(json.loads(RESULTS.read_text(encoding="utf-8"))), PICTURE)
+    """Redo the picture and the table that the performance page shows."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    figures.save_png(draw(results), PICTURE)
+    TABLE.write_text(markdown(results), encoding="utf-8")

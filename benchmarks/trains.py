@@ -13,6 +13,7 @@ import torch
 from tensorly.decomposition import tensor_train, tensor_train_matrix
 
 from ttref import tt_dot, tt_ranks, tt_svd, tt_to_tensor, ttm_svd
+from ttref.truncation import map_chunks
 from ttref.workbook.sources import load_language_model
 
 from .measure import Case, Contender
@@ -45,6 +46,7 @@ def cases() -> list[Case]:
 def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
     """Every row as one train; peers that have no batch mode loop, on fewer rows."""
     few, some = rows[:200], rows[:4096]
+    solver = eigenproblems(MODES, rank, len(rows))
     return Case(
         name,
         "row",
@@ -57,9 +59,36 @@ def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
                 len(some),
             ),
             Contender("torchTT, loop", lambda: [torchtt.TT(row.reshape(MODES), rmax=rank) for row in few], len(few)),
+            *solver,
         ],
         *_svd_floor(MODES, rank),
     )
+
+
+def eigenproblems(modes: tuple[int, ...], rank: int, count: int) -> list[Contender]:
+    """What LAPACK alone takes for the eigenproblems of ``tt_svd``, on the same threads; none where all are 2 x 2."""
+    ranks = tt_ranks(modes, rank)
+    sizes = [
+        ranks[k] * n
+        for k, n in enumerate(modes[:-1])
+        if ranks[k + 1] < min(ranks[k] * n, math.prod(modes[k + 1 :])) and ranks[k] * n > 2
+    ]
+    if not sizes:
+        return []
+    grams = [torch.randn(count, size, 2 * size, dtype=torch.float64) for size in set(sizes)]
+    grams = {gram.shape[1]: gram @ gram.mT for gram in grams}
+
+    def solve(chunk: slice) -> None:
+        for size in sizes:
+            torch.linalg.eigh(grams[size][chunk])
+
+    return [
+        Contender(
+            f"LAPACK, {len(sizes)} eigenproblems alone",
+            lambda: map_chunks(solve, count, 8 * math.prod(modes), torch.device("cpu")),
+            count,
+        )
+    ]
 
 
 def rebuild(rows: torch.Tensor, rank: int) -> Case:

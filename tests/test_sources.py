@@ -14,10 +14,10 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+import tiny_gpt2
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
 
 from ttref.workbook import models as model_files
 from ttref.workbook import sources, store
@@ -34,21 +34,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with a randomly initialised GPT-2 and a byte-level BPE tokenizer trained on the prose."""
-    folder = tmp_path_factory.mktemp("tiny-gpt2")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([sources.load_prose()], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(folder)
-    return folder
+    return tiny_gpt2.write(tmp_path_factory.mktemp("tiny-gpt2"))
 
 
 @pytest.fixture

@@ -31,6 +31,11 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 
 
+def test_the_speed_table_is_what_its_results_say():
+    results = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    assert speed.TABLE.read_text(encoding="utf-8") == speed.markdown(results)
+
+
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == ["overview", "speed"]
