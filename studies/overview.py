@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from studies import record
+from studies import overview_figure, record
 from ttref import gaussian_null, quantize_integer, truncated_svd, tt_svd, tt_to_tensor
 from ttref.workbook import sources
 
@@ -46,11 +46,19 @@ def stored_at(table: Tensor, eps: float) -> dict[str, float]:
     }
 
 
+def integers(table: Tensor, bits: int) -> dict[str, float]:
+    """Compression ratio in bytes and relative error of rounding with one scale per row."""
+    rounded = quantize_integer(table, bits)
+    error = rounded.relative_error(table)
+    print(f"int{bits}: {4 * table.numel() / rounded.nbytes:.2f}x at error {error:.4f}", flush=True)
+    return {"bits": bits, "ratio": 4 * table.numel() / rounded.nbytes, "error": error}
+
+
 def token_table() -> list[dict]:
-    """Loss rise of SmolLM2 with a compressed look-up table (the head keeps the dense one), 1,024 tokens of prose."""
+    """Loss rise of SmolLM2 with a compressed table, in the look-up alone and in the tied head too; 1,024 tokens."""
     lm = sources.load_language_model()
-    look_up = lm.model.get_input_embeddings()
-    dense = look_up.weight
+    look_up, head = lm.model.get_input_embeddings(), lm.model.get_output_embeddings()
+    dense = look_up.weight  # the head's weight too: the two are tied
     table = dense.detach()
     windows = sources.token_windows(lm.tokenizer, length=512, count=2)
     before = sources.language_model_loss(lm.model, windows)
@@ -70,9 +78,12 @@ def token_table() -> list[dict]:
     for family, approximation, nbytes in methods:
         look_up.weight = torch.nn.Parameter(approximation, requires_grad=False)
         rise = sources.language_model_loss(lm.model, windows) - before
-        look_up.weight = dense
-        rows.append({"family": family, "ratio": 4 * table.numel() / nbytes, "loss_rise_nats": rise})
-        print(f"{family:16} {rows[-1]['ratio']:6.2f}x  {rise:+.4f} nats", flush=True)
+        head.weight = look_up.weight
+        tied_rise = sources.language_model_loss(lm.model, windows) - before
+        look_up.weight = head.weight = dense
+        ratio = 4 * table.numel() / nbytes
+        rows.append({"family": family, "ratio": ratio, "loss_rise_nats": rise, "loss_rise_tied_nats": tied_rise})
+        print(f"{family:16} {ratio:6.2f}x  {rise:+.4f} nats, tied {tied_rise:+.4f}", flush=True)
     return rows
 
 
@@ -86,6 +97,7 @@ def main() -> None:
     values = {
         "position_table": [stored_at(table, eps) for eps in TOLERANCES],
         "position_null": [stored_at(null, eps) for eps in TOLERANCES],
+        "position_integers": [integers(table, bits) for bits in (8, 4)],
         "token_table": token_table(),
     }
     for real, noise in zip(values["position_table"], values["position_null"], strict=True):
@@ -102,6 +114,7 @@ def main() -> None:
             seed=0,
         )
     )
+    overview_figure.write()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ def draw(results: dict) -> Figure:
     )
     for name, rows, key, style in lines:
         right.plot([row["eps"] for row in rows], [row[key] for row in rows], label=name, **style)
+    right.plot(
+        [row["error"] for row in results["position_integers"]],
+        [row["ratio"] for row in results["position_integers"]],
+        label="integers, bytes",
+        color=figures.OKABE_ITO[2],
+        marker="^",
+        linestyle="",
+    )
     right.axhline(1, color="0.6", linewidth=1)
     right.set(xscale="log", yscale="log", xlabel="relative error allowed", ylabel="compression ratio, numbers stored")
     errors = [row["eps"] for row in results["position_table"]]

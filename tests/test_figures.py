@@ -303,10 +303,25 @@ def test_pareto_shows_points_names_and_frontier():
         assert cloud.get_label() == name and cloud.get_linestyle() == "None"
         assert list(zip(*cloud.get_data(), strict=True)) == [v[:2] for v in values]
     assert len({cloud.get_marker() for cloud in clouds}) == 3
+    assert [cloud.get_markerfacecolor() for cloud in clouds] == [figures.OKABE_ITO[0], "none", "none"]
+    assert stairs.get_zorder() < min(artist.get_zorder() for artist in (*clouds, *ax.texts))
     assert sorted(texts(ax)) == ["8 bit", "SVD", "int", "null", "rank 8"]
     ax.figure.canvas.draw()
     ticks = [label.get_text() for label in ax.get_xticklabels(which="both") if label.get_text()]
     assert ticks and all(float(tick) > 0 for tick in ticks)
+
+
+def test_pareto_shows_a_point_beneath_another_and_names_across_the_staircase():
+    _, ax = plt.subplots()
+    ax.set(xlim=(0, 10), ylim=(0, 1))
+    figures.pareto(ax, {"SVD": [(1, 0.9), (5, 0.5)], "int": [(5, 0.5), (9, 0.1)]}, xlabel="bytes", ylabel="error")
+    ax.figure.canvas.draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3]
+    column, row = np.rint(ax.transData.transform((5, 0.5))).astype(int)
+    assert mpl.colors.to_hex(pixels[len(pixels) - row, column] / 255).upper() == figures.OKABE_ITO[0]
+    for text in ax.texts:
+        (stroke,) = text.get_path_effects()
+        assert stroke._gc == {"linewidth": 3, "foreground": "white"}
 
 
 @pytest.mark.parametrize(

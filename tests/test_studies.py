@@ -27,6 +27,14 @@ def test_overview_position_table(eps):
         assert found["tt_error"] <= eps
 
 
+@needs_data
+def test_overview_position_integers():
+    recorded = json.loads((RESULTS / "overview.json").read_text(encoding="utf-8"))
+    table = overview.position_table(Path(DATA))
+    for expected in recorded["position_integers"]:
+        assert overview.integers(table, expected["bits"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_two_findings_of_the_introduction():
     recorded = json.loads((RESULTS / "overview.json").read_text(encoding="utf-8"))
     at = {row["eps"]: row for row in recorded["position_table"]}

@@ -11,6 +11,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
 from .diagrams import ROW, SPACING, draw_symbol, draw_tensor, draw_train, draw_train_matrix
@@ -132,8 +133,15 @@ def pareto_frontier(points: Sequence[tuple[float, float]], *, larger_x: bool = F
     return frontier
 
 
-def pareto(ax: Axes, points: Mapping[str, Sequence[tuple]], *, xlabel: str, ylabel: str,
-           larger_x: bool = False, null: str | None = None) -> Axes:
+def pareto(
+    ax: Axes,
+    points: Mapping[str, Sequence[tuple]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    larger_x: bool = False,
+    null: str | None = None,
+) -> Axes:
     """Scatter methods by cost and error, name each at its last point, and draw the frontier as a grey staircase.
 
     Args:
@@ -163,18 +171,39 @@ def pareto(ax: Axes, points: Mapping[str, Sequence[tuple]], *, xlabel: str, ylab
         raise ValueError(f"null {null!r} is not among the methods: {', '.join(points)}")
     if len(points) - (null is not None) > len(OKABE_ITO):
         raise ValueError(f"{len(points)} methods but {len(OKABE_ITO)} colours; split the figure")
-    steps = pareto_frontier([(p[0], p[1]) for name, cloud in points.items() if name != null for p in cloud],
-                            larger_x=larger_x)
+    steps = pareto_frontier(
+        [(p[0], p[1]) for name, cloud in points.items() if name != null for p in cloud], larger_x=larger_x
+    )
     # Between two frontier points the cheaper one is the best that can be had.
-    ax.step(*zip(*steps, strict=True), where="post", color="#BBBBBB", linewidth=1.4, marker="", zorder=1)
+    ax.step(*zip(*steps, strict=True), where="post", color="#BBBBBB", linewidth=1.4, marker="", zorder=0.9)
     ends, styles = [], zip(OKABE_ITO, MARKERS, strict=True)
     for name, cloud in points.items():
         color, marker = (_NULL, "x") if name == null else next(styles)
-        ax.plot([p[0] for p in cloud], [p[1] for p in cloud], color=color, marker=marker, linestyle="",
-                markersize=7, label=name, zorder=3)
+        # Later methods are hollow: a point drawn earlier at the same place shows through.
+        face = color if marker == MARKERS[0] else "none"
+        ax.plot(
+            [p[0] for p in cloud],
+            [p[1] for p in cloud],
+            color=color,
+            marker=marker,
+            linestyle="",
+            markersize=7,
+            markerfacecolor=face,
+            markeredgewidth=1.6,
+            label=name,
+            zorder=3,
+        )
         for x, y, text in (p for p in cloud if len(p) == 3):
-            ax.annotate(str(text), (x, y), xytext=(0, 7), textcoords="offset points", ha="center", va="bottom",
-                        fontsize=10, color="#444444")
+            ax.annotate(
+                str(text),
+                (x, y),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=10,
+                color="#444444",
+            )
         ends.append((cloud[-1][0], cloud[-1][1], name, color))
     for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
         if scale == "log":
@@ -182,6 +211,8 @@ def pareto(ax: Axes, points: Mapping[str, Sequence[tuple]], *, xlabel: str, ylab
             axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _label(ax, ends)
+    for text in ax.texts:
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     return ax
 
 
