@@ -80,7 +80,7 @@ def machine() -> dict:
         "threads": torch.get_num_threads(),
         "flops_per_s": 2 * 1024**3 / gemm,
         "bytes_per_s": 2 * big.numel() / copy,
-        "processor": _processor(),
+        "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "tensorly", "torchTT", "tntorch")},
     }
@@ -123,7 +123,8 @@ def _best(call: Callable[[], object]) -> float:
     return min(_once(contender) for _ in range(8))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}

@@ -155,6 +155,6 @@ def _svd_floor(modes: tuple[int, ...], rank: int) -> tuple[float, float]:
     for k in range(len(modes) - 1):
         size, rest = ranks[k] * modes[k], math.prod(modes[k + 1 :])
         if ranks[k + 1] < min(size, rest):
-            flops += size * size * rest + 9 * min(size, rest) ** 3 + 2 * size * ranks[k + 1] * rest
+            flops += size * rest * min(size, rest) + 9 * min(size, rest) ** 3 + 2 * size * ranks[k + 1] * rest
     params = sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(modes))
     return flops, 4.0 * (math.prod(modes) + params)

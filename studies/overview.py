@@ -92,6 +92,9 @@ def main() -> None:
     folder = sources.data_folder()
     if folder is None:
         return
+    if not (folder / "gpt2" / "gpt2_small_part.npz").is_file():
+        print("overview: left out, the folder of TTREF_DATA has no gpt2/gpt2_small_part.npz")
+        return
     table = position_table(folder)
     null = gaussian_null(table)
     values = {

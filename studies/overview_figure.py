@@ -17,7 +17,7 @@ def draw(results: dict) -> Figure:
     """Left, where trains lose: a token table. Right, where they win: a position table."""
     figures.use_house_style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
-    left.set(xscale="log", yscale="log", xlim=(0.6, 70), ylim=(4e-4, 30))
+    left.set(xscale="log", yscale="log", xlim=(0.6, 300), ylim=(4e-4, 30))
     families: dict[str, list[tuple[float, float]]] = {}
     for row in results["token_table"]:
         families.setdefault(row["family"], []).append((row["ratio"], row["loss_rise_nats"]))
@@ -28,7 +28,7 @@ def draw(results: dict) -> Figure:
         ylabel="loss rise, nats per token",
         larger_x=True,
     )
-    left.set_xticks([1, 10], ["1×", "10×"])
+    left.set_xticks([1, 10, 100], ["1×", "10×", "100×"])
     left.set_title("Token table of a language model")
     lines = (
         ("tensor train", results["position_table"], "tt_ratio", {"color": figures.OKABE_ITO[0], "marker": "o"}),
@@ -40,7 +40,7 @@ def draw(results: dict) -> Figure:
     right.plot(
         [row["error"] for row in results["position_integers"]],
         [row["ratio"] for row in results["position_integers"]],
-        label="integers, bytes",
+        label="integers (bytes)",
         color=figures.OKABE_ITO[2],
         marker="^",
         linestyle="",

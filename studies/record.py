@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure import processor
+
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 
 
@@ -22,8 +24,9 @@ def write(name: str, values: dict, *, models: list[str], data: list[str], seed: 
         "models": models,
         "data": data,
         "seed": seed,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")},
+        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")},
         **values,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

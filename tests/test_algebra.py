@@ -340,3 +340,19 @@ def test_mismatched_trains(operation, a, b, error, message):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_cores_whose_product_alone_is_in_range():
+    cores = [torch.full((1, 2, 1), value, dtype=torch.float64) for value in (1e200, 1e200, 1e-300)]
+    assert float(tt_norm(cores)) == pytest.approx(1e100 * 8**0.5)
+    too_large = [torch.full((1, 2, 1), 1e200, dtype=torch.float64)] * 3
+    with pytest.raises(ValueError, match="beyond the range of torch.float64"):
+        tt_orthogonalize(too_large, 0)
+
+
+@pytest.mark.parametrize(
+    "operation", [tt_norm, lambda cores: tt_orthogonalize(cores, 0), lambda c: tt_round(c, eps=0.1)]
+)
+def test_nan_is_refused_where_a_factorisation_starts(operation):
+    with pytest.raises(ValueError, match=r"cores\[1\] has 1 entries that are NaN or Inf"):
+        operation([torch.ones(1, 2, 1), torch.tensor([1.0, float("nan")]).reshape(1, 2, 1)])

@@ -356,3 +356,16 @@ def test_nothing_touches_the_input_or_the_graph():
         dense = result if isinstance(result, torch.Tensor) else result.approximation
         assert not dense.requires_grad
     assert torch.equal(w, before)
+
+
+def test_float16_that_would_overflow_is_said():
+    with pytest.raises(ValueError, match="leaves the range of torch.float16"):
+        truncated_svd(torch.full((100, 100), 6e4, dtype=torch.float16), rank=1)
+    with pytest.raises(ValueError, match="leaves the range of torch.float16"):
+        gaussian_null(torch.full((10, 1000), 6e4, dtype=torch.float16))
+
+
+def test_relative_error_of_float64_extremes():
+    w = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    small, large = (truncated_svd(x, rank=2).relative_error(x) for x in (w, w * 1e300))
+    assert large == pytest.approx(small)

@@ -269,7 +269,7 @@ HOLED = [CORES[0], CORES[1] * float("inf"), CORES[2]]
         (CORES, True, 0, TypeError, "bond must be an integer, got True"),
         (torch.ones(3), 1, 0, IndexError, "1 modes have no bond between them"),
         (X, 1, 3, ValueError, "batch_dims is 3, but x has 3 axes"),
-        (X, 1, -1, ValueError, "batch_dims is -1, but x has 3 axes"),
+        (X, 1, -1, ValueError, "batch_dims must be at least 0, got -1"),
         (X, 1, 0.5, TypeError, "batch_dims must be an integer, got 0.5"),
         (X.long(), 1, 0, TypeError, "x is torch.int64"),
         (X.cfloat(), 1, 0, TypeError, "complex tensors are not supported"),

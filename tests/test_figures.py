@@ -324,6 +324,14 @@ def test_pareto_shows_a_point_beneath_another_and_names_across_the_staircase():
         assert stroke._gc == {"linewidth": 3, "foreground": "white"}
 
 
+def test_pareto_keeps_the_text_of_a_last_point_clear_of_names():
+    _, ax = plt.subplots()
+    ax.set(xscale="log", yscale="log", xlim=(0.55, 60), ylim=(2e-4, 40))
+    points = {"MPS": [(8, 6.6, "rank 2"), (28.8, 6.7, "rank 1")], "SVD": [(8, 6.7), (29.5, 6.7)]}
+    figures.pareto(ax, points, xlabel="ratio", ylabel="loss rise", larger_x=True)
+    assert overlapping(ax) == []
+
+
 @pytest.mark.parametrize(
     "points, null, message",
     [

@@ -289,9 +289,9 @@ HOLED = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
         ),
         (lambda: ttm_matvec(CORES, torch.ones(15), None), ValueError, "plan must be 'auto'.*got None"),
         (lambda: ttm_matvec([CORES[0]], torch.ones(3)), ValueError, "end ranks of cores must be 1"),
-        (lambda: plan_contraction(CORES, 0), ValueError, "batch must be an integer of at least 1, got 0"),
-        (lambda: plan_contraction(CORES, 2.0), ValueError, "batch must be an integer of at least 1, got 2.0"),
-        (lambda: plan_contraction(CORES, True), ValueError, "batch must be an integer of at least 1, got True"),
+        (lambda: plan_contraction(CORES, 0), ValueError, "batch must be at least 1, got 0"),
+        (lambda: plan_contraction(CORES, 2.0), TypeError, "batch must be an integer, got 2.0"),
+        (lambda: plan_contraction(CORES, True), TypeError, "batch must be an integer, got True"),
         (lambda: plan_contraction([torch.ones(1, 2, 1)], 1), ValueError, r"cores\[0\] has shape \(1, 2, 1\)"),
     ],
 )

@@ -111,3 +111,8 @@ def test_bad_input(call, error, message):
 
 def test_paired_modes():
     assert paired_modes((12, 16), (8, 3)) == (96, 48)
+
+
+def test_an_impossible_order_is_answered_at_once():
+    with pytest.raises(ValueError, match="pad to 1099511627776"):
+        factorize(768, 40)

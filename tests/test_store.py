@@ -85,10 +85,11 @@ def flip_one_bit(folder):
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{not json"),
         lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": ["weights"]}'),
         lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {}}'),
         lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {"weights": 3}}'),
     ],
-    ids=["bit", "truncated", "file gone", "no manifest", "not json", "list", "no files", "bad entry"],
+    ids=["bit", "truncated", "file gone", "no manifest", "not json", "list", "files a list", "no files", "bad entry"],
 )
 def test_a_damaged_cache_is_noticed_and_rebuilt(damage):
     counter = []

@@ -230,6 +230,11 @@ NAN = torch.tensor([1.0, float("nan"), 2.0, 3.0])
         (lambda: tt_to_tensor([torch.ones(1, 2, 1), torch.ones(4, 1, 2, 1)]), ValueError, "batch axes"),
         (lambda: tt_to_tensor([torch.ones(1, 2, 1), torch.ones(1, 2, 1).double()]), TypeError, "one dtype"),
         (lambda: tt_entry([torch.ones(1, 2, 1)], (2,)), IndexError, r"outside the modes \(2,\)"),
+        (lambda: tt_to_tensor([torch.ones(1, 0, 1)]), ValueError, r"cores\[0\] has no entries: .* \(1, 0, 1\)"),
+        (lambda: tt_svd(torch.ones(16), 16, rank=1), TypeError, "shape must be a sequence of modes"),
+        (lambda: tt_svd(torch.ones(16), (2.0, 8), rank=1), TypeError, r"shape\[0\] must be an integer"),
+        (lambda: tt_svd(torch.ones(16), (-2, -8), rank=1), ValueError, r"shape\[0\] must be at least 1, got -2"),
+        (lambda: tt_svd(torch.ones(1), (), rank=1), ValueError, "shape is empty"),
         (lambda: tt_entry([torch.ones(1, 2, 1)], (0, 0)), IndexError, "must hold 1 mode indices"),
         (lambda: tt_entry([torch.ones(1, 2, 1)], (0.5,)), TypeError, "integers"),
     ],
@@ -267,3 +272,41 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.0
+
+
+def test_the_pool_works_in_inference_mode(three_threads, monkeypatch):
+    monkeypatch.setattr(truncation, "CHUNK_BYTES", 64 * 8 * 10)
+    x = gaussian((100, 4, 4, 4), 1)
+    with torch.inference_mode():
+        inside = tt_svd(x, rank=2, batch_dims=1)
+    torch.testing.assert_close(tt_to_tensor(inside), tt_to_tensor(tt_svd(x, rank=2, batch_dims=1)))
+
+
+@pytest.mark.parametrize("n", [100, 600])
+def test_eps_zero_finds_the_rank_under_float64_rounding(n):
+    x = gaussian((n, 5), 0) @ gaussian((5, n), 1)
+    assert tt_svd(x, eps=0)[0].shape[-1] == 5
+
+
+def test_cores_can_be_saved_as_they_are(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(truncation, "CHUNK_BYTES", 64 * 8 * 10)
+    for cores in (tt_svd(gaussian((100, 4, 4, 4), 2), eps=0.5, batch_dims=1), tt_svd(gaussian((4, 4, 4), 2), rank=2)):
+        save_file({str(k): core for k, core in enumerate(cores)}, tmp_path / "cores.safetensors")
+        assert torch.equal(load_file(tmp_path / "cores.safetensors")["0"], cores[0])
+
+
+def test_numpy_integers_are_integers():
+    import numpy as np
+
+    x = gaussian((3, 8), 0)
+    cores = tt_svd(x, np.array([2, 4]), rank=np.int64(2), batch_dims=np.int64(1))
+    torch.testing.assert_close(tt_to_tensor(cores), tt_to_tensor(tt_svd(x, (2, 4), rank=2, batch_dims=1)))
+    assert len(tt_svd(x[0], (2, 4), eps=np.float32(0.1))) == 2
+
+
+def test_an_index_error_shows_one_index_not_all_of_them():
+    index = torch.full((100_000, 1), 7)
+    with pytest.raises(IndexError, match=r"index \[7\] lies outside the modes \(2,\)$"):
+        tt_entry([torch.ones(1, 2, 1)], index)

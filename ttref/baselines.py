@@ -53,9 +53,10 @@ class Baseline:
                 f"w has shape {tuple(w.shape)}, but this baseline approximates a matrix of shape "
                 f"{tuple(self.approximation.shape)}"
             )
+        scale = computable(w).abs().max().item() or 1.0  # squares of float64 extremes leave the range
         difference = computable(w) - computable(self.approximation)
-        error = torch.linalg.vector_norm(difference, dtype=torch.float64).item()
-        norm = torch.linalg.vector_norm(computable(w), dtype=torch.float64).item()
+        error = torch.linalg.vector_norm(difference / scale, dtype=torch.float64).item()
+        norm = torch.linalg.vector_norm(computable(w) / scale, dtype=torch.float64).item()
         return error / norm if norm else (0.0 if error == 0 else float("inf"))
 
 
@@ -112,6 +113,8 @@ def truncated_svd(
         computable(factor.to(w.dtype)) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)
     )
     product = basis @ coefficients
+    if not (coefficients.isfinite().all() and product.to(w.dtype).isfinite().all()):
+        raise ValueError(f"a factor leaves the range of {w.dtype}; convert w with .float() or .double()")
     approximation = (product if m <= n else product.mT).to(w.dtype).contiguous()
     return Baseline(f"SVD rank {r}", approximation, r * (m + n), r * (m + n) * w.element_size())
 
@@ -257,7 +260,7 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
 
     Raises:
         TypeError: ``w`` is not a real floating-point tensor.
-        ValueError: ``w`` is not a matrix, is empty, or holds NaN or Inf.
+        ValueError: ``w`` is not a matrix, is empty, holds NaN or Inf, or its noise leaves the range of its dtype.
 
     Cost:
         O(m n).
@@ -277,7 +280,10 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     noise = torch.randn(w.shape, generator=generator, dtype=values.dtype).to(w.device)
     # In float64 the squares of large float32 entries do not overflow.
     wanted, drawn = (torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) for x in (values, noise))
-    return (noise * (wanted / drawn)).to(w.dtype)
+    null = (noise * (wanted / drawn)).to(w.dtype)
+    if not null.isfinite().all():
+        raise ValueError(f"noise with these row norms leaves the range of {w.dtype}; convert w with .float()")
+    return null
 
 
 def _check_matrix(w: Tensor) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .shapes import tt_ranks
+from .shapes import tt_ranks, whole
 from .trains import check_train
 from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, truncate
 
@@ -53,15 +53,21 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
         True
     """
     check_train(cores)
-    if isinstance(center, bool) or not isinstance(center, int):
-        raise TypeError(f"center must be an integer, got {center!r}")
+    center = whole("center", center, least=-(2**31))
     if not 0 <= center < len(cores):
         raise IndexError(f"center must be a core position from 0 to {len(cores) - 1}, got {center}")
-    moved = [core.double() for core in cores]
+    moved, exponents = [], 0.0
+    for k, core in enumerate(cores):
+        check_input(f"cores[{k}]", core)
+        # Powers of two round nothing, and keep a product of extremes in range where the train itself is.
+        exponent = torch.frexp(peak(core.double(), (-1, -2, -3))).exponent.clamp(min=-1000).double()
+        moved.append(core.double() * 2.0**-exponent)
+        exponents = exponents + exponent
     for k in range(center):
         _push_right(moved, k)
     for k in range(len(cores) - 1, center, -1):
         _push_left(moved, k)
+    moved[center] = moved[center] * 2.0**exponents
     return _narrow(moved, cores[0].dtype)
 
 
@@ -99,11 +105,9 @@ def tt_round(
     """
     check_rank_or_eps(rank, eps)
     batch, _, modes = check_train(cores)
-    for k, core in enumerate(cores):
-        check_input(f"cores[{k}]", core)
     dtype, d = cores[0].dtype, len(cores)
+    moved = tt_orthogonalize([core.double() for core in cores], 0)
     ranks = None if rank is None else tt_ranks(modes, rank)
-    moved = [core.double() for core in tt_orthogonalize([core.double() for core in cores], 0)]
     scale = peak(moved[0], (-1, -2, -3))
     moved[0] = moved[0] / scale
     allowed = None
@@ -155,9 +159,9 @@ def tt_norm(cores: Sequence[Tensor]) -> Tensor:
 
 def _narrow(cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """float64 cores in ``dtype``, or an error where that would turn a norm into Inf."""
-    narrow = [core.to(dtype) for core in cores]
-    for k, (core, wide) in enumerate(zip(narrow, cores, strict=True)):
-        if not core.isfinite().all() and wide.isfinite().all():
+    narrow = [core.to(dtype, memory_format=torch.contiguous_format) for core in cores]
+    for k, core in enumerate(narrow):
+        if not core.isfinite().all():
             raise ValueError(
                 f"core {k} would have to carry the norm of the train, beyond the range of {dtype}; "
                 "convert the cores with .float() or .double()"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .matrices import check_matrix_train, ttm_to_matrix
+from .shapes import whole
 from .trains import middle
 from .truncation import check_float, computable
 
@@ -50,7 +51,7 @@ def plan_contraction(cores: Sequence[Tensor], batch: int) -> Plan:
         A :class:`Plan`; print it to see what was chosen and what it costs.
 
     Raises:
-        ValueError: ``batch`` below 1, or cores that are no TT-matrix.
+        TypeError, ValueError: ``batch`` not an integer or below 1, or cores that are no TT-matrix.
 
     Cost:
         O(d); nothing is contracted.
@@ -63,8 +64,7 @@ def plan_contraction(cores: Sequence[Tensor], batch: int) -> Plan:
         True
     """
     check_matrix_train(cores)
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+    batch = whole("batch", batch, least=1)
     shapes = [tuple(core.shape) for core in cores]
     plans = [_cost(order, shapes, batch) for order in ORDERS]
     return min(plans, key=lambda plan: plan.macs + MACS_PER_BYTE * plan.bytes)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .canonical import tt_orthogonalize
-from .trains import check_train
+from .shapes import whole
+from .trains import check_batch_dims, check_train
 from .truncation import bond_tolerance, check_input, check_rank_or_eps, left_subspace, peak, ranks_within
 
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
@@ -147,18 +148,13 @@ def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int)
     if isinstance(x_or_cores, Tensor):
         x = x_or_cores
         check_input("x", x)
-        if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
-            raise TypeError(f"batch_dims must be an integer, got {batch_dims!r}")
-        if not 0 <= batch_dims < max(x.ndim, 1):
-            raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+        batch_dims = check_batch_dims(x, batch_dims)
         batch, modes = x.shape[:batch_dims], x.shape[batch_dims:]
         _check_bond(bond, len(modes))
         matrix = x.reshape(*batch, math.prod(modes[:bond]), -1).double()
     else:
         check_train(x_or_cores)
         _check_bond(bond, len(x_or_cores))
-        for k, core in enumerate(x_or_cores):
-            check_input(f"cores[{k}]", core)
         x = x_or_cores[0]
         matrix = tt_orthogonalize([core.double() for core in x_or_cores], bond - 1)[bond - 1].flatten(-3, -2)
     if matrix.shape[-2] > matrix.shape[-1]:
@@ -168,8 +164,7 @@ def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int)
 
 
 def _check_bond(bond: int, d: int) -> None:
-    if isinstance(bond, bool) or not isinstance(bond, int):
-        raise TypeError(f"bond must be an integer, got {bond!r}")
+    bond = whole("bond", bond, least=-(2**31))
     if d < 2:
         raise IndexError(f"{d} modes have no bond between them; give the tensor at least two")
     if not 1 <= bond < d:

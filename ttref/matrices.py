@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .shapes import paired_modes
@@ -23,6 +24,7 @@ from .truncation import check_input
 __all__ = ["ttm_svd", "ttm_to_matrix"]
 
 
+@torch.no_grad()
 def ttm_svd(
     w: Tensor,
     row_shape: Sequence[int],
@@ -61,7 +63,7 @@ def ttm_svd(
         >>> [tuple(core.shape) for core in ttm_svd(w, (4, 3), (2, 5), eps=1e-5)]
         [(1, 4, 2, 1), (1, 3, 5, 1)]
     """
-    check_input("w", w)
+    check_input("w", w)  # again in tt_svd, but there the index would be that of the folded tensor
     modes = paired_modes(row_shape, col_shape)
     rows, cols = tuple(row_shape), tuple(col_shape)
     if w.ndim != 2 or w.shape != (math.prod(rows), math.prod(cols)):

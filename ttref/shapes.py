@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 __all__ = ["factorize", "tt_ranks", "tt_params", "ttm_params"]
@@ -38,7 +38,8 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
         ValueError: No such split exists. The message names the next larger number that has one, to pad to.
 
     Cost:
-        O(s^2 * order) for a number with s divisors; nothing is allocated.
+        O(sqrt(n) + s^2 * order) for a number with s divisors, and as much again for each larger number tried for the
+        message.
 
     Example:
         >>> factorize(768, 3)
@@ -57,7 +58,7 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
         raise ValueError(f"{order} modes of at most {max_mode} reach {max_mode**order}, which is less than {n}")
     modes = _split(n, order, max_mode)
     if modes is None:
-        padded = n + 1
+        padded = max(n + 1, 2 ** (order or 1))
         while _split(padded, order, max_mode) is None:
             padded += 1
         wanted = "modes" if order is None else f"{order} modes of at least 2"
@@ -97,9 +98,9 @@ def tt_ranks(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]
         >>> tt_ranks((4, 16, 4, 16), (1, 8, 8, 8, 1))
         (1, 4, 8, 8, 1)
     """
-    modes = _modes("shape", shape)
+    modes = check_modes("shape", shape)
     d = len(modes)
-    if isinstance(rank, Sequence):
+    if isinstance(rank, Iterable):
         caps = [whole(f"rank[{k}]", r, least=1) for k, r in enumerate(rank)]
         if len(caps) != d + 1:
             raise ValueError(
@@ -171,7 +172,7 @@ def ttm_params(row_shape: Sequence[int], col_shape: Sequence[int], rank: int | S
 
 def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[int, ...]:
     """The modes ``m_k * n_k`` a matrix has when it is read as a tensor train; checks that the shapes pair up."""
-    rows, cols = _modes("row_shape", row_shape), _modes("col_shape", col_shape)
+    rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
     if len(rows) != len(cols):
         raise ValueError(
             f"row_shape {rows} has {len(rows)} modes and col_shape {cols} has {len(cols)}; they need equally many"
@@ -192,9 +193,11 @@ def whole(name: str, value: int, *, least: int) -> int:
     return number
 
 
-def _modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(shape, Sequence):
+def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple of ints of at least 1, or an error that names it."""
+    if not isinstance(shape, Iterable):
         raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
+    shape = tuple(shape)
     if not shape:
         raise ValueError(f"{name} is empty; a tensor train needs at least one mode")
     return tuple(whole(f"{name}[{k}]", n, least=1) for k, n in enumerate(shape))

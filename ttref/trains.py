@@ -13,13 +13,13 @@ and the first mode is the most significant. Decompositions run without gradients
 from __future__ import annotations
 
 import math
-import operator
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .shapes import tt_ranks
+from .shapes import check_modes, tt_ranks, whole
 from .truncation import (
     bond_tolerance,
     check_float,
@@ -74,7 +74,7 @@ def tt_svd(
     Cost:
         O(n r^2) multiply-adds for each bond over n = the entries left at that bond, and an eigenproblem of size
         ``r_{k-1} n_k``; float16, bfloat16 and float32 are computed in float64 (see ``truncation``), in chunks over
-        all of torch's CPU threads, with a few MB of working memory for each thread.
+        all of torch's CPU threads, with a few times 16 MB of working memory for each thread.
 
     Source:
         Oseledets (2011), Tensor-Train Decomposition, algorithm 1 and theorem 2.2.
@@ -95,9 +95,9 @@ def tt_svd(
     flat = x.reshape(count, entries)
     ranks = None if rank is None else tt_ranks(modes, rank)
     tolerance = None if eps is None else bond_tolerance(eps, d - 1, x.dtype)
-    pieces: dict[int, list[Tensor]] = {}
-    if ranks is not None:  # the sizes are known, so every chunk writes to its place
-        train = [x.new_empty(count, ranks[k], n, ranks[k + 1]) for k, n in enumerate(modes)]
+    sizes = ranks or (1,) * (d + 1)  # with eps the cores grow to what the chunks turn out to need
+    train = [x.new_zeros(count, sizes[k], n, sizes[k + 1]) for k, n in enumerate(modes)]
+    lock = threading.Lock()
 
     def work(chunk: slice) -> None:
         part = flat[chunk].double()
@@ -107,15 +107,17 @@ def tt_svd(
         cores, carrier = _sweep(part, modes, ranks, tolerance, precise=precise)
         if precise:
             cores[carrier] = cores[carrier] * scale[:, :, None, None]
-        if ranks is None:
-            pieces[chunk.start] = [core.to(x.dtype) for core in cores]
-        else:
-            for whole, core in zip(train, cores, strict=True):
-                whole[chunk] = core
+        for k, core in enumerate(cores):
+            _, left, n, right = core.shape
+            with lock:
+                _, r, _, s = train[k].shape
+                if left > r or right > s:
+                    grown = x.new_zeros(count, max(left, r), n, max(right, s))
+                    grown[:, :r, :, :s] = train[k]
+                    train[k] = grown
+                train[k][chunk, :left, :, :right] = core
 
     map_chunks(work, count, entries * 8, x.device)
-    if ranks is None:
-        train = _join_chunks([pieces[start] for start in sorted(pieces)])
     if not all(core.sum().isfinite() or core.isfinite().all() for core in train):
         raise ValueError(
             f"a core would have to carry the norm of x, beyond the range of {x.dtype}; "
@@ -197,8 +199,9 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
     if where.ndim == 0 or where.shape[-1] != len(modes):
         raise IndexError(f"index has shape {tuple(where.shape)}; its last axis must hold {len(modes)} mode indices")
     sizes = torch.tensor(modes, device=where.device)
-    if ((where < -sizes) | (where >= sizes)).any():
-        raise IndexError(f"an index lies outside the modes {modes}: {where.tolist()}")
+    outside = ((where < -sizes) | (where >= sizes)).any(-1)
+    if outside.any():
+        raise IndexError(f"index {where[outside][0].tolist()} lies outside the modes {modes}")
     digits = (where % sizes).reshape(-1, len(modes))
     row = None
     for k, core in enumerate(cores):
@@ -219,6 +222,8 @@ def check_train(
         check_float(f"{name}[{k}]", core)
         if core.ndim < 3:
             raise ValueError(f"{name}[{k}] has shape {tuple(core.shape)}; a core is (*batch, r_left, n, r_right)")
+        if core.numel() == 0:
+            raise ValueError(f"{name}[{k}] has no entries: its shape is {tuple(core.shape)}")
         if core.shape[:-3] != cores[0].shape[:-3]:
             raise ValueError(
                 f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}"
@@ -268,34 +273,22 @@ def _last_truncation(modes: Sequence[int], ranks: Sequence[int]) -> int:
     return k
 
 
-def _join_chunks(parts: list[list[Tensor]]) -> list[Tensor]:
-    """One train for the whole batch from trains of its chunks, zero-padded to the largest ranks. Empties ``parts``."""
-    if len(parts) == 1:
-        return parts[0]
-    count = sum(part[0].shape[0] for part in parts)
-    joined = []
-    for k, first in enumerate(parts[0]):
-        left, right = (max(part[k].shape[axis] for part in parts) for axis in (1, 3))
-        core, start = first.new_zeros(count, left, first.shape[2], right), 0
-        for part in parts:
-            piece, part[k] = part[k], part[k][:0]  # drop each piece once copied: memory stays near one copy
-            core[start : start + len(piece), : piece.shape[1], :, : piece.shape[3]] = piece
-            start += len(piece)
-        joined.append(core)
-    return joined
+def check_batch_dims(x: Tensor, batch_dims: int) -> int:
+    """``batch_dims`` as an int that leaves at least one axis of ``x`` for the modes."""
+    batch_dims = whole("batch_dims", batch_dims, least=0)
+    if batch_dims >= max(x.ndim, 1):
+        raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+    return batch_dims
 
 
 def _split_axes(x: Tensor, shape: Sequence[int] | None, batch_dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Batch axes and modes, from ``x`` and the arguments of :func:`tt_svd`."""
-    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
-        raise TypeError(f"batch_dims must be an integer, got {batch_dims!r}")
-    if not 0 <= batch_dims < max(x.ndim, 1):
-        raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+    batch_dims = check_batch_dims(x, batch_dims)
     batch, modes = tuple(x.shape[:batch_dims]), tuple(x.shape[batch_dims:])
     if shape is not None:
         entries = math.prod(modes)
-        modes = tuple(operator.index(n) for n in shape)
-        if math.prod(modes) != entries or min(modes, default=0) < 1:
+        modes = check_modes("shape", shape)
+        if math.prod(modes) != entries:
             raise ValueError(
                 f"shape {modes} has product {math.prod(modes)}, but each tensor has {entries} entries; "
                 "pad the tensor or choose other modes (ttref.factorize proposes some)"

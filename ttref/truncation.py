@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> No
             f"give exactly one of rank and eps, got {given}: a cap on the rank would void the guarantee of eps"
         )
     if eps is not None:
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        if isinstance(eps, bool) or not isinstance(eps, Real):
             raise TypeError(f"eps must be a number in [0, 1), got {eps!r} of type {type(eps).__name__}")
         if not 0 <= eps < 1:
             raise ValueError(f"eps is the relative Frobenius error allowed and must lie in [0, 1), got {eps}")
@@ -62,10 +63,11 @@ def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> No
 def bond_tolerance(eps: float, bonds: int, dtype: torch.dtype) -> float:
     """What each of ``bonds`` truncations may discard, relative to the norm, for a total of ``eps``.
 
-    The discarded parts are orthogonal to each other, so their squares add: eps / sqrt(bonds) each. The two machine
-    epsilons on top let a rank that only rounding noise fills be found at eps = 0.
+    The discarded parts are orthogonal to each other, so their squares add: each bond gets 1 / sqrt(bonds). Half of the
+    rounding allowance of 10 d machine epsilons is spent here, so that a rank which only rounding noise fills is found
+    at eps = 0; the other half is for the rounding of the cores.
     """
-    return eps / max(bonds, 1) ** 0.5 + 2 * torch.finfo(dtype).eps
+    return (eps + 5 * (bonds + 1) * torch.finfo(dtype).eps) / max(bonds, 1) ** 0.5
 
 
 def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -156,8 +158,9 @@ def computable(core: Tensor) -> Tensor:
 def map_chunks(work: Callable[[slice], None], count: int, bytes_each: int, device: torch.device) -> None:
     """Call ``work`` on slices that cover ``range(count)``, on CPU from as many threads as torch may use.
 
-    Batched LAPACK calls in torch run on one core, so the batch is cut into cache-sized chunks and the chunks are
-    shared out, with torch held to one thread in each worker. Raises what ``work`` raises.
+    Batched LAPACK calls in torch run on one core, so the batch is cut into chunks of ``CHUNK_BYTES`` and the chunks
+    are shared out, with torch held to one thread in each worker. Raises what ``work`` raises. torch keeps one thread
+    number for the process: a thread of the caller's that starts meanwhile begins with one torch thread.
     """
     budget = CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES_CUDA
     step = max(1, budget // max(bytes_each, 1))
@@ -168,9 +171,12 @@ def map_chunks(work: Callable[[slice], None], count: int, bytes_each: int, devic
             work(chunk)
         return
 
-    @torch.no_grad()  # grad mode belongs to a thread, so each worker must set it again
+    inference = torch.is_inference_mode_enabled()
+
     def guarded(chunk: slice) -> None:
-        work(chunk)
+        # Both modes belong to a thread, so each worker must set them again.
+        with torch.inference_mode(inference), torch.no_grad():
+            work(chunk)
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from PIL import Image
 
 from book.tools import notebooks
@@ -103,7 +103,7 @@ def main(names: list[str]) -> int:
     for path in [Path(name).resolve() for name in names] or notebooks.chapters():
         try:
             print(refresh(path), flush=True)
-        except (CellExecutionError, ValueError) as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError, ValueError) as error:
             failed += 1
             print(f"{path.name}: left as it was\n{error}", file=sys.stderr)
     return min(failed, 1)

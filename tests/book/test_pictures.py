@@ -42,3 +42,15 @@ def test_every_result_says_where_it_comes_from():
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert {"command", "date", "seed", "machine"} <= set(record), name
+
+
+@pytest.mark.parametrize(("rank", "peer", "least"), [(4, "TensorLy, loop", 36), (1, "TensorLy, loop", 100)])
+def test_recorded_speed_keeps_what_the_page_says(rank, peer, least):
+    results = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    cases = [
+        case for case in results["cases"] if case["case"].startswith("TT-SVD") and case["case"].endswith(str(rank))
+    ]
+    assert len(cases) == 2
+    for case in cases:
+        (row,) = (row for row in case["rows"] if row["name"] == peer)
+        assert row["ratio"] >= least

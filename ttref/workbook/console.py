@@ -29,10 +29,10 @@ def bar_wanted() -> bool:
         True when a bar should be drawn.
 
     Example:
-        >>> os.environ["TQDM_DISABLE"] = "1"
-        >>> bar_wanted()
+        >>> from unittest.mock import patch
+        >>> with patch.dict(os.environ, TQDM_DISABLE="1"):
+        ...     bar_wanted()
         False
-        >>> del os.environ["TQDM_DISABLE"]
     """
     # pytest sets PYTEST_VERSION for the whole session, and the kernels that nbval starts inherit it.
     if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or "PYTEST_VERSION" in os.environ:

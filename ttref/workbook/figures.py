@@ -194,12 +194,13 @@ def pareto(
             zorder=3,
         )
         for x, y, text in (p for p in cloud if len(p) == 3):
+            last = (x, y) == tuple(cloud[-1][:2])  # the method's name begins on its right: stay on the left
             ax.annotate(
                 str(text),
                 (x, y),
-                xytext=(0, 7),
+                xytext=(4 if last else 0, 7),
                 textcoords="offset points",
-                ha="center",
+                ha="right" if last else "center",
                 va="bottom",
                 fontsize=10,
                 color="#444444",

@@ -85,7 +85,7 @@ def is_intact(folder: Path, source_sha256: str) -> bool:
         return (manifest["source_sha256"] == source_sha256 and bool(manifest["files"])
                 and all((folder / name).stat().st_size == size and sha256_of(folder / name) == digest
                         for name, (size, digest) in manifest["files"].items()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -109,11 +109,11 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as os.environ["TTREF_CACHE"]:
+        >>> from unittest.mock import patch
+        >>> with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TTREF_CACHE=cache):
         ...     folder = built_once("demo", lambda f: (f / "a.txt").write_text("x"), source_sha256="0")
         ...     sorted(p.name for p in folder.iterdir())
         ['a.txt', 'manifest.json']
-        >>> del os.environ["TTREF_CACHE"]
     """
     from filelock import FileLock
 
@@ -125,16 +125,24 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
             return folder
         partial = folder.with_name(name + ".partial")
         # Under the lock nobody else is building: whatever lies here was left by a run that died.
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir()
         try:
             build(partial)
             _write_manifest(partial, source_sha256)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file that lies where a folder belongs; nothing there is fine too."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path, source_sha256: str) -> None:
