@@ -77,18 +77,25 @@ def markdown(results: dict) -> str:
         f"{machine['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s (copy); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         + ".",
-        "",
-        "| case | library | µs per item | low to high | threads | times ttref's | floor, µs |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in results["cases"]:
+        lines += [
+            "",
+            f"**{case['case']}**, per {case['unit']}; floor {short(case['floor_us'])} µs",
+            "",
+            "| library | µs | fastest and slowest round | threads | times ttref's |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
         for k, row in enumerate(case["rows"]):
-            lines.append(
-                f"| {'' if k else case['case'] + ', per ' + case['unit']} | {row['name']} | {row['median_us']:,.2f} | "
-                f"{row['low_us']:,.2f} to {row['high_us']:,.2f} | {row['threads']} | "
-                f"{'' if k == 0 else format(row['ratio'], '.1f')} | {'' if k else format(case['floor_us'], ',.2f')} |"
-            )
+            ratio = "" if k == 0 else short(row["ratio"])
+            spread = f"{short(row['low_us'])}, {short(row['high_us'])}"
+            lines.append(f"| {row['name']} | {short(row['median_us'])} | {spread} | {row['threads']} | {ratio} |")
     return "\n".join(lines) + "\n"
+
+
+def short(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.6g}"
 
 
 def write() -> None:
