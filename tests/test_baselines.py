@@ -369,3 +369,9 @@ def test_relative_error_of_float64_extremes():
     w = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     small, large = (truncated_svd(x, rank=2).relative_error(x) for x in (w, w * 1e300))
     assert large == pytest.approx(small)
+
+
+def test_a_callers_autocast_takes_no_digits():
+    w = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert truncated_svd(w, rank=20).relative_error(w) < 1e-6

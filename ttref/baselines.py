@@ -112,7 +112,8 @@ def truncated_svd(
     basis, coefficients = (
         computable(factor.to(w.dtype)) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)
     )
-    product = basis @ coefficients
+    with torch.autocast(w.device.type, enabled=False):  # a reported number must not lose digits to a caller's autocast
+        product = basis @ coefficients
     if not (coefficients.isfinite().all() and product.to(w.dtype).isfinite().all()):
         raise ValueError(f"a factor leaves the range of {w.dtype}; convert w with .float() or .double()")
     approximation = (product if m <= n else product.mT).to(w.dtype).contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 from .canonical import tt_orthogonalize
 from .shapes import whole
 from .trains import check_batch_dims, check_train
-from .truncation import bond_tolerance, check_input, check_rank_or_eps, left_subspace, peak, ranks_within
+from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, ranks_within, singular_values
 
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 
@@ -160,7 +160,7 @@ def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int)
     if matrix.shape[-2] > matrix.shape[-1]:
         matrix = matrix.mT
     scale = peak(matrix, (-2, -1))
-    return left_subspace(matrix / scale, precise=x.dtype == torch.float64)[1], scale[..., 0], x.dtype
+    return singular_values(matrix / scale, precise=x.dtype == torch.float64), scale[..., 0], x.dtype
 
 
 def _check_bond(bond: int, d: int) -> None:

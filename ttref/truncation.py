@@ -99,6 +99,17 @@ def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> 
     return (u if basis is None else basis @ u), s
 
 
+def singular_values(matrix: Tensor, *, precise: bool) -> Tensor:
+    """All singular values of a float64 batch ``(*batch, m, n)`` with m <= n, descending, without any vectors.
+
+    Cost:
+        O(m^2 n) multiply-adds for each matrix, about a third of :func:`left_subspace`.
+    """
+    if precise:
+        return torch.linalg.svdvals(matrix)
+    return torch.linalg.eigvalsh(matrix @ matrix.mT).flip(-1).clamp(min=0).sqrt()
+
+
 def _eigh_2x2(gram: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` in closed form: rank-one trains of binary modes meet nothing but 2 x 2 matrices."""
     a, b, c = gram[..., 0, 0], gram[..., 0, 1], gram[..., 1, 1]
