@@ -60,7 +60,7 @@ def draw(results: dict) -> Figure:
         yticks=ticks,
         yticklabels=labels,
         ylim=(y - 0.4, -0.6),
-        xlabel="microseconds per item (left is faster); dashed: the floor from flops and bytes",
+        xlabel="microseconds per item; dashed: floor",
     )
     low, high = ax.get_xlim()
     ax.set_xlim(low, high * 2.5)
