@@ -33,6 +33,14 @@ def test_eps_bounds_the_error_of_every_tensor_in_a_batch(shape, dtype, eps, seed
     assert torch.equal(tt_to_tensor(cores)[1], torch.zeros(shape, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eps", [0, 0.1])
+def test_half_precision_does_not_drown_eps(dtype, eps):
+    """Ten machine epsilons of bfloat16 for each of ten modes would be 78 %; only the cast of the cores may cost."""
+    x = gaussian((20, *(2,) * 10), 0).cumsum(-1).cumsum(-2).to(dtype)
+    assert (relative_error(tt_svd(x, eps=eps, batch_dims=1), x, 1) <= eps + 4 * torch.finfo(dtype).eps).all()
+
+
 @given(modes, st.floats(0.05, 0.9), seeds)
 def test_a_batch_gives_each_tensor_the_train_it_gets_alone(shape, eps, seed):
     x = gaussian((4, *shape), seed)

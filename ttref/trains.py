@@ -65,7 +65,7 @@ def tt_svd(
     Raises:
         TypeError: ``x`` is not a real floating-point tensor, or an argument has the wrong type.
         ValueError: NaN or Inf, no entries, a shape whose product differs, both or neither of rank and eps, a rank
-            below 1 or of the wrong length, eps outside [0, 1).
+            below 1 or of the wrong length, eps outside [0, 1), a norm beyond the range of the dtype.
 
     Guarantee:
         With ``eps``, ``||x - tt||_F <= (eps + 10 d u) ||x||_F`` for each tensor, u the machine epsilon of its dtype.

@@ -65,9 +65,11 @@ def bond_tolerance(eps: float, bonds: int, dtype: torch.dtype) -> float:
 
     The discarded parts are orthogonal to each other, so their squares add: each bond gets 1 / sqrt(bonds). Half of the
     rounding allowance of 10 d machine epsilons is spent here, so that a rank which only rounding noise fills is found
-    at eps = 0; the other half is for the rounding of the cores.
+    at eps = 0; the other half is for the rounding of the cores. Half-precision data gets float32's allowance: its own
+    machine epsilon is so large that ten of them would drown eps.
     """
-    return (eps + 5 * (bonds + 1) * torch.finfo(dtype).eps) / max(bonds, 1) ** 0.5
+    noise = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return (eps + 5 * (bonds + 1) * noise) / max(bonds, 1) ** 0.5
 
 
 def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ def singular_values(matrix: Tensor, *, precise: bool) -> Tensor:
     """All singular values of a float64 batch ``(*batch, m, n)`` with m <= n, descending, without any vectors.
 
     Cost:
-        O(m^2 n) multiply-adds for each matrix, about a third of :func:`left_subspace`.
+        O(m^2 n) multiply-adds for each matrix.
     """
     if precise:
         return torch.linalg.svdvals(matrix)
