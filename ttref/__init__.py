@@ -13,12 +13,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "shapes": ("factorize", "tt_ranks", "tt_params", "ttm_params"),
+    "shapes": ("factorize", "balanced_modes", "tt_ranks", "tt_params", "ttm_params"),
     "trains": ("tt_svd", "tt_to_tensor", "tt_entry"),
     "canonical": ("tt_orthogonalize", "tt_round", "tt_norm"),
     "algebra": ("tt_dot", "tt_add", "tt_hadamard"),
     "matrices": ("ttm_svd", "ttm_to_matrix"),
-    "contraction": ("ttm_matvec", "plan_contraction", "Plan"),
+    "plans": ("plan_contraction", "Plan"),
+    "contraction": ("ttm_matvec",),
+    "layers": ("TTLinear",),
+    "surgery": ("swap_layer",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
 }

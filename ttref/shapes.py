@@ -17,7 +17,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-__all__ = ["factorize", "tt_ranks", "tt_params", "ttm_params"]
+__all__ = ["factorize", "balanced_modes", "tt_ranks", "tt_params", "ttm_params"]
 
 
 def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) -> tuple[int, ...]:
@@ -67,6 +67,37 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
             f"{n} is not a product of {wanted}{limit} (its prime factors are {_prime_factors(n)}); "
             f"pad to {padded} = {' * '.join(map(str, _split(padded, order, max_mode)))}"
         )
+    return modes
+
+
+def balanced_modes(n: int, order: int = 3) -> tuple[int, ...]:
+    """``order`` modes of about equal size for a width, padded where its factors allow no such split.
+
+    A mode may be at most twice the ``order``-th root of the product, or 8, whichever is larger. The smallest product
+    of at least ``n`` with such modes is taken, so only widths with a large prime factor are padded, and by little.
+
+    Args:
+        n: The width, at least 1.
+        order: How many modes.
+
+    Returns:
+        Modes in ascending order, ones among them for small widths. Their product is ``n``, or more if padded.
+
+    Raises:
+        TypeError, ValueError: An argument is not an integer or below 1.
+
+    Cost:
+        O(sqrt(n) + s^2 * order) for each width tried, s the number of its divisors.
+
+    Example:
+        >>> balanced_modes(11008), balanced_modes(10)
+        ((16, 16, 43), (1, 2, 5))
+        >>> balanced_modes(769)                       # a prime: padded to 770
+        (7, 10, 11)
+    """
+    padded, order = whole("n", n, least=1), whole("order", order, least=1)
+    while (modes := _balanced(padded, order, 1, max(8, int(2 * padded ** (1 / order))))) is None:
+        padded += 1
     return modes
 
 

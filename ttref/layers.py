@@ -1,0 +1,325 @@
+"""A linear layer whose weight is a TT-matrix: fewer numbers, fewer operations, the same interface as ``nn.Linear``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .contraction import multiply
+from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
+from .plans import Plan, cheapest, cost, working_bytes
+from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
+from .truncation import check_float, check_input, check_rank_or_eps
+
+__all__ = ["TTLinear"]
+
+_NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
+
+
+class TTLinear(nn.Module):
+    """``y = x W^T + b`` with W kept as the cores of a TT-matrix and never rebuilt unless that is cheaper.
+
+    Args:
+        in_shape: Input modes ``(n_1, ..., n_d)``, or the width as an int. For an int, three balanced modes are chosen
+            (a width with a large prime factor is padded with zeros, and ``extra_repr`` says so), in the order that
+            needs the fewest operations. The order also decides what a given rank can represent.
+        out_shape: Output modes ``(m_1, ..., m_d)``, or the width as an int.
+        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. What exceeds the largest useful rank
+            is clipped; ``ranks`` holds what is left.
+        bias: Whether to add a bias.
+        device, dtype: As in ``nn.Linear``.
+
+    Attributes:
+        cores: ``ParameterList`` of d cores ``(r_{k-1}, m_k, n_k, r_k)``.
+        bias: ``(out_features,)`` or None.
+        in_features, out_features, in_shape, out_shape, ranks, ratio: Widths, modes, ranks, and how many times fewer
+            numbers the cores hold than the dense weight.
+
+    Raises:
+        TypeError, ValueError: Modes or ranks that are no positive integers, or unequally many modes.
+
+    Initialisation:
+        Gaussian cores, scaled so that the entries of W have exactly the mean square 1 / (3 in_features) that
+        ``nn.Linear`` starts with, for any rank and order. The bias starts as that of ``nn.Linear``.
+
+    Cost:
+        ``layer.plan(batch)`` tells. Contracting takes the cheapest order for each batch size; shapes are fixed once.
+
+    Source:
+        Novikov et al. (2015), Tensorizing Neural Networks.
+
+    Example:
+        >>> import torch
+        >>> layer = TTLinear((8, 8, 12), (12, 16, 16), rank=8)
+        >>> layer(torch.randn(5, 768)).shape, layer.ranks, round(layer.ratio)
+        (torch.Size([5, 3072]), (1, 8, 8, 1), 225)
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: int | Sequence[int],
+        rank: int | Sequence[int],
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        given = in_shape, out_shape
+        in_shape, out_shape = _modes(in_shape, out_shape, rank)
+        modes = paired_modes(out_shape, in_shape)
+        ranks = tt_ranks(modes, rank)
+        options = {"device": device, "dtype": dtype}
+        self._adopt(
+            [torch.empty(*core, **options) for core in zip(ranks[:-1], out_shape, in_shape, ranks[1:], strict=True)],
+            None,
+            *(side if isinstance(side, int) else math.prod(side) for side in given),
+        )
+        self.bias = nn.Parameter(torch.empty(self.out_features, **options)) if bias else None
+        self.reset_parameters()
+
+    @classmethod
+    def from_cores(
+        cls,
+        cores: Sequence[Tensor],
+        bias: Tensor | None = None,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+    ) -> TTLinear:
+        """A layer around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix, after rounding them say.
+
+        Args:
+            cores: d cores.
+            bias: ``(out_features,)`` or None.
+            in_features: Input width, if the modes multiply to more (the rest is padding).
+            out_features: Output width, likewise.
+
+        Returns:
+            The layer, in the dtype and on the device of the cores; a frozen core or bias stays frozen.
+
+        Raises:
+            TypeError, ValueError: Cores that are no TT-matrix, widths that exceed the modes, a bias of wrong shape.
+
+        Example:
+            >>> import torch
+            >>> TTLinear.from_cores([torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)])(torch.ones(15)).tolist()
+            [30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0]
+        """
+        cores = list(cores) if isinstance(cores, nn.ParameterList) else cores
+        rows, cols, _ = check_matrix_train(cores)
+        widths = []
+        for name, width, modes in (("in_features", in_features, cols), ("out_features", out_features, rows)):
+            width = math.prod(modes) if width is None else whole(name, width, least=1)
+            if width > math.prod(modes):
+                raise ValueError(f"{name} is {width}, but the modes {modes} multiply to {math.prod(modes)} only")
+            widths.append(width)
+        if bias is not None:
+            check_float("bias", bias)
+            if bias.shape != (widths[1],):
+                raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {widths[1]} outputs")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._adopt(cores, bias, *widths)
+        return layer
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(
+        cls,
+        layer: nn.Module,
+        *,
+        rank: int | Sequence[int] | None = None,
+        eps: float | None = None,
+        in_shape: Sequence[int] | None = None,
+        out_shape: Sequence[int] | None = None,
+    ) -> TTLinear:
+        """Compress a trained layer by TT-SVD. The layer itself stays as it is, and shares nothing with the result.
+
+        Args:
+            layer: ``nn.Linear`` or GPT-2's ``Conv1D`` (whose weight is stored in x out).
+            rank: Cap on the TT-ranks.
+            eps: Relative Frobenius error allowed for the weight, in [0, 1). Give exactly one of rank and eps.
+            in_shape: Input modes; chosen as in :class:`TTLinear` when left out.
+            out_shape: Output modes, likewise.
+
+        Returns:
+            A layer with the dtype, device, training mode and ``requires_grad`` of the old one.
+
+        Raises:
+            TypeError: Some other kind of layer.
+            ValueError: Modes that do not multiply to the widths, NaN or Inf in the weight, and as :func:`ttm_svd`.
+
+        Guarantee:
+            As :func:`ttm_svd`.
+
+        Cost:
+            As :func:`ttm_svd`.
+
+        Example:
+            >>> import torch
+            >>> dense, x = torch.nn.Linear(64, 48), torch.randn(7, 64)
+            >>> layer = TTLinear.from_linear(dense, eps=0)
+            >>> torch.allclose(layer(x), dense(x), atol=1e-5)
+            True
+        """
+        weight, bias = _weight_and_bias(layer)
+        check_rank_or_eps(rank, eps)
+        check_input("layer.weight", weight)
+        out_features, in_features = weight.shape
+        for name, modes, width in (("in_shape", in_shape, in_features), ("out_shape", out_shape, out_features)):
+            if modes is not None and math.prod(check_modes(name, modes)) != width:
+                raise ValueError(
+                    f"{name} {tuple(modes)} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
+                    "leave it out and modes are chosen, with padding if need be"
+                )
+        in_shape, out_shape = _modes(
+            in_features if in_shape is None else in_shape,
+            out_features if out_shape is None else out_shape,
+            _NOMINAL_RANK if rank is None else rank,
+        )
+        padding = 0, math.prod(in_shape) - in_features, 0, math.prod(out_shape) - out_features
+        cores = ttm_svd(F.pad(weight, padding), out_shape, in_shape, rank=rank, eps=eps)
+        made = cls.from_cores(cores, bias, in_features=in_features, out_features=out_features)
+        for core in made.cores:
+            core.requires_grad_(weight.requires_grad)
+        return made.train(layer.training)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """The dense layer with the same function, in the same dtype and on the same device.
+
+        Example:
+            >>> import torch
+            >>> layer, x = TTLinear(64, 48, rank=4), torch.randn(7, 64)
+            >>> torch.allclose(layer.to_linear()(x), layer(x), atol=1e-5)
+            True
+        """
+        weight = ttm_to_matrix(list(self.cores))[: self.out_features, : self.in_features]
+        dense = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        dense.weight.copy_(weight).requires_grad_(all(core.requires_grad for core in self.cores))
+        if self.bias is not None:
+            dense.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        return dense.train(self.training)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new cores and a new bias; see Initialisation."""
+        modes = math.prod(self.in_shape) * math.prod(self.out_shape)
+        mean_square = 1 / (3 * self.in_features)
+        gram = torch.ones(1, 1, dtype=torch.float64)
+        for core in self.cores:
+            core.normal_()
+            flat = core.double().cpu().flatten(1, 2)
+            gram = torch.einsum("ij,ika,jkb->ab", gram, flat, flat)
+        # Every core takes an equal share of the factor that brings the Frobenius norm to where it belongs.
+        share = (mean_square * modes / gram.item()) ** (0.5 / len(self.cores))
+        for core in self.cores:
+            core.mul_(share)
+        if self.bias is not None:
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {self.in_features}")
+        cores = list(self.cores)
+        if x.dtype != cores[0].dtype:
+            if not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"x is {x.dtype} but the cores are {cores[0].dtype}; convert one of them")
+            x = x.to(cores[0].dtype)  # the products below are cast by autocast itself
+        flat = x.reshape(-1, self.in_features)
+        width = math.prod(self.in_shape)
+        if width != self.in_features:
+            flat = F.pad(flat, (0, width - self.in_features))
+        if math.prod(self.out_shape) == self.out_features:
+            y = multiply(cores, flat, self.plan(len(flat)), self.bias)
+        else:
+            y = multiply(cores, flat, self.plan(len(flat)))[:, : self.out_features]
+            y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def plan(self, batch: int) -> Plan:
+        """The contraction that ``forward`` takes for ``batch`` vectors, and what it costs."""
+        # A tracing compiler follows the arithmetic itself; it cannot look into a cache.
+        find = cheapest.__wrapped__ if torch.compiler.is_compiling() else cheapest
+        return find(self._shapes, max(batch, 1), working_bytes(self.cores[0].device.type))
+
+    @property
+    def ratio(self) -> float:
+        """Numbers in the dense weight for each number in the cores."""
+        return self.in_features * self.out_features / sum(math.prod(shape) for shape in self._shapes)
+
+    def extra_repr(self) -> str:
+        """Widths, modes, ranks, padding if any, and the ratio, as ``print(model)`` shows them."""
+        padded = [
+            f"{name} padded from {width} to {math.prod(modes)}"
+            for name, width, modes in (
+                ("input", self.in_features, self.in_shape),
+                ("output", self.out_features, self.out_shape),
+            )
+            if width != math.prod(modes)
+        ]
+        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
+        parts += [f"in_shape={self.in_shape}", f"out_shape={self.out_shape}", f"ranks={self.ranks}"]
+        parts += [f"bias={self.bias is not None}", *padded, f"ratio={self.ratio:.3g}"]
+        return ", ".join(parts)
+
+    def _adopt(self, cores: Sequence[Tensor], bias: Tensor | None, in_features: int, out_features: int) -> None:
+        self.in_features, self.out_features = in_features, out_features
+        self._shapes = tuple(tuple(core.shape) for core in cores)
+        self.in_shape = tuple(shape[2] for shape in self._shapes)
+        self.out_shape = tuple(shape[1] for shape in self._shapes)
+        self.ranks = (1, *(shape[3] for shape in self._shapes))
+        self.cores = nn.ParameterList(_copy(core) for core in cores)
+        self.bias = None if bias is None else _copy(bias)
+
+
+def _copy(tensor: Tensor) -> nn.Parameter:
+    keep = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=keep)
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight as (out, in) and bias of a layer that can be compressed."""
+    if isinstance(layer, nn.Linear):
+        return layer.weight, layer.bias
+    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # transformers' own; its weight is (in, out)
+        return layer.weight.mT, layer.bias
+    raise TypeError(f"layer must be an nn.Linear or GPT-2's Conv1D, got {type(layer).__name__}")
+
+
+def _modes(
+    in_shape: int | Sequence[int], out_shape: int | Sequence[int], rank: int | Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations."""
+    sides = []
+    lengths = [len(tuple(side)) for side in (in_shape, out_shape) if isinstance(side, Sequence)]
+    order = lengths[0] if lengths else 3
+    for name, side in (("in_shape", in_shape), ("out_shape", out_shape)):
+        if isinstance(side, Sequence) and not isinstance(side, str):
+            sides.append([check_modes(name, side)])
+        else:
+            sides.append(sorted(set(permutations(balanced_modes(whole(name, side, least=1), order)))))
+
+    def macs(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int]:
+        ins, outs = pair
+        ranks = tt_ranks(paired_modes(outs, ins), rank)
+        shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
+        return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
+
+    return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)

@@ -1,0 +1,218 @@
+"""What it costs to multiply a batch of vectors by a TT-matrix, in each of the orders there are. Arithmetic only.
+
+With cores ``(r_{k-1}, m_k, n_k, r_k)`` the product can be taken core by core from either end, or after some merging::
+
+    left-to-right    x meets G_1, the result meets G_2, ...     cheap when the output modes grow from left to right
+    right-to-left    x meets G_d, the result meets G_{d-1}, ... cheap when they shrink
+    two-gemm         merge the cores into two halves, then two matrix products
+    dense            rebuild the matrix, block by block, then one matrix product
+
+Which is cheapest depends on the modes, the ranks and the batch; the numbers that come out are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .matrices import check_matrix_train
+from .shapes import whole
+
+__all__ = ["Plan", "plan_contraction"]
+
+ORDERS = ("left-to-right", "right-to-left", "two-gemm", "dense")
+
+# Intermediate results of this size stay near a processor's cores; a batch that would make larger ones is cut into
+# chunks of vectors. A GPU wants few, large products instead.
+WORKING_BYTES = 4 << 20
+WORKING_BYTES_CUDA = 256 << 20
+LEAST_CHUNK = 16  # fewer vectors at a time would make the matrix products too small
+
+Shape = tuple[int, int, int, int]
+
+
+class Plan(NamedTuple):
+    """How a TT-matrix meets a batch of vectors, and what that costs.
+
+    ``order``: "left-to-right" or "right-to-left" (one core after the other), "two-gemm" (merge the cores into two
+    halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. ``bytes``: float32
+    bytes that the matrix products read and write, an operand that meets many slices counted for each of them.
+    ``temporary``: float32 bytes of the largest intermediate result, the answer not among them. ``chunk``: vectors
+    handled at a time. ``cut``: cores merged into the left half, 0 if none are.
+    """
+
+    order: str
+    macs: int
+    bytes: int
+    temporary: int
+    chunk: int
+    cut: int = 0
+
+
+def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -> Plan:
+    """The cost of multiplying ``batch`` vectors by a TT-matrix: in the cheapest order, or in the one you name.
+
+    Orders are compared by multiply-adds plus float32 numbers moved.
+
+    Args:
+        cores: d cores ``(r_{k-1}, m_k, n_k, r_k)``.
+        batch: Number of vectors.
+        order: "auto" for the cheapest, or one of "left-to-right", "right-to-left", "two-gemm", "dense".
+
+    Returns:
+        A :class:`Plan`; print it to see what was chosen and what it costs.
+
+    Raises:
+        TypeError, ValueError: ``batch`` not an integer or below 1, no such order, or cores that are no TT-matrix.
+
+    Cost:
+        O(d); nothing is contracted.
+
+    Source:
+        Gray and Kourtis (2021), Hyper-optimized tensor network contraction: flops and the largest intermediate as the
+        two costs of an order.
+
+    Example:
+        >>> import torch
+        >>> from ttref import ttm_svd
+        >>> cores = ttm_svd(torch.randn(64, 64), (8, 8), (8, 8), rank=2)
+        >>> plan_contraction(cores, 1).macs, plan_contraction(cores, 1, "dense").macs
+        (2048, 12288)
+    """
+    check_matrix_train(cores)
+    batch = whole("batch", batch, least=1)
+    if order != "auto" and order not in ORDERS:
+        raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
+    shapes = tuple(tuple(core.shape) for core in cores)
+    working = working_bytes(cores[0].device.type)
+    return cheapest(shapes, batch, working) if order == "auto" else cost(order, shapes, batch, working)
+
+
+def working_bytes(device: str) -> int:
+    """How large an intermediate result may be on a device of this type."""
+    return WORKING_BYTES_CUDA if device == "cuda" else WORKING_BYTES
+
+
+@lru_cache(maxsize=4096)
+def cheapest(shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES) -> Plan:
+    """The cheapest of all orders for cores of these shapes."""
+    return _cheaper([cost(order, shapes, batch, working) for order in ORDERS])
+
+
+def _cheaper(plans: Sequence[Plan]) -> Plan:
+    """The first of the cheapest; a plain loop, because torch.compile follows it and not ``min`` with a key."""
+    best = plans[0]
+    for plan in plans[1:]:
+        if price(plan) < price(best):
+            best = plan
+    return best
+
+
+def price(plan: Plan) -> int:
+    """What orders are compared by: multiply-adds, plus one for every float32 number that is read or written.
+
+    Two cores were asked (``benchmarks``): weights up to four times as large or small choose almost the same orders.
+    """
+    return plan.macs + plan.bytes // 4
+
+
+def cost(order: str, shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES) -> Plan:
+    """One order's plan, summed over the matrix products that it takes."""
+    if order == "dense":
+        return _rebuild(shapes, batch, working)
+    if order != "two-gemm":
+        return _walk(order, order, shapes, batch, working)
+    cuts = range(1, len(shapes)) if len(shapes) > 1 else [1]
+    plans = []
+    for cut in cuts:
+        halves = [part for part in (shapes[:cut], shapes[cut:]) if part]
+        merging = [step for part in halves for step in _merging(part)]
+        halves = [merged(part) for part in halves]
+        plan = _walk(order, way_through(halves), halves, batch, working)
+        plans.append(
+            Plan(
+                order,
+                plan.macs + sum([macs for macs, _, _ in merging]),
+                plan.bytes + sum([moved for _, moved, _ in merging]),
+                max([plan.temporary] + [result for _, _, result in merging]),
+                plan.chunk,
+                cut,
+            )
+        )
+    return _cheaper(plans)
+
+
+def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
+    """For one vector and each core in turn: how many slices its product has, and the product's p, q and w.
+
+    A core is a ``(p, q)`` matrix that meets ``(q, w)`` slices of the state.
+    """
+    if way == "right-to-left":
+        shapes = [(q, m, n, r) for r, m, n, q in reversed(shapes)]
+    inputs, outputs, found = math.prod([n for _, _, n, _ in shapes]), 1, []
+    for r, m, n, q in shapes:
+        inputs //= n
+        slices, width = (outputs, inputs) if way == "left-to-right" else (inputs, outputs)
+        found.append((slices, m * q, r * n, width))
+        outputs *= m
+    return found
+
+
+def way_through(halves: Sequence[Shape]) -> str:
+    """The direction with fewer multiply-adds."""
+    left, right = (sum([math.prod(step) for step in steps(way, halves)]) for way in ORDERS[:2])
+    return ORDERS[0] if left <= right else ORDERS[1]
+
+
+def merged(part: Sequence[Shape]) -> Shape:
+    """Shape of neighbouring cores merged into one."""
+    return part[0][0], math.prod([s[1] for s in part]), math.prod([s[2] for s in part]), part[-1][3]
+
+
+def block_rows(shapes: Sequence[Shape], working: int) -> int:
+    """How many slices of the first row mode are rebuilt together, so that a block of the matrix is of working size."""
+    _, rows, cols, _ = merged(shapes)
+    return max(1, min(shapes[0][1], working * shapes[0][1] // (4 * rows * cols)))
+
+
+def _walk(order: str, way: str, shapes: Sequence[Shape], batch: int, working: int) -> Plan:
+    """Core after core."""
+    products = steps(way, shapes)
+    widest = max([0] + [slices * p * w for slices, p, _, w in products[:-1]])
+    chunk = min(batch, max(LEAST_CHUNK, working // (4 * max(widest, 1)))) if widest else batch
+    passes = -(-batch // chunk)
+    moved = 0
+    for slices, p, q, w in products:
+        # For w = 1 the slices lie below each other and make one product, which reads the core once.
+        moved += batch * slices * (q + p) * w + p * q * (passes if w == 1 else batch * slices)
+    return Plan(order, batch * sum([math.prod(product) for product in products]), 4 * moved, 4 * chunk * widest, chunk)
+
+
+def _merging(part: Sequence[Shape]) -> list[tuple[int, int, int]]:
+    """Multiply-adds, bytes moved and bytes of the result, for each core merged onto those before it."""
+    found = []
+    for k in range(1, len(part)):
+        entries = math.prod(merged(part[: k + 1]))
+        found.append((entries * part[k][0], 12 * entries, 4 * entries))  # written; read and written to sort the axes
+    return found
+
+
+def _rebuild(shapes: Sequence[Shape], batch: int, working: int) -> Plan:
+    """Merge all cores but the first, then for each block of rows: one product that rebuilds it, one that uses it."""
+    _, rows, cols, _ = merged(shapes)
+    before = _merging(shapes[1:])
+    blocks = -(-shapes[0][1] // block_rows(shapes, working))
+    if len(shapes) > 1:
+        block = 4 * rows * cols // shapes[0][1] * block_rows(shapes, working)
+        before.append((rows * cols * shapes[0][3], 12 * rows * cols, block))
+    return Plan(
+        "dense",
+        sum([macs for macs, _, _ in before]) + batch * rows * cols,
+        sum([moved for _, moved, _ in before]) + 4 * (rows * cols + batch * (blocks * cols + rows)),
+        max([0] + [result for _, _, result in before]),
+        batch,
+    )
