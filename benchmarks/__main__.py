@@ -1,34 +1,50 @@
-"""Run every case, print one table, write ``book/results/speed.json`` and the figure that the book shows."""
+"""Run every case, print what came, and write results, tables and figures of the performance page.
+
+``make bench`` runs both parts; ``python -m benchmarks layers`` (or ``trains``) runs one.
+"""
 
 import json
+import sys
 from datetime import UTC, datetime
 
 from tqdm import tqdm
 
-from . import figure, trains
+from . import figure, layers, layers_figure, trains
 from .measure import machine, run, table
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
     """Measure, print, write."""
     limits = machine()
-    results = [run(case, limits) for case in tqdm(trains.cases(), desc="bench", disable=None)]
     print(
-        f"{limits['processor']}, {limits['threads']} threads, "
-        f"{limits['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
+        f"{limits['processor']}, {limits['threads']} threads, {limits['flops_per_s'] / 1e9:.0f} Gflop/s "
+        f"(float64 GEMM), {limits['flops32_per_s'] / 1e9:.0f} (float32), {limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
     )
-    print(table(results))
-    record = {
+    if "trains" in parts:
+        results = [run(case, limits) for case in tqdm(trains.cases(), desc="trains", disable=None)]
+        print(table(results))
+        record(figure, limits, cases=results)
+    if "layers" in parts:
+        record(layers_figure, limits, cases=layers.measure(limits), mode_orders=layers.mode_orders(4096, 11008, 16))
+        print(layers_figure.TABLE.read_text(encoding="utf-8"))
+
+
+def record(page, limits: dict, **values) -> None:
+    """Store a part's results, then redraw what the page shows of them."""
+    values = {
         "command": "make bench",
         "date": datetime.now(UTC).date().isoformat(),
         "seed": 0,
         "machine": limits,
-        "cases": results,
+        **values,
     }
-    figure.RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    figure.RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    figure.write()
+    page.RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    page.RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    page.write()
 
 
 if __name__ == "__main__":
-    main()
+    chosen = sys.argv[1:] or ["trains", "layers"]
+    if unknown := set(chosen) - {"trains", "layers"}:
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are trains and layers")
+    main(chosen)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies shared by the tests: random modes, trains and tensors, reproducible from a drawn seed."""
+"""Hypothesis strategies shared by the tests: random modes, trains and matrices, reproducible from a drawn seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 modes = st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda shape: math.prod(shape) <= 600)
 seeds = st.integers(0, 2**31 - 1)
+# Pairs (m_k, n_k) of a TT-matrix; rectangular, single and trivial modes included.
+pairs = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
 
 
 def gaussian(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -34,3 +36,35 @@ def dense(cores: list[torch.Tensor]) -> torch.Tensor:
         total = torch.einsum("...aib,...bjc->...aijc", total, core).flatten(-3, -2)
     total = total.squeeze(-1).squeeze(-2)
     return total.reshape(*cores[0].shape[:-3], *(core.shape[-2] for core in cores))
+
+
+def rows_and_columns(shape: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(m for m, _ in shape), tuple(n for _, n in shape)
+
+
+def random_matrix_train(
+    shape: list[tuple[int, int]],
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    ranks: tuple[int, ...] = (2, 4, 3),
+) -> list[torch.Tensor]:
+    """Gaussian cores with unequal ranks, so that an order which mixes two bonds up is found out."""
+    bonds = (1, *ranks[: len(shape) - 1], 1)
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(bonds[k], m, n, bonds[k + 1], generator=generator, dtype=torch.float64).to(dtype)
+        for k, (m, n) in enumerate(shape)
+    ]
+
+
+def dense_matrix(cores: list[torch.Tensor]) -> torch.Tensor:
+    """The oracle: one einsum per core, rows and columns gathered apart."""
+    total = cores[0][0]
+    for core in cores[1:]:
+        total = torch.einsum("ijr,rmns->imjns", total, core)
+        total = total.flatten(0, 1).flatten(1, 2)
+    return total[..., 0]
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(x.detach().double())

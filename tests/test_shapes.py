@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttref.shapes import factorize, paired_modes, tt_params, tt_ranks, ttm_params
+from ttref.shapes import balanced_modes, factorize, paired_modes, tt_params, tt_ranks, ttm_params
 
 
 @pytest.mark.parametrize(("rank", "count"), [(1, 20), (2, 72), (3, 140), (4, 232), (8, 680), (16, 1704), (32, 2728)])
@@ -85,6 +85,39 @@ def test_a_sequence_of_ranks_is_clipped_through_its_neighbours():
     assert tt_ranks((2, 2, 2, 2), (1, 2, 1, 9, 1)) == (1, 2, 1, 2, 1)
 
 
+def test_balanced_modes_of_the_widths_of_real_models():
+    assert balanced_modes(768) == factorize(768, 3) and balanced_modes(3072) == factorize(3072, 3)
+    assert balanced_modes(11008) == (16, 16, 43) and balanced_modes(4096) == (16, 16, 16)
+    assert balanced_modes(50257) == (12, 59, 71)  # the words of GPT-2, 29 * 1733, padded to 50268
+    assert balanced_modes(1) == (1, 1, 1) and balanced_modes(7) == (1, 1, 7) and balanced_modes(64, 1) == (64,)
+
+
+@given(st.integers(1, 3000), st.integers(1, 4))
+def test_balanced_modes_pad_as_little_as_possible(n, order):
+    def splits(rest, k, least, most):
+        """Every ascending split into k modes within the limits, by trying all divisors."""
+        if k == 0:
+            return [()] if rest == 1 else []
+        modes = [a for a in range(least, min(rest, most) + 1) if rest % a == 0]
+        return [(a, *tail) for a in modes for tail in splits(rest // a, k - 1, a, most)]
+
+    def allowed(product):
+        # The largest whole number that is at most twice the root, without rounding: (t / 2)^order <= product.
+        most = next(t for t in range(2 * product, 0, -1) if t**order <= 2**order * product) if order > 1 else product
+        return splits(product, order, 1, max(8, most))
+
+    modes = balanced_modes(n, order)
+    padded = math.prod(modes)
+    assert padded >= n and len(modes) == order and list(modes) == sorted(modes)
+    assert not any(allowed(product) for product in range(n, padded))
+    assert sum(modes) == min(sum(split) for split in allowed(padded))
+
+
+@given(st.integers(1, 10**6))
+def test_balanced_modes_waste_little(n):
+    assert math.prod(balanced_modes(n)) <= max(n + 8, 1.03 * n)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -102,6 +135,13 @@ def test_a_sequence_of_ranks_is_clipped_through_its_neighbours():
         (lambda: factorize(8.0), TypeError, "n must be an integer"),
         (lambda: factorize(14, max_mode=5), ValueError, "pad to 15"),
         (lambda: factorize(3000, 2, max_mode=20), ValueError, "2 modes of at most 20 reach 400"),
+        (lambda: balanced_modes(0), ValueError, "n must be at least 1, got 0"),
+        (lambda: balanced_modes(-7), ValueError, "n must be at least 1, got -7"),
+        (lambda: balanced_modes(7.0), TypeError, "n must be an integer, got 7.0"),
+        (lambda: balanced_modes("7"), TypeError, "n must be an integer, got '7'"),
+        (lambda: balanced_modes(True), TypeError, "n must be an integer, got True"),
+        (lambda: balanced_modes(7, 0), ValueError, "order must be at least 1, got 0"),
+        (lambda: balanced_modes(7, None), TypeError, "order must be an integer, got None"),
     ],
 )
 def test_bad_input(call, error, message):

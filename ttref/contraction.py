@@ -58,12 +58,15 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
     order = plan.order if isinstance(plan, Plan) else plan
     if not isinstance(order, str) or order not in (*ORDERS, "auto"):
         raise ValueError(f"plan must be 'auto', a Plan or one of {ORDERS}, got {order!r}")
-    plan = plan_contraction(cores, max(len(flat), 1), order)
+    plan = plan_contraction(cores, max(flat.shape[0], 1), order)
     return multiply(cores, flat, plan).reshape(*x.shape[:-1], math.prod(rows))
 
 
 def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None = None) -> Tensor:
     """:func:`ttm_matvec` for vectors ``(batch, n)`` and a plan made for them, nothing checked; ``bias`` is added."""
+    if under_autocast(x):  # half precision is contracted in float32 here, and so is this
+        with torch.autocast(x.device.type, enabled=False):
+            return multiply(cores, x, plan, bias)
     dtype = x.dtype
     x, cores = computable(x), [computable(core) for core in cores]
     if plan.order == "dense":
@@ -76,16 +79,25 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
         way = _left_to_right if order == "left-to-right" else _right_to_left
         y = _in_chunks(way, cores, x, plan)
     if bias is not None:
-        y = y.add_(computable(bias))
+        bias = computable(bias)
+        # A transform may map over the bias alone, and then it has more entries than y.
+        y = y + bias if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else y.add_(bias)
     return y.to(dtype)
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x lies; some devices, meta among them, know no autocast."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _in_chunks(way: Callable, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
     """A few vectors at a time, intermediate results in memory that the thread keeps, where no gradient is wanted."""
+    if torch.compiler.is_compiling():  # every chunk would be traced anew, which takes a minute for a hundred of them
+        return way(cores, x)
     if plan.temporary < WORTH_KEEPING or not _may_keep_memory(x):
-        parts = [way(cores, part) for part in (x.split(plan.chunk) if len(x) > plan.chunk else [x])]
+        parts = [way(cores, part) for part in (x.split(plan.chunk) if x.shape[0] > plan.chunk else [x])]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-    y = x.new_empty(len(x), math.prod(core.shape[1] for core in cores))
+    y = x.new_empty(x.shape[0], math.prod(core.shape[1] for core in cores))
     scratch = _scratch(plan.temporary // 4, x.dtype)
     for part, out in zip(x.split(plan.chunk), y.split(plan.chunk), strict=True):
         way(cores, part, scratch, out)
@@ -97,11 +109,12 @@ WORTH_KEEPING, KEPT_BYTES = 1 << 19, 32 << 20
 
 
 def _may_keep_memory(x: Tensor) -> bool:
-    """Whether results may be written into memory used before: on a CPU, with nothing recorded, traced or mapped."""
+    """Whether results may be written into memory used before: on a CPU, with nothing recorded or mapped."""
     return not (
         torch.is_grad_enabled()
+        or torch.autograd.forward_ad._current_level >= 0  # forward mode records even without grad
         or x.device.type != "cpu"
-        or torch.compiler.is_compiling()
+        or type(x) is not Tensor  # a fake tensor's memory must not be kept
         or torch._C._are_functorch_transforms_active()
     )
 
@@ -114,7 +127,7 @@ def _scratch(entries: int, dtype: torch.dtype) -> list[Tensor]:
     kept = getattr(_KEPT, "buffers", None)
     if kept is None or kept[0].dtype != dtype or len(kept[0]) < entries:
         with torch.inference_mode(False):  # a tensor born in inference mode could not be written to outside of it
-            kept = [torch.empty(entries, dtype=dtype) for _ in range(2)]
+            kept = [torch.empty(entries, dtype=dtype, device="cpu") for _ in range(2)]
         if entries * dtype.itemsize <= KEPT_BYTES:
             _KEPT.buffers = kept
     return kept
@@ -130,9 +143,9 @@ def _left_to_right(
         inputs //= n
         step = core.permute(1, 3, 0, 2).reshape(m * r_next, r * n)
         target = out if k == len(cores) else scratch[k % 2] if scratch else None
-        state = _apply(step, state.reshape(len(x) * outputs, r * n, inputs), target)
+        state = _apply(step, state.reshape(x.shape[0] * outputs, r * n, inputs), target)
         outputs *= m
-    return state.reshape(len(x), outputs)
+    return state.reshape(x.shape[0], outputs)
 
 
 def _right_to_left(
@@ -145,9 +158,9 @@ def _right_to_left(
         inputs //= n
         step = core.reshape(r * m, n * r_next)
         target = out if k == len(cores) else scratch[k % 2] if scratch else None
-        state = _apply(step, state.reshape(len(x) * inputs, n * r_next, outputs), target)
+        state = _apply(step, state.reshape(x.shape[0] * inputs, n * r_next, outputs), target)
         outputs *= m
-    return state.reshape(len(x), outputs)
+    return state.reshape(x.shape[0], outputs)
 
 
 def _apply(step: Tensor, state: Tensor, target: Tensor | None) -> Tensor:

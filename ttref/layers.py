@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import permutations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .contraction import multiply
+from .contraction import multiply, under_autocast
 from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
 from .plans import Plan, cheapest, cost, working_bytes
 from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
@@ -79,7 +78,7 @@ class TTLinear(nn.Module):
         self._adopt(
             [torch.empty(*core, **options) for core in zip(ranks[:-1], out_shape, in_shape, ranks[1:], strict=True)],
             None,
-            *(side if isinstance(side, int) else math.prod(side) for side in given),
+            *(int(math.prod(side) if isinstance(side, Sequence) else side) for side in given),
         )
         self.bias = nn.Parameter(torch.empty(self.out_features, **options)) if bias else None
         self.reset_parameters()
@@ -124,6 +123,8 @@ class TTLinear(nn.Module):
             check_float("bias", bias)
             if bias.shape != (widths[1],):
                 raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {widths[1]} outputs")
+            if bias.dtype != cores[0].dtype:
+                raise TypeError(f"bias is {bias.dtype} but the cores are {cores[0].dtype}; convert one of them")
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._adopt(cores, bias, *widths)
@@ -218,9 +219,11 @@ class TTLinear(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw new cores and a new bias; see Initialisation."""
+        if self.cores[0].is_meta:  # no numbers yet: to_empty and another call make them
+            return
         modes = math.prod(self.in_shape) * math.prod(self.out_shape)
         mean_square = 1 / (3 * self.in_features)
-        gram = torch.ones(1, 1, dtype=torch.float64)
+        gram = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         for core in self.cores:
             core.normal_()
             flat = core.double().cpu().flatten(1, 2)
@@ -238,19 +241,22 @@ class TTLinear(nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {self.in_features}")
         cores = list(self.cores)
+        autocast = under_autocast(x) and x.is_floating_point()
         if x.dtype != cores[0].dtype:
-            if not torch.is_autocast_enabled(x.device.type):
+            if not autocast:
                 raise TypeError(f"x is {x.dtype} but the cores are {cores[0].dtype}; convert one of them")
-            x = x.to(cores[0].dtype)  # the products below are cast by autocast itself
+            x = x.to(cores[0].dtype)
         flat = x.reshape(-1, self.in_features)
         width = math.prod(self.in_shape)
         if width != self.in_features:
             flat = F.pad(flat, (0, width - self.in_features))
         if math.prod(self.out_shape) == self.out_features:
-            y = multiply(cores, flat, self.plan(len(flat)), self.bias)
+            y = multiply(cores, flat, self.plan(flat.shape[0]), self.bias)
         else:
-            y = multiply(cores, flat, self.plan(len(flat)))[:, : self.out_features]
+            y = multiply(cores, flat, self.plan(flat.shape[0]))[:, : self.out_features]
             y = y if self.bias is None else y + self.bias
+        if autocast and y.dtype != torch.float64:  # as nn.Linear answers, which leaves float64 alone too
+            y = y.to(torch.get_autocast_dtype(x.device.type))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def plan(self, batch: int) -> Plan:
@@ -314,7 +320,13 @@ def _modes(
         if isinstance(side, Sequence) and not isinstance(side, str):
             sides.append([check_modes(name, side)])
         else:
-            sides.append(sorted(set(permutations(balanced_modes(whole(name, side, least=1), order)))))
+            sides.append(_arrangements(balanced_modes(whole(name, side, least=1), order)))
+    lengths = len(sides[0][0]), len(sides[1][0])
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"in_shape {sides[0][0]} has {lengths[0]} modes and out_shape {sides[1][0]} has {lengths[1]}; "
+            "they need equally many"
+        )
 
     def macs(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int]:
         ins, outs = pair
@@ -323,3 +335,11 @@ def _modes(
         return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
 
     return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
+
+
+def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All orders of the modes, equal modes not told apart: twelve twos have one, not 12!."""
+    if len(modes) == 1:
+        return [modes]
+    places = [modes.index(mode) for mode in sorted(set(modes))]
+    return [(modes[k], *rest) for k in places for rest in _arrangements(modes[:k] + modes[k + 1 :])]

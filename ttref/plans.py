@@ -205,10 +205,11 @@ def _rebuild(shapes: Sequence[Shape], batch: int, working: int) -> Plan:
     """Merge all cores but the first, then for each block of rows: one product that rebuilds it, one that uses it."""
     _, rows, cols, _ = merged(shapes)
     before = _merging(shapes[1:])
-    blocks = -(-shapes[0][1] // block_rows(shapes, working))
-    if len(shapes) > 1:
-        block = 4 * rows * cols // shapes[0][1] * block_rows(shapes, working)
-        before.append((rows * cols * shapes[0][3], 12 * rows * cols, block))
+    blocks = 1
+    if len(shapes) > 1:  # a single core is the matrix
+        together = block_rows(shapes, working)
+        blocks = -(-shapes[0][1] // together)
+        before.append((rows * cols * shapes[0][3], 12 * rows * cols, 4 * rows * cols // shapes[0][1] * together))
     return Plan(
         "dense",
         sum([macs for macs, _, _ in before]) + batch * rows * cols,

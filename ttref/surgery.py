@@ -40,8 +40,8 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         known = [known for known, module in modules.items() if known and not list(module.children())]
         raise ValueError(f"the model has no module {name!r}; its innermost modules are {', '.join(known[:20])}")
     old = modules[name]
-    for width in ("in_features", "out_features"):
-        before, after = getattr(old, width, None), getattr(layer, width, None)
+    for width, in_gpt2 in (("in_features", "nx"), ("out_features", "nf")):  # Conv1D has its own names
+        before, after = (getattr(module, width, getattr(module, in_gpt2, None)) for module in (old, layer))
         if before is not None and after is not None and before != after:
             raise ValueError(f"{name} has {width} = {before}, but the replacement has {after}")
     own = {id(parameter) for parameter in old.parameters()}

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from book.tools.notebooks import ROOT
 
-CORE = ["shapes", "trains", "canonical", "algebra", "matrices", "contraction", "entanglement"]
+CORE = "shapes trains canonical algebra matrices plans contraction layers surgery entanglement".split()
 
 SCRIPT = """
 import doctest, importlib, sys

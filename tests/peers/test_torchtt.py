@@ -1,17 +1,20 @@
-"""torchTT as oracle: tensors within eps, arithmetic, and products with matrices in its core convention."""
+"""torchTT as oracle: tensors within eps, arithmetic, products with matrices in its core convention, and its layer."""
 
 import math
 import warnings
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gaussian, modes, random_train, seeds
 
+from ttref import TTLinear
 from ttref.algebra import tt_add, tt_dot, tt_hadamard
 from ttref.canonical import tt_norm, tt_round
-from ttref.contraction import ORDERS, ttm_matvec
+from ttref.contraction import ttm_matvec
 from ttref.matrices import ttm_svd, ttm_to_matrix
+from ttref.plans import ORDERS
 from ttref.trains import tt_svd, tt_to_tensor
 
 with warnings.catch_warnings():
@@ -84,3 +87,23 @@ def test_matrices_times_vectors(shape, eps, seed):
             torch.testing.assert_close(
                 ttm_matvec(cores, x, order), expected.reshape(5, -1), rtol=1e-9, atol=1e-10 * float(w.norm())
             )
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # its initialisation
+@given(matrix_modes, ranks, st.sampled_from([(), (1,), (7,), (2, 3)]), seeds)
+def test_layers_with_the_same_cores(shape, rank, batch, seed):
+    """Its layer takes and gives tensors, one axis for each mode; the cores are copied from ours."""
+    torch.manual_seed(seed)
+    ours = TTLinear([n for _, n in shape], [m for m, _ in shape], rank, dtype=torch.float64)
+    theirs = torchtt.nn.LinearLayerTT(list(ours.in_shape), list(ours.out_shape), list(ours.ranks), dtype=torch.float64)
+    with torch.no_grad():
+        for mine, core in zip(theirs.cores, ours.cores, strict=True):
+            mine.copy_(core)
+        theirs.bias.copy_(ours.bias.reshape(ours.out_shape))
+    x = gaussian((*batch, ours.in_features), seed + 1)
+    y, expected = ours(x), theirs(x.reshape(*batch, *ours.in_shape)).reshape(*batch, ours.out_features)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12 * float(expected.detach().abs().max() + 1))
+    gradients = torch.autograd.grad(y.sum(), [*ours.cores, ours.bias])
+    references = torch.autograd.grad(expected.sum(), [*theirs.cores, theirs.bias])
+    for gradient, reference in zip(gradients, references, strict=True):
+        assert_same(gradient, reference)

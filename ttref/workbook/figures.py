@@ -15,9 +15,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
 from .diagrams import ROW, SPACING, draw_symbol, draw_tensor, draw_train, draw_train_matrix
+from .orders import draw_orders
 
-__all__ = ["MARKERS", "OKABE_ITO", "ROW", "SPACING", "draw_symbol", "draw_tensor", "draw_train", "draw_train_matrix",
-           "pareto", "pareto_frontier", "rank_curve", "save_png", "use_house_style"]
+__all__ = ["MARKERS", "OKABE_ITO", "ROW", "SPACING", "draw_orders", "draw_symbol", "draw_tensor", "draw_train",
+           "draw_train_matrix", "pareto", "pareto_frontier", "rank_curve", "save_png", "use_house_style"]
 
 # Okabe and Ito, "Color Universal Design", 2008; strong colours first, yellow (faint on white) last.
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]

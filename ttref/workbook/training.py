@@ -39,8 +39,9 @@ def fit(
         Mean loss of each epoch, in nats.
 
     Raises:
-        ValueError: Every parameter is frozen, or NaN or Inf among the inputs.
-        FloatingPointError: The loss became NaN or infinite. The model is put back to where it was before the call.
+        ValueError: Every parameter is frozen, NaN or Inf among the inputs, or not one class for each example.
+        FloatingPointError: The loss or a parameter became NaN or infinite. After this and any other error during
+            training, the model is put back to where it was before the call.
 
     Cost:
         About six times the multiply-adds of a forward pass for each example and epoch.
@@ -57,10 +58,16 @@ def fit(
         raise ValueError("every parameter of the model is frozen; set requires_grad on those to be trained")
     if not x.isfinite().all():
         raise ValueError("x has entries that are NaN or Inf; clean or drop those examples first")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x holds {len(x)} examples and y {len(y)} classes; equally many are needed, at least one")
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    training, losses = model.training, []
+    flags, losses = [(module, module.training) for module in model.modules()], []
+    advice = (
+        "the model has been put back to where it was before training. "
+        f"A smaller learning rate than {lr:g} usually helps"
+    )
     try:
         for epoch in range(1, epochs + 1):
             model.train()
@@ -69,21 +76,23 @@ def fit(
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x[pick]), y[pick])
                 if not loss.isfinite():
-                    model.load_state_dict(before)
-                    raise FloatingPointError(
-                        f"the loss became {loss.item()} in epoch {epoch}; the model has been put back to where it was "
-                        f"before training. A smaller learning rate than {lr:g} usually helps"
-                    )
+                    raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch}; {advice}")
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(pick)
+            if not all(parameter.isfinite().all() for parameter in parameters):  # the last step may spoil them unseen
+                raise FloatingPointError(f"a parameter became NaN or infinite in epoch {epoch}; {advice}")
             losses.append(total / len(x))
             if after_epoch is not None:
                 model.eval()
                 after_epoch(epoch)
+    except Exception:
+        model.load_state_dict(before)
+        raise
     finally:
         optimizer.zero_grad()
-        model.train(training)
+        for module, training in flags:
+            module.training = training
     return losses
 
 
