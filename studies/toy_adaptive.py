@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
@@ -120,7 +119,7 @@ def record(seeds: Iterable[int], progress: Iterator) -> dict:
             {
                 "arm": arm,
                 "first_ranks": ranks,
-                "last_ranks": [{"ranks": ranks, "seeds": count} for ranks, count in Counter(ended).most_common()],
+                "last_ranks": ended,
                 "params": fmean(params),
                 "most_params": max(params),
                 **spread("validation_accuracy", [count / len(parts.validation[1]) for count in validated]),

@@ -189,7 +189,7 @@ def healing(seeds: int, target_seeds: int, progress: Iterator) -> dict:
     dense = runs[ARMS[0]]
     before = {name: [run[name][0] / total for run in dense[:seeds]] for name, total in totals.items()}
     return {
-        "seeds": list(range(seeds)),
+        "seeds": seeds,
         "epochs": EPOCHS,
         "weight_decay": WEIGHT_DECAY,
         "margin": MARGIN,
@@ -200,7 +200,7 @@ def healing(seeds: int, target_seeds: int, progress: Iterator) -> dict:
         | spread("test_accuracy", before["test"]),
         "arms": [named[arm] | compared(runs[arm][:seeds], dense[:seeds], totals) for arm in ARMS],
         "target": {
-            "seeds": list(range(target_seeds)),
+            "seeds": target_seeds,
             "ratio": LAYER / named[TARGET[1]]["params"],
             "arms": [named[arm] | outcome(runs[arm], dense, totals) for arm in TARGET],
         },

@@ -15,7 +15,7 @@ from strategies import dense_matrix, gaussian, norm, random_matrix_train, seeds
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ttref import TTLinear
+from ttref import TTLinear, swap_layer
 from ttref.plans import cost
 from ttref.shapes import balanced_modes, tt_ranks
 
@@ -229,6 +229,8 @@ def test_a_layer_that_is_a_subclass_of_linear():
 def test_from_linear_and_back(widths, bias):
     dense = nn.Linear(*widths, bias=bias, dtype=torch.float64).eval()
     dense.weight.requires_grad_(False)
+    frozen = TTLinear.from_linear(nn.Linear(*widths).requires_grad_(False), eps=0).to_linear()
+    assert not any(p.requires_grad for p in frozen.parameters())
     back = TTLinear.from_linear(dense, eps=0).to_linear()
     assert type(back) is nn.Linear and not back.training
     assert not back.weight.requires_grad
@@ -284,7 +286,7 @@ def test_the_padded_weight_starts_with_the_mean_square_of_its_true_width():
 
 
 def test_the_bias_starts_as_that_of_linear():
-    bias = made({"in_shape": 100, "out_shape": 10_000, "rank": 1}).bias
+    bias = made({"in_shape": 100, "out_shape": 10_000, "rank": 1}).bias.detach()
     assert bias.abs().max() <= 0.1
     assert float(bias.square().mean()) == pytest.approx(0.1**2 / 3, rel=0.05)
 
@@ -294,6 +296,16 @@ def test_other_dtypes_start_alike(dtype):
     layer = made({"in_shape": (8, 8), "out_shape": (8, 8), "rank": 4}, dtype)
     mean_square = dense_matrix([core.detach().double() for core in layer.cores]).square().mean()
     assert float(mean_square) == pytest.approx(1 / 192, rel=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_default_dtype_is_torchs(dtype):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert {p.dtype for p in TTLinear(12, 20, 2).parameters()} == {dtype}
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_the_start_is_drawn_from_torchs_generator():
@@ -306,21 +318,25 @@ def test_the_start_is_drawn_from_torchs_generator():
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
-@pytest.mark.parametrize("width", [(768, 3072), (4096, 11008), (64, 10), (1, 7), (769, 97), (2048, 2048)], ids=str)
-def test_chosen_modes_are_three_and_balanced_in_the_cheapest_order(width, rank):
-    layer = TTLinear(*width, rank, device="meta")
-    balanced = [balanced_modes(n, 3) for n in width]
-    assert [tuple(sorted(shape)) for shape in (layer.in_shape, layer.out_shape)] == balanced
+@pytest.mark.parametrize(
+    "sides",
+    [(768, 3072), (4096, 11008), (64, 10), (1, 7), (769, 97), (2048, 2048), ((2, 8, 16), 768), (11008, (32, 8, 4))],
+    ids=str,
+)
+def test_chosen_modes_are_three_and_balanced_in_the_cheapest_order(sides, rank):
+    """Where one side is given, the other follows it; the direction of the contraction is free."""
+    layer = TTLinear(*sides, rank, device="meta")
+    choices = []
+    for side, shape in zip(sides, (layer.in_shape, layer.out_shape), strict=True):
+        assert shape == side if isinstance(side, tuple) else tuple(sorted(shape)) == balanced_modes(side, 3)
+        choices.append([side] if isinstance(side, tuple) else list(itertools.permutations(shape)))
 
     def macs(ins, outs):
         ranks = tt_ranks([m * n for m, n in zip(outs, ins, strict=True)], rank)
         shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
         return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left"))
 
-    cheapest = min(
-        macs(ins, outs) for ins in itertools.permutations(balanced[0]) for outs in itertools.permutations(balanced[1])
-    )
-    assert macs(layer.in_shape, layer.out_shape) == cheapest
+    assert macs(layer.in_shape, layer.out_shape) == min(macs(ins, outs) for ins, outs in itertools.product(*choices))
 
 
 def test_the_order_of_the_modes_decides_about_the_operations():
@@ -511,6 +527,12 @@ def test_a_layer_without_numbers(arguments):
     assert float(mean_square) == pytest.approx(1 / (3 * layer.in_features), rel=1e-5)
 
 
+def test_a_default_device_of_the_callers_does_not_matter():
+    with torch.device("meta"):
+        layer = TTLinear(64, 48, 3, device="cpu")
+    assert float(weight_of(layer).detach().square().mean()) == pytest.approx(1 / 192, rel=1e-5)
+
+
 def test_construction_can_skip_the_initialisation():
     layer = nn.utils.skip_init(TTLinear, 64, 48, 3)
     assert layer(torch.randn(2, 64)).shape == (2, 48)
@@ -553,6 +575,7 @@ def test_compressing_under_autocast_loses_no_digits():
     assert_close(weight_of(layer), dense.weight)
 
 
+@pytest.mark.filterwarnings("error:.*lru_cache")  # the compiler warns where it has to look behind a cache
 @pytest.mark.parametrize(("arguments", "dynamic"), [(ARGUMENTS[0], None), (ARGUMENTS[3], True)], ids=str)
 def test_a_compiled_layer_gives_the_same_results(arguments, dynamic):
     """In one graph; ``aot_eager`` traces forward and backward as the full compiler does, without C++ at the end."""
@@ -652,6 +675,7 @@ CORES = [torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)]
 compress, around = TTLinear.from_linear, TTLinear.from_cores
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -691,7 +715,7 @@ compress, around = TTLinear.from_linear, TTLinear.from_cores
         (lambda: compress(DENSE, rank=2, in_shape=(3, 4.0)), TypeError, r"in_shape\[1\] must be an integer, got 4.0"),
         (lambda: compress(HOLED, rank=2), ValueError, r"layer.weight has 1 entries that are NaN .* index \(3, 4\)"),
         (lambda: compress(nn.Linear(12, 20, dtype=torch.cfloat), rank=2), TypeError, "layer.weight is torch.complex64"),
-        (lambda: compress(nn.utils.skip_init(nn.Linear, 12, 0), rank=2), ValueError, "layer.weight has no entries"),
+        (lambda: compress(nn.Linear(12, 0), rank=2), ValueError, "layer.weight has no entries"),
         (lambda: compress(nn.Conv1d(12, 20, 1), rank=2), TypeError, "nn.Linear or GPT-2's Conv1D, got Conv1d"),
         (lambda: compress(nn.Embedding(12, 20), rank=2), TypeError, "nn.Linear or GPT-2's Conv1D, got Embedding"),
         (lambda: compress(LAYER, rank=2), TypeError, "nn.Linear or GPT-2's Conv1D, got TTLinear"),
@@ -732,3 +756,25 @@ def test_bad_input(call, error, message):
 def test_autocast_does_not_turn_whole_numbers_into_vectors():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="x is torch.int64"):
         LAYER(torch.ones(3, 12).long())
+
+
+# Code that looks at nn.Linear's weight
+
+
+def test_a_transformer_layer_may_hold_one():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    dense = copy.deepcopy(encoder)
+    swap_layer(encoder, "linear1", TTLinear.from_linear(encoder.linear1, eps=0))
+    x = torch.randn(2, 3, 16)
+    for fast in (torch.no_grad, torch.enable_grad):
+        with fast():
+            torch.testing.assert_close(encoder(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_weight_is_exact_under_autocast():
+    layer = TTLinear(64, 48, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.weight.dtype == torch.float32
+        torch.testing.assert_close(layer.to_linear().weight, layer.weight)
+    torch.testing.assert_close(layer.to_linear().weight, layer.weight)

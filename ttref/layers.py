@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 
 from .contraction import multiply, under_autocast
 from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
-from .plans import Plan, cheapest, cost, working_bytes
-from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
+from .plans import Plan, cheapest, choose_modes, working_bytes
+from .shapes import check_modes, paired_modes, tt_ranks, whole
 from .truncation import check_float, check_input, check_rank_or_eps
 
 __all__ = ["TTLinear"]
@@ -71,7 +72,7 @@ class TTLinear(nn.Module):
     ) -> None:
         super().__init__()
         given = in_shape, out_shape
-        in_shape, out_shape = _modes(in_shape, out_shape, rank)
+        in_shape, out_shape = choose_modes(in_shape, out_shape, rank)
         modes = paired_modes(out_shape, in_shape)
         ranks = tt_ranks(modes, rank)
         options = {"device": device, "dtype": dtype}
@@ -180,7 +181,7 @@ class TTLinear(nn.Module):
                     f"{name} {tuple(modes)} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
                     "leave it out and modes are chosen, with padding if need be"
                 )
-        in_shape, out_shape = _modes(
+        in_shape, out_shape = choose_modes(
             in_features if in_shape is None else in_shape,
             out_features if out_shape is None else out_shape,
             _NOMINAL_RANK if rank is None else rank,
@@ -202,7 +203,7 @@ class TTLinear(nn.Module):
             >>> torch.allclose(layer.to_linear()(x), layer(x), atol=1e-5)
             True
         """
-        weight = ttm_to_matrix(list(self.cores))[: self.out_features, : self.in_features]
+        weight = self.weight
         dense = nn.utils.skip_init(
             nn.Linear,
             self.in_features,
@@ -266,6 +267,16 @@ class TTLinear(nn.Module):
         return find(self._shapes, max(batch, 1), working_bytes(self.cores[0].device.type))
 
     @property
+    def weight(self) -> Tensor:
+        """The dense weight ``(out_features, in_features)``, rebuilt at every access; ``forward`` does without it.
+
+        For code that looks at this attribute of ``nn.Linear``, such as the fast path of torch's transformer layers.
+        """
+        cores = list(self.cores)
+        with torch.autocast(cores[0].device.type, enabled=False) if under_autocast(cores[0]) else nullcontext():
+            return ttm_to_matrix(cores)[: self.out_features, : self.in_features]
+
+    @property
     def ratio(self) -> float:
         """Numbers in the dense weight for each number in the cores."""
         return self.in_features * self.out_features / sum(math.prod(shape) for shape in self._shapes)
@@ -307,39 +318,3 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # transformers' own; its weight is (in, out)
         return layer.weight.mT, layer.bias
     raise TypeError(f"layer must be an nn.Linear or GPT-2's Conv1D, got {type(layer).__name__}")
-
-
-def _modes(
-    in_shape: int | Sequence[int], out_shape: int | Sequence[int], rank: int | Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations."""
-    sides = []
-    lengths = [len(tuple(side)) for side in (in_shape, out_shape) if isinstance(side, Sequence)]
-    order = lengths[0] if lengths else 3
-    for name, side in (("in_shape", in_shape), ("out_shape", out_shape)):
-        if isinstance(side, Sequence) and not isinstance(side, str):
-            sides.append([check_modes(name, side)])
-        else:
-            sides.append(_arrangements(balanced_modes(whole(name, side, least=1), order)))
-    lengths = len(sides[0][0]), len(sides[1][0])
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"in_shape {sides[0][0]} has {lengths[0]} modes and out_shape {sides[1][0]} has {lengths[1]}; "
-            "they need equally many"
-        )
-
-    def macs(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int]:
-        ins, outs = pair
-        ranks = tt_ranks(paired_modes(outs, ins), rank)
-        shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
-        return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
-
-    return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
-
-
-def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All orders of the modes, equal modes not told apart: twelve twos have one, not 12!."""
-    if len(modes) == 1:
-        return [modes]
-    places = [modes.index(mode) for mode in sorted(set(modes))]
-    return [(modes[k], *rest) for k in places for rest in _arrangements(modes[:k] + modes[k + 1 :])]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .matrices import check_matrix_train
-from .shapes import whole
+from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
 
 __all__ = ["Plan", "plan_contraction"]
 
@@ -110,6 +110,42 @@ def _cheaper(plans: Sequence[Plan]) -> Plan:
         if price(plan) < price(best):
             best = plan
     return best
+
+
+def choose_modes(
+    in_shape: int | Sequence[int], out_shape: int | Sequence[int], rank: int | Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations."""
+    sides = []
+    lengths = [len(tuple(side)) for side in (in_shape, out_shape) if isinstance(side, Sequence)]
+    order = lengths[0] if lengths else 3
+    for name, side in (("in_shape", in_shape), ("out_shape", out_shape)):
+        if isinstance(side, Sequence) and not isinstance(side, str):
+            sides.append([check_modes(name, side)])
+        else:
+            sides.append(_arrangements(balanced_modes(whole(name, side, least=1), order)))
+    lengths = len(sides[0][0]), len(sides[1][0])
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"in_shape {sides[0][0]} has {lengths[0]} modes and out_shape {sides[1][0]} has {lengths[1]}; "
+            "they need equally many"
+        )
+
+    def macs(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int]:
+        ins, outs = pair
+        ranks = tt_ranks(paired_modes(outs, ins), rank)
+        shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
+        return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
+
+    return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
+
+
+def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All orders of the modes, equal modes not told apart: twelve twos have one, not 12!."""
+    if len(modes) == 1:
+        return [modes]
+    places = [modes.index(mode) for mode in sorted(set(modes))]
+    return [(modes[k], *rest) for k in places for rest in _arrangements(modes[:k] + modes[k + 1 :])]
 
 
 def price(plan: Plan) -> int:
