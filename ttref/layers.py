@@ -264,7 +264,7 @@ class TTLinear(nn.Module):
         """The contraction that ``forward`` takes for ``batch`` vectors, and what it costs."""
         # A tracing compiler follows the arithmetic itself; it cannot look into a cache.
         find = cheapest.__wrapped__ if torch.compiler.is_compiling() else cheapest
-        return find(self._shapes, max(batch, 1), working_bytes(self.cores[0].device.type))
+        return find(self._shapes, max(batch, 1), working_bytes(next(self.parameters()).device.type))
 
     @property
     def weight(self) -> Tensor:

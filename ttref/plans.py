@@ -24,7 +24,8 @@ from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
 
 __all__ = ["Plan", "plan_contraction"]
 
-ORDERS = ("left-to-right", "right-to-left", "two-gemm", "dense")
+# Of two equal costs the first is taken: a walk from the right uses the cores as they lie in memory.
+ORDERS = ("right-to-left", "left-to-right", "two-gemm", "dense")
 
 # Intermediate results of this size stay near a processor's cores; a batch that would make larger ones is cut into
 # chunks of vectors. A GPU wants few, large products instead.
@@ -200,8 +201,8 @@ def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
 
 def way_through(halves: Sequence[Shape]) -> str:
     """The direction with fewer multiply-adds."""
-    left, right = (sum([math.prod(step) for step in steps(way, halves)]) for way in ORDERS[:2])
-    return ORDERS[0] if left <= right else ORDERS[1]
+    right, left = (sum([math.prod(step) for step in steps(way, halves)]) for way in ORDERS[:2])
+    return "right-to-left" if right <= left else "left-to-right"
 
 
 def merged(part: Sequence[Shape]) -> Shape:

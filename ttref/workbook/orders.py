@@ -30,7 +30,7 @@ def draw_orders(cores: Sequence[Tensor], batch: int, *, ax: Axes | None = None) 
         >>> from ttref import TTLinear
         >>> ax = draw_orders(TTLinear(64, 64, 4).cores, 16)
         >>> [label.get_text() for label in ax.get_yticklabels()][0]
-        'left-to-right'
+        'right-to-left'
         >>> plt.close(ax.figure)
     """
     cores = list(cores)
