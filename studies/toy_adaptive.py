@@ -17,7 +17,7 @@ from ttref.workbook.training import fit
 MODES = (4, 4, 4)
 FIRST, BUDGET = 8, 384  # rank to prune from; ranks (4, 4) take just the budget
 SEGMENTS = (5, 5, 5, 5, 5, 25)  # epochs; ranks may change between two segments, and Adam starts anew for every arm
-RATE = 1e-2  # what toy_training finds best for this shape from scratch
+RATE = 1e-2  # what toy_training chooses for most trains
 FIXED = ((4, 4), (3, 5), (5, 3))
 
 

@@ -1,7 +1,7 @@
 """The toy classifier of the book: a digit network, its first layer as a tensor train, and what it has to beat.
 
 The printed pair of the source and its spread; size against accuracy; training in TT form; a wider and a deeper network;
-latency. ``python -m studies.toy_classifier`` takes about twelve minutes on one core.
+latency. ``python -m studies.toy_classifier`` takes about thirteen minutes on one core.
 """
 
 from __future__ import annotations
