@@ -32,7 +32,7 @@ def main(parts: list[str]) -> None:
 def record(page, limits: dict, **values) -> None:
     """Store a part's results, then redraw what the page shows of them."""
     values = {
-        "command": "make bench",
+        "command": f"python -m benchmarks {page.PART}",
         "date": datetime.now(UTC).date().isoformat(),
         "seed": 0,
         "machine": limits,

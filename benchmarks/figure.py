@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ttref.workbook import figures
 
 ROOT = Path(__file__).resolve().parents[1]
+PART = "trains"
 RESULTS = ROOT / "book" / "results" / "speed.json"
 PICTURE = ROOT / "book" / "_static" / "speed.png"
 TABLE = ROOT / "book" / "results" / "speed.md"

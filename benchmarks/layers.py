@@ -34,6 +34,7 @@ LAYERS = (
     ((16, 16, 16), (43, 16, 16), 16),
     ((64, 64), (86, 128), 32),
 )
+ROUNDS = 5
 LEAST_SECONDS = 0.02  # a measurement repeats its call until it takes at least so long
 
 
@@ -53,7 +54,9 @@ def measure_one(in_shape: tuple[int, ...], out_shape: tuple[int, ...], rank: int
     calls = {"ttref": lambda: ours(x), "nn.Linear": lambda: dense(x)}
     calls |= {name: lambda call=call: call(x) for name, call in _peers(ours).items()}
     _check(calls)
-    return _result(ours, batch, run(_case(ours, batch, calls), limits), _orders(ours, x))
+    threads = limits["threads"] if batch >= 64 else None  # large products are faster on all threads, whoever makes them
+    measured = run(_case(ours, batch, calls), limits, ROUNDS, threads)
+    return _result(ours, batch, measured, _orders(ours, x))
 
 
 def mode_orders(in_features: int, out_features: int, rank: int) -> list[dict]:
@@ -108,15 +111,27 @@ def _check(calls: dict[str, Callable]) -> None:
 
 
 def _case(layer: TTLinear, batch: int, calls: dict[str, Callable]) -> Case:
-    """The floor: the multiply-adds of the plan, and input, answer and cores moved once."""
+    """The floor: the fewest multiply-adds of all orders, and input, answer and cores moved once."""
     contenders = []
     for name, call in calls.items():
+        repeats = _repeats(call)
+        contenders.append(Contender(name, lambda call=call, n=repeats: _repeat(call, n), repeats))
+    macs = min(plan_contraction(list(layer.cores), batch, order).macs for order in ORDERS)
+    return Case("", "call", contenders, 2 * macs, least_bytes(layer, batch), "flops32_per_s")
+
+
+def _repeats(call: Callable) -> int:
+    """How often a call is repeated so that it can be timed."""
+    call()
+    start = time.perf_counter()
+    call()
+    return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
+
+
+def _repeat(call: Callable, times: int) -> None:
+    """Every answer is given back before the next one is made, as in use."""
+    for _ in range(times):
         call()
-        start = time.perf_counter()
-        call()
-        repeats = max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-        contenders.append(Contender(name, lambda call=call, n=repeats: [call() for _ in range(n)], repeats))
-    return Case("", "call", contenders, 2 * layer.plan(batch).macs, least_bytes(layer, batch), "flops32_per_s")
 
 
 def least_bytes(layer: nn.Module, batch: int) -> int:
@@ -126,17 +141,17 @@ def least_bytes(layer: nn.Module, batch: int) -> int:
 
 
 def _orders(layer: TTLinear, x: torch.Tensor) -> dict[str, float]:
-    """Milliseconds of each contraction order, in turn, median of five."""
+    """Milliseconds of each contraction order on all threads: three rounds in turn, medians."""
     cores = list(layer.cores)
-    plans = {order: plan_contraction(cores, len(x), order) for order in ORDERS}
+    plans = [plan_contraction(cores, len(x), order) for order in ORDERS]
+    calls = {plan.order: lambda plan=plan: multiply(cores, x, plan, layer.bias) for plan in plans}
+    repeats = {order: _repeats(call) for order, call in calls.items()}
     times: dict[str, list[float]] = {order: [] for order in ORDERS}
-    for plan in plans.values():
-        multiply(cores, x, plan, layer.bias)
-    for _ in range(5):
-        for order, plan in plans.items():
+    for _ in range(3):
+        for order, call in calls.items():
             start = time.perf_counter()
-            multiply(cores, x, plan, layer.bias)
-            times[order].append(1e3 * (time.perf_counter() - start))
+            _repeat(call, repeats[order])
+            times[order].append(1e3 * (time.perf_counter() - start) / repeats[order])
     return {order: statistics.median(taken) for order, taken in times.items()}
 
 

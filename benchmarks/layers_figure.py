@@ -15,6 +15,7 @@ from ttref.workbook import figures
 from .figure import short
 
 ROOT = Path(__file__).resolve().parents[1]
+PART = "layers"
 RESULTS = ROOT / "book" / "results" / "layers.json"
 PICTURE = ROOT / "book" / "_static" / "layers.png"
 TABLE = ROOT / "book" / "results" / "layers.md"
@@ -82,9 +83,9 @@ def markdown(results: dict) -> str:
     lines = [
         f"Measured {results['date']} by `{results['command']}` on {machine['processor']}, {machine['threads']} "
         f"threads, {machine['flops32_per_s'] / 1e9:.0f} Gflop/s (float32 GEMM), "
-        f"{machine['bytes_per_s'] / 1e9:.0f} GB/s (copy); "
+        f"{machine['bytes_per_s'] / 1e9:.0f} GB/s (copy from and to memory; what fits the cache moves faster); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + ". Times are milliseconds, medians of seven rounds; in brackets the median of the ratios to `ttref` within a "
+        + ". Times are milliseconds, medians of five rounds; in brackets the median of the ratios to `ttref` within a "
         "round. Operations are multiply-adds as a share of the dense layer's.",
     ]
     for key, cases in groupby(results["cases"], key=lambda c: (c["in_shape"], c["out_shape"], c["rank"])):

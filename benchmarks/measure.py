@@ -34,9 +34,9 @@ class Case:
     arithmetic: str = "flops_per_s"  # which of the machine's limits the flops meet: float64, or "flops32_per_s"
 
 
-def run(case: Case, limits: dict[str, float], rounds: int = 7) -> dict:
+def run(case: Case, limits: dict[str, float], rounds: int = 7, threads: int | None = None) -> dict:
     """Time the contenders in turn, ``rounds`` times; medians, spreads, and the median of the ratios within a round."""
-    threads = {c.name: _best_threads(c) for c in case.contenders}
+    threads = {c.name: threads or _best_threads(c) for c in case.contenders}
     seconds: dict[str, list[float]] = {c.name: [] for c in case.contenders}
     for _ in range(rounds):
         for contender in case.contenders:

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dense_matrix, gaussian, norm, random_matrix_train, seeds
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers.pytorch_utils import Conv1D
 
-from ttref import TTLinear, swap_layer
-from ttref.plans import cost
+from ttref import TTLinear, contraction, swap_layer
+from ttref.plans import LEAST_CHUNK, cost
 from ttref.shapes import balanced_modes, tt_ranks
 
 FLOATS = [torch.float64, torch.float32]
@@ -121,7 +122,7 @@ def test_the_gradient_in_chunks_is_that_of_the_whole_batch(monkeypatch):
     x = vectors(layer, 50)
     whole = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
     monkeypatch.setattr("ttref.plans.WORKING_BYTES", 1)
-    assert layer.plan(50).chunk == 16
+    assert layer.plan(50).chunk == LEAST_CHUNK < 50
     chunks = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
     for ours, expected in zip(chunks, whole, strict=True):
         assert_close(ours, expected)
@@ -778,3 +779,43 @@ def test_the_dense_weight_is_exact_under_autocast():
         assert layer.weight.dtype == torch.float32
         torch.testing.assert_close(layer.to_linear().weight, layer.weight)
     torch.testing.assert_close(layer.to_linear().weight, layer.weight)
+
+
+def test_a_parametrized_layer_stays_trainable():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(12, 20))
+    assert all(core.requires_grad for core in TTLinear.from_linear(layer, rank=2).cores)
+    layer.parametrizations.weight.requires_grad_(False)
+    assert not any(core.requires_grad for core in TTLinear.from_linear(layer, rank=2).cores)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_padded_answer_lies_in_one_piece(bias):
+    layer = TTLinear(64, 769, 4, bias=bias)
+    assert layer(torch.randn(5, 64)).view(-1).shape == (5 * 769,)
+
+
+def test_without_a_bias_one_can_still_be_registered():
+    layer = TTLinear(8, 8, 2, bias=False)
+    assert layer.bias is None
+    layer.register_parameter("bias", nn.Parameter(torch.ones(8)))
+    torch.testing.assert_close(layer(torch.zeros(1, 8)), torch.ones(1, 8))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the trace is for one batch size, as it says
+@pytest.mark.parametrize("how", ["jit", "fx"])
+def test_a_traced_layer_holds_no_memory_of_the_thread(how, monkeypatch):
+    """Kept memory inside a graph would be shared by every thread that runs it."""
+    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    layer, x = TTLinear((4, 4, 4), (4, 4, 4), 3), torch.randn(6, 64)
+    with torch.no_grad():
+        expected = layer(x)
+        if how == "jit":
+            traced = torch.jit.trace(layer, (x,), check_trace=False)
+            constants = [node for node in traced.graph.nodes() if node.kind() == "prim::Constant"]
+            held = [node.t("value") for node in constants if "Tensor" in str(node.output().type())]
+        else:
+            traced = make_fx(layer)(x)
+            held = [value for value in vars(traced).values() if isinstance(value, torch.Tensor)]
+        kept = {buffer.data_ptr() for buffer in getattr(contraction._KEPT, "buffers", ())}
+        assert not kept & {tensor.data_ptr() for tensor in held}
+        torch.testing.assert_close(traced(x), expected)

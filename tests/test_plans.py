@@ -134,7 +134,7 @@ def test_two_gemm_is_cut_where_that_is_cheapest(shape, batch, ranks):
                 rows, cols = (math.prod(s[axis] for s in part[: k + 1]) for axis in (1, 2))
                 entries = part[0][0] * rows * cols * part[k][3]
                 walk = walk._replace(macs=walk.macs + entries * part[k][0], bytes=walk.bytes + 12 * entries)
-        prices.append(price(walk))
+        prices.append(price(walk._replace(cut=cut)))
     assert price(whole) == min(prices) == prices[whole.cut - 1]
 
 

@@ -211,3 +211,16 @@ def test_accuracy_changes_nothing():
     before = state(model)
     accuracy(model, X, Y)
     assert same(model, before) and not model.training
+
+
+def test_an_interrupt_puts_the_model_back():
+    model = nn.Linear(4, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def stop(epoch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, torch.randn(8, 4), torch.zeros(8, dtype=torch.long), epochs=3, after_epoch=stop)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

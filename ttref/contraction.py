@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .matrices import check_matrix_train, ttm_to_matrix
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
@@ -87,7 +88,11 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
 
 def under_autocast(x: Tensor) -> bool:
     """Whether autocast is on where x lies; some devices, meta among them, know no autocast."""
-    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    return (
+        torch._C._is_any_autocast_enabled()  # the other two questions take microseconds, which a small layer feels
+        and torch.amp.is_autocast_available(x.device.type)
+        and torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def _in_chunks(way: Callable, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
@@ -115,6 +120,8 @@ def _may_keep_memory(x: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0  # forward mode records even without grad
         or x.device.type != "cpu"
         or type(x) is not Tensor  # a fake tensor's memory must not be kept
+        or torch.jit.is_tracing()  # a tracer would take the memory itself into its graph
+        or get_proxy_mode() is not None
         or torch._C._are_functorch_transforms_active()
     )
 
@@ -141,7 +148,7 @@ def _left_to_right(
     for k, core in enumerate(cores, 1):
         r, m, n, r_next = core.shape
         inputs //= n
-        step = core.permute(1, 3, 0, 2).reshape(m * r_next, r * n)
+        step = core.transpose(1, 2).reshape(r * n, m * r_next).mT  # the last axis stays last: a cheap copy
         target = out if k == len(cores) else scratch[k % 2] if scratch else None
         state = _apply(step, state.reshape(x.shape[0] * outputs, r * n, inputs), target)
         outputs *= m

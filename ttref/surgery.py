@@ -13,7 +13,7 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     Args:
         model: The model, changed in place.
         name: The module's name, as in ``model.named_modules()``.
-        layer: The replacement, of the same widths.
+        layer: The replacement, of the same widths. Bias, dtype and device are yours to match.
 
     Returns:
         The module that was replaced: keep it, and swapping it back undoes the change.
@@ -49,7 +49,7 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         if id(parameter) in own and not other.startswith(name + "."):
             raise ValueError(
                 f"{name} shares a parameter with {other}: replacing one of the two would break the tie; "
-                "replace both, or untie them first by giving one a copy"
+                "untie them first by giving one a copy: layer.weight = nn.Parameter(layer.weight.detach().clone())"
             )
     parent, _, leaf = name.rpartition(".")
     setattr(modules[parent], leaf, layer)

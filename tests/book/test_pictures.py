@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import figure as speed
+from benchmarks import layers_figure as layers
 from studies import overview_figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -17,7 +18,11 @@ RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 
 @pytest.mark.parametrize(
     ("name", "draw", "picture"),
-    [("speed", speed.draw, speed.PICTURE), ("overview", overview_figure.draw, overview_figure.PICTURE)],
+    [
+        ("speed", speed.draw, speed.PICTURE),
+        ("layers", layers.draw, layers.PICTURE),
+        ("overview", overview_figure.draw, overview_figure.PICTURE),
+    ],
 )
 def test_a_picture_is_what_its_results_draw(name, draw, picture):
     results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -26,19 +31,33 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     drawn.savefig(fresh, format="png", facecolor="white")
     plt.close(drawn)
     ours, stored = (np.asarray(Image.open(source).convert("RGB"), dtype=float) for source in (fresh, picture))
-    assert ours.shape == stored.shape, f"make {'bench' if name == 'speed' else 'studies'} redraws the picture"
+    assert ours.shape == stored.shape, f"make {'studies' if name == 'overview' else 'bench'} redraws the picture"
     assert np.abs(ours - stored).mean() < 0.5
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 
 
-def test_the_speed_table_is_what_its_results_say():
-    results = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
-    assert speed.TABLE.read_text(encoding="utf-8") == speed.markdown(results)
+@pytest.mark.parametrize("page", [speed, layers], ids=["speed", "layers"])
+def test_a_table_is_what_its_results_say(page):
+    results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
+    assert page.TABLE.read_text(encoding="utf-8") == page.markdown(results)
+
+
+def test_recorded_layers_keep_what_the_page_says():
+    for case in json.loads((RESULTS / "layers.json").read_text(encoding="utf-8"))["cases"]:
+        ratio = layers.ratios(case)
+        fastest_peer = min(ratio[name] for name in layers.PEERS)
+        where = case["in_shape"], case["out_shape"], case["rank"], case["batch"]
+        if case["macs"] <= case["dense_macs"] / 2:
+            assert ratio["nn.Linear"] >= 1 / 1.1, where
+        if case["batch"] == 1 and case["rank"] == 8 and case["in_shape"] == [16, 16, 16]:
+            assert ratio["nn.Linear"] >= 10, where
+        if case["in_shape"] == [8, 8, 12]:
+            assert fastest_peer >= {64: 1.8, 512: 1.2}.get(case["batch"], 0), where
 
 
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
-    assert names == ["overview", "speed", "toy_classifier"]
+    assert names == ["layers", "overview", "speed", "toy_classifier"]
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert {"command", "date", "seed", "machine"} <= set(record), name

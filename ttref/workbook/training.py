@@ -25,14 +25,16 @@ def fit(
     """Train a classifier in place with Adam on the cross-entropy.
 
     Args:
-        model: Maps ``(batch, features)`` to ``(batch, classes)``. Frozen parameters stay as they are.
+        model: Maps ``(batch, features)`` to ``(batch, classes)``. Frozen parameters stay as they are; the whole model
+            is in training mode meanwhile, and gradients are cleared afterwards.
         x: Inputs ``(count, features)``.
         y: Classes ``(count,)``, int64.
         epochs: Passes over the data.
         lr: Adam's learning rate.
         batch_size: Examples in one step; the order is drawn anew in every epoch.
         weight_decay: Adam's L2 penalty.
-        seed: For the order of the examples; equal seeds give equal results on one machine.
+        seed: For the order of the examples; equal seeds give equal results on one machine, unless the model itself
+            draws random numbers (dropout).
         after_epoch: Called with 1, 2, ... after each epoch, with the model in evaluation mode.
 
     Returns:
@@ -86,7 +88,7 @@ def fit(
             if after_epoch is not None:
                 model.eval()
                 after_epoch(epoch)
-    except Exception:
+    except BaseException:  # Ctrl-C too
         model.load_state_dict(before)
         raise
     finally:
