@@ -41,7 +41,7 @@ def draw(results: dict) -> Figure:
     x = np.geomspace(0.3, 2e4, 200)
     ax.plot(x, np.minimum(peak, bandwidth * x), color="0.35", marker="", linewidth=1.4)
     ax.annotate("arithmetic", (x[-1], peak), xytext=(0, 5), textcoords="offset points", ha="right")
-    ax.annotate("memory", (0.6, 0.6 * bandwidth), xytext=(-4, 6), textcoords="offset points", ha="right")
+    ax.annotate("memory", (3, 3 * bandwidth), xytext=(-6, 4), textcoords="offset points", ha="right")
     sizes = dict(zip((1, 16, 64, 512), (28, 55, 95, 150), strict=True))
     for name, macs, moved, color, marker in (
         ("nn.Linear", "dense_macs", "dense_bytes", figures.OKABE_ITO[1], "s"),
