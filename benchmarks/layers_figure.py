@@ -19,6 +19,7 @@ PART = "layers"
 RESULTS = ROOT / "book" / "results" / "layers.json"
 PICTURE = ROOT / "book" / "_static" / "layers.png"
 TABLE = ROOT / "book" / "results" / "layers.md"
+SIGNS = {"left-to-right": "→", "right-to-left": "←", "two-gemm": "two-gemm", "dense": "dense"}
 PEERS = ("tltorch factorized", "tltorch reconstructed", "torchTT")
 
 
@@ -85,8 +86,10 @@ def markdown(results: dict) -> str:
         f"threads, {machine['flops32_per_s'] / 1e9:.0f} Gflop/s (float32 GEMM), "
         f"{machine['bytes_per_s'] / 1e9:.0f} GB/s (copy from and to memory; what fits the cache moves faster); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + ". Times are milliseconds, medians of five rounds; in brackets the median of the ratios to `ttref` within a "
-        "round. Operations are multiply-adds as a share of the dense layer's.",
+        + ". Times are medians of five rounds. The last four columns say how many times as long as `ttref` the other "
+        "layers took, as the median of the ratios within a round (tltorch f. and r.: its implementations factorized "
+        "and reconstructed). Operations are multiply-adds as a share of the dense layer's. Order: → left to right, ← right "
+        "to left.",
     ]
     for key, cases in groupby(results["cases"], key=lambda c: (c["in_shape"], c["out_shape"], c["rank"])):
         cases = list(cases)
@@ -96,16 +99,15 @@ def markdown(results: dict) -> str:
             f"**{np.prod(ins)} to {np.prod(outs):,}**, {tuple(ins)} to {tuple(outs)}, rank {rank}: "
             f"{cases[0]['parameters']:,} numbers in the cores, {np.prod(ins) * np.prod(outs):,} in the dense weight",
             "",
-            "| batch | order | operations | floor | ttref | nn.Linear | tltorch factorized | tltorch reconstructed "
-            "| torchTT |",
-            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| batch | order | operations | floor, ms | ttref, ms | nn.Linear | tltorch f. | tltorch r. | torchTT |",
+            "| ---: | :---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for case in cases:
-            taken, ratio = times(case), ratios(case)
-            others = " | ".join(f"{short(taken[name] / 1e3)} ({short(ratio[name])})" for name in ("nn.Linear", *PEERS))
+            ratio = ratios(case)
+            others = " | ".join(f"{short(ratio[name])}×" for name in ("nn.Linear", *PEERS))
             lines.append(
-                f"| {case['batch']} | {case['order']} | {case['macs'] / case['dense_macs']:.2f} "
-                f"| {short(case['floor_us'] / 1e3)} | {short(taken['ttref'] / 1e3)} | {others} |"
+                f"| {case['batch']} | {SIGNS[case['order']]} | {case['macs'] / case['dense_macs']:.2f} "
+                f"| {short(case['floor_us'] / 1e3)} | {short(times(case)['ttref'] / 1e3)} | {others} |"
             )
     lines += [
         "",
