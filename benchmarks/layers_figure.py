@@ -87,9 +87,9 @@ def markdown(results: dict) -> str:
         f"{machine['bytes_per_s'] / 1e9:.0f} GB/s (copy from and to memory; what fits the cache moves faster); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         + ". Times are medians of five rounds. The last four columns say how many times as long as `ttref` the other "
-        "layers took, as the median of the ratios within a round (tltorch f. and r.: its implementations factorized "
-        "and reconstructed). Operations are multiply-adds as a share of the dense layer's. Order: → left to right, ← right "
-        "to left.",
+        "layers took, as the median of the ratios within a round (dense: `nn.Linear`; tltorch f. and r.: its "
+        "implementations factorized and reconstructed). Work: multiply-adds as a share of the dense layer's. Order: "
+        "→ left to right, ← right to left.",
     ]
     for key, cases in groupby(results["cases"], key=lambda c: (c["in_shape"], c["out_shape"], c["rank"])):
         cases = list(cases)
@@ -99,7 +99,7 @@ def markdown(results: dict) -> str:
             f"**{np.prod(ins)} to {np.prod(outs):,}**, {tuple(ins)} to {tuple(outs)}, rank {rank}: "
             f"{cases[0]['parameters']:,} numbers in the cores, {np.prod(ins) * np.prod(outs):,} in the dense weight",
             "",
-            "| batch | order | operations | floor, ms | ttref, ms | nn.Linear | tltorch f. | tltorch r. | torchTT |",
+            "| batch | order | work | floor, ms | ttref, ms | dense | tltorch f. | tltorch r. | torchTT |",
             "| ---: | :---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for case in cases:
