@@ -129,7 +129,7 @@ def _may_keep_memory(x: Tensor) -> bool:
 def _scratch(entries: int, dtype: torch.dtype) -> list[Tensor]:
     """Two buffers, which each thread keeps from call to call unless they are large.
 
-    Fresh pages from the system would cost about as much time as the arithmetic that fills them.
+    Fresh pages from the system would cost time that shows beside the arithmetic that fills them.
     """
     kept = getattr(_KEPT, "buffers", None)
     if kept is None or kept[0].dtype != dtype or len(kept[0]) < entries:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .canonical import tt_norm
 from .contraction import multiply, under_autocast
 from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
 from .plans import Plan, cheapest, choose_modes, working_bytes
@@ -225,15 +226,13 @@ class TTLinear(nn.Module):
         """Draw new cores and a new bias; see Initialisation."""
         if self.cores[0].is_meta:  # no numbers yet: to_empty and another call make them
             return
-        modes = math.prod(self.in_shape) * math.prod(self.out_shape)
-        mean_square = 1 / (3 * self.in_features)
-        gram = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         for core in self.cores:
             core.normal_()
-            flat = core.double().cpu().flatten(1, 2)
-            gram = torch.einsum("ij,ika,jkb->ab", gram, flat, flat)
+        entries = math.prod(self.in_shape) * math.prod(self.out_shape)
+        wanted = (entries / (3 * self.in_features)) ** 0.5
+        norm = tt_norm([core.double().flatten(1, 2) for core in self.cores]).item()
         # Every core takes an equal share of the factor that brings the Frobenius norm to where it belongs.
-        share = (mean_square * modes / gram.item()) ** (0.5 / len(self.cores))
+        share = (wanted / norm) ** (1 / len(self.cores))
         for core in self.cores:
             core.mul_(share)
         if self.bias is not None:

@@ -14,15 +14,9 @@ from ttref.matrices import ttm_svd, ttm_to_matrix
 from ttref.shapes import tt_ranks
 from ttref.trains import tt_svd, tt_to_tensor
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 DTYPES = [torch.float64, torch.float32]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def torch_backend():
-    before = tensorly.get_backend()
-    tensorly.set_backend("pytorch")
-    yield
-    tensorly.set_backend(before)
 
 
 def tolerance(dtype):

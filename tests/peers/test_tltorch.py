@@ -20,15 +20,9 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     import tltorch
 tensorly.set_backend(before)  # importing it sets the backend for everyone
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 shapes = st.lists(st.tuples(st.integers(2, 4), st.integers(2, 4)), min_size=2, max_size=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def torch_backend():
-    before = tensorly.get_backend()
-    tensorly.set_backend("pytorch")
-    yield
-    tensorly.set_backend(before)
 
 
 def twin(ours, implementation):
