@@ -21,6 +21,7 @@ _HOME = {
     "plans": ("plan_contraction", "Plan"),
     "contraction": ("ttm_matvec",),
     "layers": ("TTLinear",),
+    "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery": ("swap_layer",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),

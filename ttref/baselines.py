@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .rounding import to_codes
 from .shapes import whole
 from .truncation import check_float, check_input, computable, truncate
 
 __all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
-
-SCALE_BYTES = 2  # one bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,19 +160,14 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None) -> Basel
     size = n if group is None else whole("group", group, least=1)
     if n % size:
         raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
-    top = 2 ** (bits - 1) - 1
-    grouped = computable(w).reshape(m, n // size, size)
-    largest = grouped.abs().amax(-1, keepdim=True)
-    if largest.max() / top > torch.finfo(torch.bfloat16).max:
-        raise ValueError(f"w has an entry of magnitude {largest.max():.3g}, too large for a bfloat16 scale; rescale w")
-    scale = _round_up(largest / top)
-    codes = (grouped / scale.where(scale > 0, 1)).round().clamp(-top, top)
+    codes, scales = to_codes(computable(w).reshape(m, n // size, size), bits)
     # A scale that was rounded up may carry the largest code just beyond the dtype of w.
     limit = torch.finfo(w.dtype).max
-    approximation = (codes * scale).reshape(m, n).clamp(-limit, limit).to(w.dtype)
-    scales = m * n // size
+    wide = computable(w).dtype
+    approximation = (codes.to(wide) * scales.to(wide)).reshape(m, n).clamp(-limit, limit).to(w.dtype)
     name = f"int{bits} per {'row' if group is None else f'group of {size}'}"
-    return Baseline(name, approximation, m * n + scales, _packed(m * n, bits) + scales * SCALE_BYTES)
+    nbytes = _packed(m * n, bits) + scales.numel() * scales.element_size()
+    return Baseline(name, approximation, m * n + scales.numel(), nbytes)
 
 
 @torch.no_grad()
@@ -296,10 +290,3 @@ def _check_matrix(w: Tensor) -> None:
 
 def _packed(codes: int, bits: int) -> int:
     return -(-codes * bits // 8)
-
-
-def _round_up(scale: Tensor) -> Tensor:
-    """The least bfloat16 that is not smaller, as a tensor of the dtype of ``scale``."""
-    rounded = scale.bfloat16()
-    up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-    return torch.where(rounded.to(scale.dtype) < scale, up, rounded).to(scale.dtype)

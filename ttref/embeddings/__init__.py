@@ -1,0 +1,19 @@
+"""Compressed token tables: one train for each row, one TT-matrix for all rows, and the head that shares them.
+
+============  ==========================================================================================
+`rows`        which cores of a row's train are stored, and how they are packed
+`frame`       mean row and principal axes, shared by all rows
+`sorting`     which rows share their ranks
+`tables`      what both tables have in common: checked ids, repeated ids once, exact counts
+`mps`         :class:`MPSEmbedding`, one train for each row
+`ttm`         :class:`TTMEmbedding`, one TT-matrix for the whole table
+`head`        :class:`TiedHead`, :func:`replace_embedding`
+`files`       safetensors files
+============  ==========================================================================================
+"""
+
+from .head import TiedHead, replace_embedding
+from .mps import MPSEmbedding
+from .ttm import TTMEmbedding
+
+__all__ = ["MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"]

@@ -1,0 +1,51 @@
+"""The common part of many rows: their mean, and the principal axes they are turned to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..truncation import computable
+
+AT_ONCE = 16384  # rows worked on together: bounds the memory, and keeps the threads busy
+
+
+class Frame(nn.Module):
+    """``row = inner @ rotation + mean``, either of them left out; buffers, so stored and counted, but not trained."""
+
+    def __init__(self, mean: Tensor | None = None, rotation: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("rotation", rotation)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, table: Tensor, *, center: bool, rotate: bool) -> Frame:
+        """Mean and principal axes of the rows (largest variance first), summed in float64 a few rows at a time."""
+        if not (center or rotate):
+            return cls()
+        width = table.shape[1]
+        total = table.new_zeros(width, dtype=torch.float64)
+        square = table.new_zeros(width, width, dtype=torch.float64)
+        for part in table.split(AT_ONCE):
+            part = part.double()
+            total += part.sum(0)
+            square.addmm_(part.mT, part)
+        mean = total / len(table)
+        if center:
+            square -= len(table) * torch.outer(mean, mean)
+        axes = torch.linalg.eigh(square)[1].flip(1).mT.to(table.dtype).contiguous() if rotate else None
+        return cls(mean.to(table.dtype) if center else None, axes)
+
+    def inner(self, rows: Tensor) -> Tensor:
+        """What is left of rows without the mean and along the axes; computed in at least float32."""
+        rows = computable(rows)
+        if self.mean is not None:
+            rows = rows - self.mean
+        return rows if self.rotation is None else rows @ self.rotation.to(rows.dtype).mT
+
+    def outer(self, inner: Tensor) -> Tensor:
+        """The inverse."""
+        if self.rotation is not None:
+            inner = inner @ self.rotation.to(inner.dtype)
+        return inner if self.mean is None else inner + self.mean

@@ -1,0 +1,164 @@
+"""The output head that shares a compressed table, and putting a table into a model."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor, nn
+
+from .tables import CompressedTable
+
+__all__ = ["TiedHead", "replace_embedding"]
+
+
+class TiedHead(nn.Module):
+    """Scores for every token from a compressed table, which the look-up and the head share: ``table.logits(hidden)``.
+
+    Args:
+        table: The compressed table; it stays the one that the model looks rows up in.
+        bias: ``(num_embeddings,)``, as the dense head had it, or None.
+
+    Example:
+        >>> import torch
+        >>> from ttref import MPSEmbedding
+        >>> table = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=4)
+        >>> TiedHead(table)(torch.randn(2, 5, 48)).shape
+        torch.Size([2, 5, 100])
+    """
+
+    def __init__(self, table: CompressedTable, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        if not isinstance(table, CompressedTable):
+            raise TypeError(f"a TiedHead needs an MPSEmbedding or a TTMEmbedding, got {type(table).__name__}")
+        self.table = table
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(*batch, embedding_dim)`` to ``(*batch, num_embeddings)``."""
+        scores = self.table.logits(hidden)
+        return scores if self.bias is None else scores + self.bias.to(scores.dtype)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the vectors."""
+        return self.table.embedding_dim
+
+    @property
+    def out_features(self) -> int:
+        """How many tokens are scored: what has been appended to the table counts."""
+        return self.table.num_embeddings
+
+
+def replace_embedding(
+    model: nn.Module, embedding: nn.Module, *, head: str | None = None
+) -> tuple[nn.Module, nn.Module | None]:
+    """Put another token table into a transformers model. Nothing changes if it does not fit.
+
+    A language model often scores tokens with the same matrix that it looks them up in. Then compressing the table has
+    two meanings, and the caller must choose one.
+
+    Args:
+        model: A model with ``get_input_embeddings`` and ``get_output_embeddings``; changed in place.
+        embedding: :class:`MPSEmbedding`, :class:`TTMEmbedding`, or an ``nn.Embedding`` (to put the dense one back).
+        head: ``"tied"`` scores with the new table too, ``"dense"`` keeps the old matrix for the scores. May be left
+            out for a model whose head shares nothing with its table, and for one without a head.
+
+    Returns:
+        The look-up module and the head (or None) that the model had; the look-up, put back in the same way, undoes
+        the change.
+
+    Raises:
+        TypeError: A model without token table, or an embedding of another kind.
+        ValueError: Another size; ``head`` left out though the head is tied; ``"tied"`` where the head has a matrix of
+            its own, or where there is none.
+
+    Warns:
+        UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so nothing is saved. The message
+            tells the bytes.
+
+    Cost:
+        None to speak of.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from ttref import MPSEmbedding
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=1, n_head=1,
+        ...                                    bos_token_id=None, eos_token_id=None))
+        >>> table = MPSEmbedding.from_embedding(model.get_input_embeddings(), rank=2)
+        >>> before = replace_embedding(model, table, head="tied")
+        >>> model(torch.tensor([[1, 2, 3]])).logits.shape, type(model.lm_head).__name__
+        (torch.Size([1, 3, 50]), 'TiedHead')
+        >>> _ = replace_embedding(model, before[0], head="tied")              # and back
+    """
+    look_up, scores = _parts(model)
+    if not isinstance(embedding, (CompressedTable, nn.Embedding)):
+        raise TypeError(
+            f"embedding must be an MPSEmbedding, a TTMEmbedding or an nn.Embedding, got {type(embedding).__name__}"
+        )
+    for name in ("num_embeddings", "embedding_dim"):
+        if getattr(embedding, name) != getattr(look_up, name):
+            raise ValueError(
+                f"{name} is {getattr(embedding, name)}, but the model's table has {getattr(look_up, name)}"
+            )
+    tied = _share(look_up, scores)
+    if head not in ("tied", "dense", None):
+        raise ValueError(f'head must be "tied" or "dense", got {head!r}')
+    if head is None and tied:
+        raise ValueError(
+            "the model scores tokens with the table it looks them up in, so say what becomes of the scores: "
+            'head="tied" takes them from the new table too, head="dense" keeps the old matrix for them'
+        )
+    if head == "tied" and not (tied or _share(embedding, scores)):
+        why = "has no output head" if scores is None else "scores tokens with a matrix of its own"
+        raise ValueError(f"the model {why}, so there is nothing to tie; leave head out")
+    if head == "dense" and isinstance(scores, TiedHead):
+        raise ValueError("the head has no dense matrix to keep: put the dense table back first, with head='tied'")
+    if head == "dense" and tied and isinstance(embedding, CompressedTable):
+        kept = scores.weight.numel() * scores.weight.element_size()
+        warnings.warn(
+            f"the head keeps its dense matrix of {kept:,} bytes, so nothing is saved: the compressed table of "
+            f'{embedding.nbytes:,} bytes comes on top. head="tied" shares it',
+            stacklevel=2,
+        )
+    new_scores = _tied_head(embedding, scores) if head == "tied" else scores
+    model.set_input_embeddings(embedding)
+    if new_scores is not scores:
+        model.set_output_embeddings(new_scores)
+    config = getattr(model, "config", None)
+    if scores is not None and hasattr(config, "tie_word_embeddings"):
+        # Where the library loads, resizes or saves, it ties two weights by this flag; a compressed table has none.
+        config.tie_word_embeddings = isinstance(embedding, nn.Embedding) and _share(embedding, new_scores)
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return look_up, scores
+
+
+def _parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+    """The model's token table and its head, if it has one."""
+    names = "get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings"
+    if not isinstance(model, nn.Module) or not all(hasattr(model, name) for name in names):
+        raise TypeError(
+            f"{type(model).__name__} has no get_input_embeddings() and its like; for a module of your own, "
+            "assign the table to its attribute, and a TiedHead to that of the head"
+        )
+    look_up, scores = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(look_up, (CompressedTable, nn.Embedding)):
+        raise TypeError(f"the model's token table is a {type(look_up).__name__}, not an nn.Embedding")
+    return look_up, scores
+
+
+def _share(look_up: nn.Module, scores: nn.Module | None) -> bool:
+    """Whether the head scores with the numbers of the table."""
+    if isinstance(scores, TiedHead):
+        return scores.table is look_up
+    return scores is not None and getattr(look_up, "weight", None) is scores.weight
+
+
+def _tied_head(embedding: nn.Module, scores: nn.Module) -> nn.Module:
+    """A head for the table with the bias that the old head had."""
+    bias = getattr(scores, "bias", None)
+    if isinstance(embedding, CompressedTable):
+        return TiedHead(embedding, bias).train(scores.training)
+    head = nn.utils.skip_init(nn.Linear, embedding.embedding_dim, embedding.num_embeddings, bias=False)
+    head.weight, head.bias = embedding.weight, bias
+    return head.train(scores.training)

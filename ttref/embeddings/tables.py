@@ -1,0 +1,168 @@
+"""What the compressed tables share: checked ids, repeated ids looked up once, and exact counts of what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..contraction import under_autocast
+from ..truncation import check_input
+
+LOOK_UP = 512  # rows rebuilt at once
+
+
+class CompressedTable(nn.Module):
+    """A table like ``nn.Embedding`` that rebuilds only the rows it is asked for.
+
+    Attributes:
+        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: no gradient reaches row ``padding_idx``.
+    """
+
+    _repeats = True  # whether a row costs enough to look for repeated ids first
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``(*ids)`` to ``(*ids, embedding_dim)``. A repeated id is rebuilt once; the whole table never is.
+
+        Args:
+            ids: int32 or int64, any shape.
+
+        Raises:
+            TypeError: ids that are no integers.
+            IndexError: A negative id, or one beyond the table.
+        """
+        flat = self._check_ids(ids)
+        unique, inverse = torch.unique(flat, return_inverse=True) if self._repeats and len(flat) > 1 else (flat, None)
+        rows = self._rows(flat) if len(unique) == len(flat) else F.embedding(inverse, self._rows(unique))
+        return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores ``hidden @ table^T`` for every row of the table, which is never rebuilt as a whole.
+
+        Args:
+            hidden: ``(*batch, embedding_dim)`` in the dtype of the table, or any under autocast.
+
+        Returns:
+            ``(*batch, num_embeddings)``. Differentiable.
+
+        Raises:
+            TypeError, ValueError: Another dtype, or another width.
+        """
+        if hidden.ndim == 0 or hidden.shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"hidden has shape {tuple(hidden.shape)}; its last axis must hold embedding_dim = {self.embedding_dim}"
+            )
+        autocast = under_autocast(hidden)
+        if hidden.dtype != self.dtype and not autocast:
+            raise TypeError(f"hidden is {hidden.dtype} but the table is {self.dtype}; convert one of them")
+        flat = hidden.reshape(-1, self.embedding_dim).to(self.dtype)
+        scores = _without_autocast(self._logits, flat).reshape(*hidden.shape[:-1], self.num_embeddings)
+        return scores.to(torch.get_autocast_dtype(hidden.device.type)) if autocast else scores
+
+    @torch.no_grad()
+    def to_embedding(self) -> nn.Embedding:
+        """The dense table as ``nn.Embedding``, in the same dtype and on the same device."""
+        everything = torch.arange(self.num_embeddings, device=self.device)
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        dense = nn.Embedding.from_pretrained(self._rows(everything), freeze=frozen, padding_idx=self.padding_idx)
+        return dense.train(self.training)
+
+    @property
+    def params(self) -> int:
+        """Numbers stored: everything in the state, codes and indices included."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: everything in the state."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+    @property
+    def ratio(self) -> float:
+        """Numbers in the dense table for each number stored."""
+        return self.num_embeddings * self.embedding_dim / self.params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lies."""
+        raise NotImplementedError
+
+    def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
+        """What gives the rows of a slice of checked ids, int64 ``(count,)``, and writes them into a tensor if given."""
+        raise NotImplementedError
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Scores ``(count, num_embeddings)`` of checked vectors ``(count, embedding_dim)``."""
+        raise NotImplementedError
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        return _without_autocast(self._rows_of, ids)
+
+    def _rows_of(self, ids: Tensor) -> Tensor:
+        rows = self._look_up(ids)
+        if torch.is_grad_enabled():
+            return rows(slice(None), None)
+        out = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=ids.device)
+        for start in range(0, len(ids), LOOK_UP):  # so few at once that what comes between stays in the cache
+            part = slice(start, start + LOOK_UP)
+            rows(part, out[part])
+        return out
+
+    def _check_ids(self, ids: Tensor) -> Tensor:
+        """``ids`` as one axis of int64, or an error that names the first that is wrong."""
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+            found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"ids must be a tensor of int32 or int64, got {found}")
+        flat = ids.reshape(-1).long()
+        if len(flat):
+            least, most = torch.aminmax(flat)
+            if least < 0 or most >= self.num_embeddings:
+                wrong = least if least < 0 else most
+                raise IndexError(
+                    f"id {int(wrong)} is out of range: the table has {self.num_embeddings} rows, "
+                    f"0 to {self.num_embeddings - 1}, and negative ids do not count from the end"
+                )
+        return flat
+
+
+def _without_autocast(function, x: Tensor) -> Tensor:
+    """Rows are copied out of a table, so autocast must not round what they are rebuilt from."""
+    if not torch._C._is_any_autocast_enabled():
+        return function(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x)
+
+
+def table_of(embedding: nn.Embedding, *, sparse: bool) -> Tensor:
+    """The weight of a plain ``nn.Embedding`` whose options can be kept; an error names the one that cannot."""
+    if not isinstance(embedding, nn.Embedding):
+        raise TypeError(f"only an nn.Embedding can be compressed, got {type(embedding).__name__}")
+    if type(embedding).forward is not nn.Embedding.forward:
+        raise TypeError(
+            f"{type(embedding).__name__} computes more than a look-up, which would be lost; "
+            "compress a plain nn.Embedding with the same weight and apply the rest around it"
+        )
+    if embedding.max_norm is not None:
+        raise ValueError(
+            "max_norm rescales rows of the dense weight at every look-up, and a compressed table has no such rows; "
+            "rescale the weight once, then set embedding.max_norm = None"
+        )
+    if embedding.scale_grad_by_freq:
+        raise ValueError("scale_grad_by_freq is not supported; set embedding.scale_grad_by_freq = False")
+    if embedding.sparse and not sparse:
+        raise ValueError(
+            "sparse gradients make no sense here: a look-up touches every core; set embedding.sparse = False"
+        )
+    check_input("embedding.weight", embedding.weight)
+    return embedding.weight.detach()

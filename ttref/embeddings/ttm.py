@@ -1,0 +1,292 @@
+"""An embedding table that is one TT-matrix as a whole: the rows share all cores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..canonical import tt_norm
+from ..contraction import multiply
+from ..matrices import check_matrix_train, ttm_svd
+from ..plans import cheapest, working_bytes
+from ..shapes import paired_modes, tt_ranks, whole
+from ..truncation import check_rank_or_eps, computable
+from .files import read, write
+from .rows import meet
+from .tables import CompressedTable, table_of
+
+__all__ = ["TTMEmbedding"]
+
+
+class TTMEmbedding(CompressedTable):
+    """A look-up table like ``nn.Embedding``, kept as the cores of one TT-matrix.
+
+    An id is written in mixed radix, one digit for each row mode; digit k picks a slice of core k, and the row is the
+    product of the slices::
+
+        row(id)[j_1 j_2 j_3] = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]        id = (i_1 i_2 i_3)
+
+    Args:
+        row_shape: Row modes ``(m_1, ..., m_d)``. If they multiply to more than ``num_embeddings``, the rest is padding
+            that no id reaches.
+        col_shape: Column modes ``(n_1, ..., n_d)``, likewise for ``embedding_dim``.
+        rank: Cap on the TT-ranks, one int or d+1 of them.
+        num_embeddings, embedding_dim: Sizes of the table; left out, the products of the modes.
+        padding_idx: A row that gets no gradient of its own.
+        device, dtype: As in ``nn.Embedding``.
+
+    Attributes:
+        cores: ``ParameterList`` of d cores ``(r_{k-1}, m_k, n_k, r_k)``.
+        row_shape, col_shape, ranks: Modes and ranks.
+        params, nbytes, ratio: As in :class:`MPSEmbedding`.
+
+    Initialisation:
+        Gaussian cores, scaled so that the mean square of the entries is 1, as ``nn.Embedding`` starts.
+
+    Source:
+        Khrulkov et al. (2019), Tensorized Embedding Layers, arXiv:1901.10787.
+
+    Example:
+        >>> table = TTMEmbedding((16, 24, 131), (4, 12, 16), rank=8, num_embeddings=50257)
+        >>> table(torch.tensor([[5, 50256]])).shape, table.params
+        (torch.Size([1, 2, 768]), 35712)
+    """
+
+    _repeats = False  # the ends are shared by all ids; what is left for a row costs no more than finding it again
+
+    def __init__(
+        self,
+        row_shape: Sequence[int],
+        col_shape: Sequence[int],
+        rank: int | Sequence[int],
+        num_embeddings: int | None = None,
+        embedding_dim: int | None = None,
+        *,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        modes = paired_modes(row_shape, col_shape)
+        ranks = tt_ranks(modes, rank)
+        sizes = zip(ranks[:-1], row_shape, col_shape, ranks[1:], strict=True)
+        self._adopt(
+            [torch.empty(*size, device=device, dtype=dtype) for size in sizes],
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+        )
+        self.reset_parameters()
+
+    @classmethod
+    @torch.no_grad()
+    def from_embedding(
+        cls,
+        embedding: nn.Embedding,
+        *,
+        row_shape: Sequence[int],
+        col_shape: Sequence[int],
+        rank: int | Sequence[int] | None = None,
+        eps: float | None = None,
+    ) -> TTMEmbedding:
+        """Compress a trained table by TT-SVD. The table stays as it is and shares nothing with the result.
+
+        Args:
+            embedding: ``nn.Embedding``; ``padding_idx`` is kept, ``max_norm``, ``scale_grad_by_freq`` and ``sparse``
+                are refused.
+            row_shape: Row modes, multiplying to at least the number of rows; what exceeds it is zeros.
+            col_shape: Column modes, as many, multiplying to at least the width.
+            rank: Cap on the TT-ranks.
+            eps: Error allowed for the whole table, relative to its Frobenius norm, in [0, 1). Give exactly one.
+
+        Returns:
+            The compressed table, in the dtype, on the device and in the training mode of the old one.
+
+        Raises:
+            TypeError: No ``nn.Embedding``, or one with a ``forward`` of its own.
+            ValueError: Modes that multiply to too little, and as :func:`ttm_svd`.
+
+        Guarantee:
+            As :func:`ttm_svd`.
+
+        Cost:
+            As :func:`ttm_svd`: seconds for 50,000 x 768, and a few copies of the table in float64 meanwhile.
+
+        Example:
+            >>> table = nn.Embedding(60, 12)
+            >>> whole = TTMEmbedding.from_embedding(table, row_shape=(4, 4, 4), col_shape=(2, 2, 3), eps=0)
+            >>> torch.allclose(whole(torch.arange(60)), table.weight, atol=1e-5)
+            True
+        """
+        table = table_of(embedding, sparse=False)
+        check_rank_or_eps(rank, eps)
+        paired_modes(row_shape, col_shape)
+        padding = []
+        for name, modes, size in (("col_shape", col_shape, table.shape[1]), ("row_shape", row_shape, table.shape[0])):
+            if math.prod(modes) < size:
+                raise ValueError(
+                    f"{name} {tuple(modes)} multiplies to {math.prod(modes)}, less than the table's {size}"
+                )
+            padding += [0, math.prod(modes) - size]
+        cores = ttm_svd(F.pad(table, padding), row_shape, col_shape, rank=rank, eps=eps)
+        made = cls.from_cores(cores, *table.shape, padding_idx=embedding.padding_idx)
+        for core in made.cores:
+            core.requires_grad_(embedding.weight.requires_grad)
+        return made.train(embedding.training)
+
+    @classmethod
+    def from_cores(
+        cls,
+        cores: Sequence[Tensor],
+        num_embeddings: int | None = None,
+        embedding_dim: int | None = None,
+        *,
+        padding_idx: int | None = None,
+    ) -> TTMEmbedding:
+        """A table around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix.
+
+        Raises:
+            TypeError, ValueError: Cores that are no TT-matrix, or sizes beyond the products of their modes.
+
+        Example:
+            >>> TTMEmbedding.from_cores([torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)])(torch.tensor(7)).shape
+            torch.Size([15])
+        """
+        made = cls.__new__(cls)
+        made._adopt(list(cores), num_embeddings, embedding_dim, padding_idx)
+        return made
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new cores; see Initialisation."""
+        if self.cores[0].is_meta:  # no numbers yet: to_empty and another call make them
+            return
+        for core in self.cores:
+            core.normal_()
+        entries = math.prod(self.row_shape) * math.prod(self.col_shape)
+        norm = tt_norm([core.double().flatten(1, 2) for core in self.cores]).item()
+        for core in self.cores:
+            core.mul_((entries**0.5 / norm) ** (1 / len(self.cores)))
+
+    def extra_repr(self) -> str:
+        """Sizes, modes, ranks and the ratio."""
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}", f"row_shape={self.row_shape}"]
+        parts += [f"col_shape={self.col_shape}", f"ranks={self.ranks}"]
+        parts += [f"padding_idx={self.padding_idx}"] * (self.padding_idx is not None)
+        return ", ".join([*parts, f"ratio={self.ratio:.3g}"])
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all; as :meth:`MPSEmbedding.save`."""
+        tensors = {f"cores.{k}": core.detach() for k, core in enumerate(self.cores)}
+        names = "num_embeddings", "embedding_dim", "padding_idx"
+        write(path, type(self).__name__, tensors, {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def load(cls, path: str | Path) -> TTMEmbedding:
+        """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
+
+        def restore(tensors: dict[str, Tensor], header: dict) -> TTMEmbedding:
+            return cls.from_cores([tensors[f"cores.{k}"] for k in range(len(tensors))], **header)
+
+        return read(path, cls.__name__, restore)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.cores[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lies."""
+        return self.cores[0].device
+
+    def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
+        """Contract the slices from both ends to the middle; an end with few digits is contracted for all of them."""
+        cores = [computable(core) for core in self.cores]
+        half = _meeting(self.col_shape)
+        behind = math.prod(self.row_shape[half:])
+        front, front_ids = _front(cores[:half], ids // behind)
+        back, back_ids = _back(cores[half:], ids % behind) if half < len(cores) else (None, None)
+        plain = self.dtype in (torch.float32, torch.float64)
+
+        def rows(part: slice, out: Tensor | None) -> Tensor:
+            found = front.index_select(0, front_ids[part])
+            if back is None:
+                found = found.flatten(1)[:, : self.embedding_dim]
+            else:
+                found = meet(found, back.index_select(0, back_ids[part]), self.embedding_dim, out if plain else None)
+            if self.padding_idx is not None and torch.is_grad_enabled():
+                found = torch.where((ids[part] == self.padding_idx).unsqueeze(1), found.detach(), found)
+            return found.to(self.dtype) if out is None else out if found is out else out.copy_(found)
+
+        return rows
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """A TT-matrix times vectors: the order that costs least, no row is ever rebuilt unless that is cheapest."""
+        width = math.prod(self.col_shape)
+        if width != self.embedding_dim:
+            hidden = F.pad(hidden, (0, width - self.embedding_dim))
+        plan = cheapest(self._shapes, max(len(hidden), 1), working_bytes(hidden.device.type))
+        return multiply(list(self.cores), hidden, plan)[:, : self.num_embeddings]
+
+    def _adopt(self, cores: Sequence[Tensor], rows: int | None, columns: int | None, padding_idx: int | None) -> None:
+        row_shape, col_shape, ranks = check_matrix_train(cores)
+        sizes = []
+        for name, size, modes in (("num_embeddings", rows, row_shape), ("embedding_dim", columns, col_shape)):
+            size = math.prod(modes) if size is None else whole(name, size, least=1)
+            if size > math.prod(modes):
+                raise ValueError(f"{name} is {size}, but the modes {modes} multiply to {math.prod(modes)} only")
+            sizes.append(size)
+        if padding_idx is not None and not -sizes[0] <= padding_idx < sizes[0]:
+            raise ValueError(f"padding_idx is {padding_idx}, but the table has {sizes[0]} rows")
+        super().__init__(*sizes, None if padding_idx is None else padding_idx % sizes[0])
+        self.row_shape, self.col_shape, self.ranks = row_shape, col_shape, ranks
+        self._shapes = tuple(tuple(core.shape) for core in cores)
+        self.cores = nn.ParameterList(nn.Parameter(core.detach().clone().contiguous()) for core in cores)
+
+
+def _meeting(widths: Sequence[int]) -> int:
+    """How many leading cores make the front: the cut whose two sides are closest in width."""
+    return min(range(1, max(len(widths), 2)), key=lambda k: math.prod(widths[:k]) + math.prod(widths[k:]))
+
+
+def _front(cores: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of the slices of the leading cores that the digits of ids pick: ``(some, n_1 ... n_k, r_k)``, and where.
+
+    If all combinations of digits are no more than the ids, each is contracted once.
+    """
+    if len(cores) == 1:
+        return cores[0].squeeze(0), ids
+    *before, last = cores
+    r, m, n, r_next = last.shape
+    slices = last.transpose(0, 1).flatten(2)
+    combinations = math.prod(core.shape[1] for core in before)
+    if combinations * m <= len(ids):
+        every, where = _front(before, torch.arange(combinations, device=ids.device))
+        # The last digit first: then the product comes out in its final order, and nothing is transposed.
+        product = torch.matmul(every[where].reshape(1, -1, r), slices)
+        return product.view(m * combinations, -1, r_next), ids % m * combinations + ids // m
+    front, where = _front(before, ids // m)
+    product = torch.bmm(front.index_select(0, where), slices.index_select(0, ids % m))
+    return product.view(len(ids), -1, r_next), torch.arange(len(ids), device=ids.device)
+
+
+def _back(cores: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for the trailing cores: ``(some, r_k, n_{k+1} ... n_d)``, and where."""
+    if len(cores) == 1:
+        return cores[0].squeeze(3).transpose(0, 1).contiguous(), ids
+    first, *behind = cores
+    r, m, n, r_next = first.shape
+    slices = first.transpose(0, 1).reshape(m, r * n, r_next)
+    combinations = math.prod(core.shape[1] for core in behind)
+    if m * combinations <= len(ids):
+        every, where = _back(behind, torch.arange(combinations, device=ids.device))
+        product = torch.matmul(slices.unsqueeze(1), every[where])
+        return product.view(m * combinations, r, -1), ids
+    back, where = _back(behind, ids % combinations)
+    product = torch.bmm(slices.index_select(0, ids // combinations), back.index_select(0, where))
+    return product.view(len(ids), r, -1), torch.arange(len(ids), device=ids.device)
