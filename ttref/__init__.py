@@ -24,6 +24,7 @@ _HOME = {
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery": ("swap_layer",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
+    "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
