@@ -42,6 +42,18 @@ class CompressedTable(nn.Module):
         rows = self._rows(flat) if len(unique) == len(flat) else F.embedding(inverse, self._rows(unique))
         return rows.reshape(*ids.shape, self.embedding_dim)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows ``(count, embedding_dim)`` for one axis of ids, each rebuilt, repeated or not; otherwise as ``forward``.
+
+        Raises:
+            TypeError, IndexError: As :meth:`forward`.
+            ValueError: ids with another number of axes than one.
+        """
+        flat = self._check_ids(ids)
+        if ids.ndim != 1:
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; rows takes one axis, forward takes any shape")
+        return self._rows(flat)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores ``hidden @ table^T`` for every row of the table, which is never rebuilt as a whole.
 
