@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import statistics
 import time
 import warnings
@@ -18,7 +17,7 @@ from ttref import TTLinear, plan_contraction
 from ttref.contraction import multiply
 from ttref.plans import ORDERS
 
-from .measure import Case, Contender, run
+from .measure import Case, repeated, run
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")  # torchTT says on import that it runs without its C++ extension
@@ -35,7 +34,6 @@ LAYERS = (
     ((64, 64), (86, 128), 32),
 )
 ROUNDS = 5
-LEAST_SECONDS = 0.02  # a measurement repeats its call until it takes at least so long
 
 
 def measure(limits: dict) -> list[dict]:
@@ -112,26 +110,9 @@ def _check(calls: dict[str, Callable]) -> None:
 
 def _case(layer: TTLinear, batch: int, calls: dict[str, Callable]) -> Case:
     """The floor: the fewest multiply-adds of all orders, and input, answer and cores moved once."""
-    contenders = []
-    for name, call in calls.items():
-        repeats = _repeats(call)
-        contenders.append(Contender(name, lambda call=call, n=repeats: _repeat(call, n), repeats))
+    contenders = [repeated(name, call) for name, call in calls.items()]
     macs = min(plan_contraction(list(layer.cores), batch, order).macs for order in ORDERS)
     return Case("", "call", contenders, 2 * macs, least_bytes(layer, batch), "flops32_per_s")
-
-
-def _repeats(call: Callable) -> int:
-    """How often a call is repeated so that it can be timed."""
-    call()
-    start = time.perf_counter()
-    call()
-    return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-
-
-def _repeat(call: Callable, times: int) -> None:
-    """Every answer is given back before the next one is made, as in use."""
-    for _ in range(times):
-        call()
 
 
 def least_bytes(layer: nn.Module, batch: int) -> int:
@@ -144,14 +125,13 @@ def _orders(layer: TTLinear, x: torch.Tensor) -> dict[str, float]:
     """Milliseconds of each contraction order on all threads: three rounds in turn, medians."""
     cores = list(layer.cores)
     plans = [plan_contraction(cores, len(x), order) for order in ORDERS]
-    calls = {plan.order: lambda plan=plan: multiply(cores, x, plan, layer.bias) for plan in plans}
-    repeats = {order: _repeats(call) for order, call in calls.items()}
+    calls = [repeated(plan.order, lambda plan=plan: multiply(cores, x, plan, layer.bias)) for plan in plans]
     times: dict[str, list[float]] = {order: [] for order in ORDERS}
     for _ in range(3):
-        for order, call in calls.items():
+        for contender in calls:
             start = time.perf_counter()
-            _repeat(call, repeats[order])
-            times[order].append(1e3 * (time.perf_counter() - start) / repeats[order])
+            contender.call()
+            times[contender.name].append(1e3 * (time.perf_counter() - start) / contender.items)
     return {order: statistics.median(taken) for order, taken in times.items()}
 
 

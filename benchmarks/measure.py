@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import statistics
 import time
@@ -32,6 +33,23 @@ class Case:
     flops: float
     bytes: float
     arithmetic: str = "flops_per_s"  # which of the machine's limits the flops meet: float64, or "flops32_per_s"
+
+
+LEAST_SECONDS = 0.02  # a short call is repeated until it takes at least so long
+
+
+def repeated(name: str, call: Callable[[], object], items: int = 1) -> Contender:
+    """A contender whose call is too short to time alone; every answer is given back before the next, as in use."""
+    call()
+    start = time.perf_counter()
+    call()
+    times = max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
+
+    def again() -> None:
+        for _ in range(times):
+            call()
+
+    return Contender(name, again, times * items)
 
 
 def run(case: Case, limits: dict[str, float], rounds: int = 7, threads: int | None = None) -> dict:

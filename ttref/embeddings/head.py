@@ -30,13 +30,18 @@ class TiedHead(nn.Module):
         super().__init__()
         if not isinstance(table, CompressedTable):
             raise TypeError(f"a TiedHead needs an MPSEmbedding or a TTMEmbedding, got {type(table).__name__}")
-        self.table = table
+        self._table = (table,)  # a tuple hides it: the look-up owns it, and the model's state holds it once
         self.register_parameter("bias", bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(*batch, embedding_dim)`` to ``(*batch, num_embeddings)``."""
         scores = self.table.logits(hidden)
         return scores if self.bias is None else scores + self.bias.to(scores.dtype)
+
+    @property
+    def table(self) -> CompressedTable:
+        """The compressed table, which is no submodule of the head."""
+        return self._table[0]
 
     @property
     def in_features(self) -> int:
@@ -122,15 +127,25 @@ def replace_embedding(
             stacklevel=2,
         )
     new_scores = _tied_head(embedding, scores) if head == "tied" else scores
-    model.set_input_embeddings(embedding)
-    if new_scores is not scores:
-        model.set_output_embeddings(new_scores)
+    try:
+        _put(model, embedding, new_scores, changed=new_scores is not scores)
+    except BaseException:
+        _put(model, look_up, scores, changed=new_scores is not scores)
+        raise
+    return look_up, scores
+
+
+def _put(model: nn.Module, look_up: nn.Module, scores: nn.Module | None, *, changed: bool) -> None:
+    """Set table and head, and tell the model whether they share a weight."""
+    model.set_input_embeddings(look_up)
+    if changed and model.get_output_embeddings() is not scores:
+        model.set_output_embeddings(scores)
     config = getattr(model, "config", None)
     if scores is not None and hasattr(config, "tie_word_embeddings"):
-        # Where the library loads, resizes or saves, it ties two weights by this flag; a compressed table has none.
-        config.tie_word_embeddings = isinstance(embedding, nn.Embedding) and _share(embedding, new_scores)
-        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-    return look_up, scores
+        # Where transformers loads, resizes or saves, it ties two weights by this flag; a compressed table has none.
+        config.tie_word_embeddings = isinstance(look_up, nn.Embedding) and _share(look_up, scores)
+        if hasattr(model, "get_expanded_tied_weights_keys"):
+            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:

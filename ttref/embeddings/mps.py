@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..shapes import check_modes
+from ..shapes import check_modes, whole
 from ..truncation import check_input, check_rank_or_eps, computable
 from .files import read, write
 from .frame import Frame
@@ -21,6 +21,9 @@ from .tables import CompressedTable, table_of
 __all__ = ["MPSEmbedding"]
 
 BLOCK = 2048  # rows rebuilt at once to score vectors with them
+_HALVES = torch.float16, torch.bfloat16
+_SETTINGS = "shape", "embedding_dim", "core_bits", "eps", "by_row", "padding_idx", "sparse", "trainable"
+_INDEX = ("bucket", torch.uint8), ("place", torch.int32)
 
 
 class MPSEmbedding(CompressedTable):
@@ -34,7 +37,8 @@ class MPSEmbedding(CompressedTable):
         shape: Modes of a row; what they multiply to beyond the width is zeros.
         core_bits: 8 for int8 cores, 32 for cores in the dtype of the table.
         buckets: ``ModuleList`` of the stored cores, trainable unless they are int8.
-        frame: Holds ``mean`` and ``rotation``, or None for either: a row is ``train @ rotation + mean``.
+        frame: Holds ``mean`` and ``rotation``, or None for either: a row is ``train @ rotation + mean``, unless it is
+            kept as it is.
         params, nbytes, ratio: Numbers and bytes stored, everything included (cores, scales, mean, rotation, index),
             and numbers of the dense table for each number stored.
 
@@ -225,10 +229,10 @@ class MPSEmbedding(CompressedTable):
         """
         tensors = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("buckets.")}
         for k, trains in enumerate(self.buckets):
-            for name, tensor in zip(("cores", "scales"), trains.stored(), strict=False):
+            names = ("cores",) if self.core_bits == 32 else ("codes", "scales")
+            for name, tensor in zip(names, trains.stored(), strict=True):
                 tensors[f"{name}.{k}"] = tensor.detach()
-        names = ("shape", "embedding_dim", "core_bits", "eps", "by_row", "padding_idx", "sparse", "trainable")
-        header = {name: getattr(self, name) for name in names}
+        header = {name: getattr(self, name) for name in _SETTINGS}
         header |= {
             "num_embeddings": self.num_embeddings,
             "ranks": [trains.layout.ranks for trains in self.buckets],
@@ -258,77 +262,105 @@ class MPSEmbedding(CompressedTable):
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> MPSEmbedding:
-        rows, ranks, dtype = header.pop("num_embeddings"), header.pop("ranks"), getattr(torch, header.pop("dtype"))
-        made = cls(dtype=dtype, **header)
-        made.num_embeddings = rows
-        made.frame = Frame(tensors.pop("frame.mean", None), tensors.pop("frame.rotation", None))
-        made.bucket, made.place = tensors.pop("bucket", None), tensors.pop("place", None)
-        for k, bond in enumerate(ranks):
-            trains = made._bucket(RowLayout(made.shape, bond, made.embedding_dim))
-            stored = [tensors.pop(f"cores.{k}"), *([tensors.pop(f"scales.{k}")] if made.core_bits == 8 else [])]
-            if stored[0].shape[1] != trains.layout.numbers:
-                raise ValueError(f"ranks {bond} need {trains.layout.numbers} numbers a row, not {stored[0].shape[1]}")
-            trains.adopt(stored)
+        dtype = getattr(torch, header["dtype"])
+        made = cls(dtype=dtype, **{name: header[name] for name in _SETTINGS})
+        made.num_embeddings = rows = whole("num_embeddings", header["num_embeddings"], least=1)
+        width = whole("embedding_dim", made.embedding_dim, least=1)
+
+        def take(name: str, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+            tensor = tensors.pop(name)
+            if tensor.shape != shape or tensor.dtype != kind:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kind} {shape}")
+            return tensor
+
+        for ranks in header["ranks"]:
+            trains, k = made._bucket(RowLayout(made.shape, ranks, width)), len(made.buckets)
+            name = "cores" if made.core_bits == 32 else "codes"
+            count = len(tensors[f"{name}.{k}"])
+            stored = [take(f"{name}.{k}", (count, trains.layout.numbers), dtype if name == "cores" else torch.int8)]
+            trains.adopt(stored if name == "cores" else [*stored, take(f"scales.{k}", (count,), torch.bfloat16)])
             made.buckets.append(trains)
-        held = sum(len(trains) for trains in made.buckets)
-        indexed = rows if made.place is None else len(made.place)
-        if tensors or held != rows or indexed != rows or (made.place is None) != (len(made.buckets) == 1):
-            raise ValueError(f"{held} rows and {indexed} indices for {rows}, left over: {sorted(tensors)}")
+        sizes = [len(trains) for trains in made.buckets]
+        if len(sizes) > 1:
+            made.bucket, made.place = (take(*of, (rows,), kind) for *of, kind in _INDEX)
+            slots = made.place + (torch.tensor([0, *sizes]).cumsum(0))[made.bucket.long()]
+            if (made.place < 0).any() or not torch.equal(slots.sort().values, torch.arange(rows)):
+                raise ValueError("the index does not name every row once")
+        if sum(sizes) != rows or math.prod(made.shape) < width or dtype not in (*_HALVES, torch.float32, torch.float64):
+            raise ValueError(f"{sum(sizes)} rows of {width} {dtype} numbers with modes {made.shape}, {rows} announced")
+        if made.padding_idx is not None and not 0 <= made.padding_idx < rows:
+            raise ValueError(f"padding_idx is {made.padding_idx}, but there are {rows} rows")
+        made.frame = Frame(
+            take("frame.mean", (width,), dtype) if "frame.mean" in tensors else None,
+            take("frame.rotation", (width, width), dtype) if "frame.rotation" in tensors else None,
+        )
+        if tensors:
+            raise ValueError(f"it holds {sorted(tensors)} too")
         return made
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the rows."""
-        return self._like.dtype
+        return self._first().dtype if self.core_bits == 32 and self.buckets else self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the table lies."""
-        return self._like.device
+        return self._first().device if self.buckets else self._like.device
+
+    def _first(self) -> Tensor:
+        return self.buckets[0].piece(0)[0]
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
-        plain = len(self.buckets) == 1 and self.dtype in (torch.float32, torch.float64)
-        plain = plain and self.frame.mean is None and self.frame.rotation is None
+        unframed = self.frame.mean is None and self.frame.rotation is None
+        plain = self.place is None and unframed and self.dtype in (torch.float32, torch.float64)
+        plain = plain and (self.core_bits == 32 or self.dtype == torch.float32)
 
         def rows(part: slice, out: Tensor | None) -> Tensor:
             if plain:
-                return self._inner(ids[part], out)
-            found = self.frame.outer(self._inner(ids[part])).to(self.dtype)
-            return found if out is None else out.copy_(found)
+                return self.buckets[0](ids[part], self.padding_idx, out)
+            found = self._by_bucket(ids[part], lambda rows, framed: self.frame.outer(rows) if framed else rows)
+            return found.to(self.dtype) if out is None else out.copy_(found)
 
         return rows
 
-    def _inner(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        """Contracted rows, before rotation and mean."""
+    def _by_bucket(self, ids: Tensor, finish: Callable[[Tensor, bool], Tensor], dim: int = 0) -> Tensor:
+        """``finish(rows, framed)`` of the contracted rows of each bucket, in the order of ids along ``dim``."""
         padding = self.padding_idx
         if self.place is None:
-            return self.buckets[0](ids, padding, out)
+            return finish(self.buckets[0](ids, padding), not self.buckets[0].layout.whole)
         owner, place = self.bucket[ids], self.place[ids].long()
 
         def part(k: int, mine: Tensor) -> Tensor:
             here = padding is not None and int(self.bucket[padding]) == k
-            return self.buckets[k](place[mine], int(self.place[padding]) if here else None)
+            rows = self.buckets[k](place[mine], int(self.place[padding]) if here else None)
+            return finish(rows, not self.buckets[k].layout.whole)
 
-        return by_owner(owner, len(self.buckets), part)
+        return by_owner(owner, len(self.buckets), part, dim)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """A rotation turns the vectors once instead of every row, and the mean adds one number to each vector."""
-        turned = computable(hidden)
+        hidden = computable(hidden)
+        turned, shift = hidden, 0.0
         if self.frame.rotation is not None:
-            turned = turned @ self.frame.rotation.to(turned.dtype).mT
+            turned = hidden @ self.frame.rotation.to(hidden.dtype).mT
+        if self.frame.mean is not None:
+            shift = (hidden @ self.frame.mean.to(hidden.dtype)).unsqueeze(1)
+
+        def finish(rows: Tensor, framed: bool) -> Tensor:
+            rows = rows.to(hidden.dtype).mT
+            return turned @ rows + shift if framed else hidden @ rows
+
+        def scores(ids: Tensor) -> Tensor:
+            return self._by_bucket(ids, finish, dim=1)
+
         blocks = torch.arange(self.num_embeddings, device=self.device).split(BLOCK)
         if torch.is_grad_enabled():  # a block's rows are forgotten and rebuilt in the backward pass
-            scores = torch.cat([checkpoint(self._scores, turned, ids, use_reentrant=False) for ids in blocks], dim=1)
-        else:
-            scores = turned.new_empty(len(turned), self.num_embeddings)
-            for ids, out in zip(blocks, scores.split(BLOCK, dim=1), strict=True):
-                out.copy_(self._scores(turned, ids))
-        if self.frame.mean is not None:
-            scores = scores + (computable(hidden) @ self.frame.mean.to(turned.dtype)).unsqueeze(1)
-        return scores.to(self.dtype)
-
-    def _scores(self, turned: Tensor, ids: Tensor) -> Tensor:
-        return turned @ self._inner(ids).to(turned.dtype).mT
+            return torch.cat([checkpoint(scores, ids, use_reentrant=False) for ids in blocks], dim=1).to(self.dtype)
+        out = torch.empty(len(hidden), self.num_embeddings, dtype=self.dtype, device=hidden.device)
+        for ids, part in zip(blocks, out.split(BLOCK, dim=1), strict=True):
+            part.copy_(scores(ids))
+        return out
 
     def _bucket(self, layout: RowLayout) -> RowTrains:
         return RowTrains(layout, self.core_bits, sparse=self.sparse, trainable=self.trainable)

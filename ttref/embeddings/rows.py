@@ -132,7 +132,10 @@ class RowTrains(nn.Module):
     @torch.no_grad()
     def compress(self, table: Tensor, mine: Tensor, frame: Frame) -> list[Tensor]:
         """What is stored for the rows ``mine`` of a table: packed cores, or int8 codes and one scale for each row."""
-        parts = [self._compress(frame.inner(table[part]).to(table.dtype)) for part in mine.split(AT_ONCE)]
+        parts = []
+        for part in mine.split(AT_ONCE):
+            rows = table[part]
+            parts.append(self._compress(rows if self.layout.whole else frame.inner(rows).to(rows.dtype)))
         return [torch.cat(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
 
     def _compress(self, rows: Tensor) -> list[Tensor]:
@@ -176,6 +179,14 @@ class RowTrains(nn.Module):
     def _names(self, piece: int) -> list[str]:
         return [f"cores{piece}"] if self.bits == 32 else [f"codes{piece}", f"scales{piece}"]
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> RowTrains:
+        """Scales keep their dtype when the model changes its own: float16 would lose small ones."""
+        scales = {name: value for name, value in self._buffers.items() if name.startswith("scales")}
+        super()._apply(fn, recurse)
+        for name, value in scales.items():
+            self._buffers[name] = value.to(self._buffers[name].device)
+        return self
+
     def stored(self) -> list[Tensor]:
         """What is stored, all pieces in one."""
         pieces = [self.piece(k) for k in range(len(self.sizes))]
@@ -208,11 +219,11 @@ class RowTrains(nn.Module):
         return self.layout.unpack(computable(self.packed(place, padding)), out)
 
 
-def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Rows that lie in several places: ``part(k, mine)`` gives those at positions ``mine``, whose owner is k."""
+def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor], dim: int = 0) -> Tensor:
+    """What lies in several places, in order along ``dim``: ``part(k, mine)`` gives what k owns, at positions ``mine``."""
     found = [(k, (owner == k).nonzero().squeeze(1)) for k in range(owners)]
-    found = [(k, mine) for k, mine in found if len(mine)] or found[:1]
+    found = [(k, mine) for k, mine in found if len(mine)]
     if len(found) == 1:
         return part(*found[0])
-    rows = torch.cat([part(k, mine) for k, mine in found])
-    return rows[torch.cat([mine for _, mine in found]).argsort()]
+    gathered = torch.cat([part(k, mine) for k, mine in found], dim)
+    return gathered.index_select(dim, torch.cat([mine for _, mine in found]).argsort())

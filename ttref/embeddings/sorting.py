@@ -62,4 +62,4 @@ def _errors(layout: RowLayout, rows: Tensor, frame: Frame) -> Tensor:
     packed = layout.pack(frame.inner(rows).to(rows.dtype))
     gap = frame.outer(layout.unpack(packed)).double() - rows.double()
     norms = torch.linalg.vector_norm(rows.double(), dim=1)
-    return torch.linalg.vector_norm(gap, dim=1) / norms.clamp(min=torch.finfo(rows.dtype).tiny)
+    return torch.linalg.vector_norm(gap, dim=1) / norms.clamp(min=torch.finfo(torch.float64).tiny)

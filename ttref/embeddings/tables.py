@@ -38,6 +38,8 @@ class CompressedTable(nn.Module):
             IndexError: A negative id, or one beyond the table.
         """
         flat = self._check_ids(ids)
+        if flat.is_meta:
+            return flat.new_empty(*ids.shape, self.embedding_dim, dtype=self.dtype)
         unique, inverse = torch.unique(flat, return_inverse=True) if self._repeats and len(flat) > 1 else (flat, None)
         rows = self._rows(flat) if len(unique) == len(flat) else F.embedding(inverse, self._rows(unique))
         return rows.reshape(*ids.shape, self.embedding_dim)
@@ -122,6 +124,8 @@ class CompressedTable(nn.Module):
         return _without_autocast(self._rows_of, ids)
 
     def _rows_of(self, ids: Tensor) -> Tensor:
+        if not len(ids):
+            return torch.empty(0, self.embedding_dim, dtype=self.dtype, device=ids.device)
         rows = self._look_up(ids)
         if torch.is_grad_enabled():
             return rows(slice(None), None)
@@ -137,7 +141,7 @@ class CompressedTable(nn.Module):
             found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"ids must be a tensor of int32 or int64, got {found}")
         flat = ids.reshape(-1).long()
-        if len(flat):
+        if len(flat) and not flat.is_meta:
             least, most = torch.aminmax(flat)
             if least < 0 or most >= self.num_embeddings:
                 wrong = least if least < 0 else most

@@ -22,6 +22,8 @@ from .tables import CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
 
+_SETTINGS = "num_embeddings", "embedding_dim", "padding_idx"
+
 
 class TTMEmbedding(CompressedTable):
     """A look-up table like ``nn.Embedding``, kept as the cores of one TT-matrix.
@@ -182,15 +184,18 @@ class TTMEmbedding(CompressedTable):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; as :meth:`MPSEmbedding.save`."""
         tensors = {f"cores.{k}": core.detach() for k, core in enumerate(self.cores)}
-        names = "num_embeddings", "embedding_dim", "padding_idx"
-        write(path, type(self).__name__, tensors, {name: getattr(self, name) for name in names})
+        header = {name: getattr(self, name) for name in _SETTINGS}
+        header["trainable"] = any(core.requires_grad for core in self.cores)
+        write(path, type(self).__name__, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> TTMEmbedding:
         """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
 
         def restore(tensors: dict[str, Tensor], header: dict) -> TTMEmbedding:
-            return cls.from_cores([tensors[f"cores.{k}"] for k in range(len(tensors))], **header)
+            cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
+            made = cls.from_cores(cores, **{name: header[name] for name in _SETTINGS})
+            return made.requires_grad_(header["trainable"])
 
         return read(path, cls.__name__, restore)
 
