@@ -1,6 +1,6 @@
 """Run every case, print what came, and write results, tables and figures of the performance page.
 
-``make bench`` runs both parts; ``python -m benchmarks layers`` (or ``trains``) runs one.
+``make bench`` runs all parts; ``python -m benchmarks layers`` (or ``trains``, or ``tables``) runs one.
 """
 
 import json
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from tqdm import tqdm
 
-from . import figure, layers, layers_figure, trains
+from . import figure, layers, layers_figure, tables, tables_figure, trains
 from .measure import machine, run, table
 
 
@@ -27,6 +27,10 @@ def main(parts: list[str]) -> None:
     if "layers" in parts:
         record(layers_figure, limits, cases=layers.measure(limits), mode_orders=layers.mode_orders(4096, 11008, 16))
         print(layers_figure.TABLE.read_text(encoding="utf-8"))
+    if "tables" in parts:
+        results = [run(case, limits, tables.ROUNDS) | extra for case, extra in tqdm(tables.cases(), desc="tables")]
+        print(table(results))
+        record(tables_figure, limits, cases=results)
 
 
 def record(page, limits: dict, **values) -> None:
@@ -44,7 +48,8 @@ def record(page, limits: dict, **values) -> None:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["trains", "layers"]
-    if unknown := set(chosen) - {"trains", "layers"}:
-        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are trains and layers")
+    parts = ["trains", "layers", "tables"]
+    chosen = sys.argv[1:] or parts
+    if unknown := set(chosen) - set(parts):
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     main(chosen)

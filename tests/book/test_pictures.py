@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import figure as speed
 from benchmarks import layers_figure as layers
+from benchmarks import tables_figure as tables
 from studies import overview_figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -21,6 +22,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
     [
         ("speed", speed.draw, speed.PICTURE),
         ("layers", layers.draw, layers.PICTURE),
+        ("tables", tables.draw, tables.PICTURE),
         ("overview", overview_figure.draw, overview_figure.PICTURE),
     ],
 )
@@ -36,7 +38,7 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 
 
-@pytest.mark.parametrize("page", [speed, layers], ids=["speed", "layers"])
+@pytest.mark.parametrize("page", [speed, layers, tables], ids=["speed", "layers", "tables"])
 def test_a_table_is_what_its_results_say(page):
     results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     assert page.TABLE.read_text(encoding="utf-8") == page.markdown(results)
@@ -57,7 +59,7 @@ def test_recorded_layers_keep_what_the_page_says():
 
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
-    assert names == ["layers", "overview", "speed", "toy_classifier"]
+    assert names == ["embeddings", "layers", "overview", "speed", "tables", "toy_classifier"]
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert {"command", "date", "seed", "machine"} <= set(record), name
@@ -73,3 +75,14 @@ def test_recorded_speed_keeps_what_the_page_says(rank, peer, least):
     for case in cases:
         (row,) = (row for row in case["rows"] if row["name"] == peer)
         assert row["ratio"] >= least
+
+
+def test_recorded_tables_keep_what_the_page_says():
+    results = json.loads((RESULTS / "tables.json").read_text(encoding="utf-8"))
+    assert tables.ratios(results, "build, one train a row, rank 4")["TensorLy, loop"] >= 30
+    for count in (512, 8192):
+        ratio = tables.ratios(results, f"look-up, one TT-matrix, rank 8, {count:,} ids")
+        assert ratio["tltorch FactorizedEmbedding"] >= 1.5
+    ratio = tables.ratios(results, "look-up, one train a row, rank 4, 512 ids")
+    assert ratio["nn.Embedding"] >= 1 / 12
+    assert ratio["rebuild, then index"] >= 100

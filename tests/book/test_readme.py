@@ -1,4 +1,4 @@
-"""The example in the README runs and prints what its comments say."""
+"""The examples in the README run and print what their comments say."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from book.tools.notebooks import ROOT
 
 
 def test_the_examples_run():
-    train, layer = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    train, layer, table = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
     shapes, numbers, close = run(train)
     assert {max(shape) for shape in eval(shapes)} == {2}
     assert numbers == "72"
@@ -16,6 +16,11 @@ def test_the_examples_run():
     shape, plan = run(layer)
     assert shape == "(8, 8, 12) (16, 16, 12) (1, 8, 8, 1) 228"
     assert plan.startswith("Plan(order=")
+    size, looked_up, appended, shared = run(table)
+    assert size == f"{192 * 50257} {4 * 192 * 50257} 4.0"
+    assert looked_up == "torch.Size([1, 3, 768])"
+    assert appended == "tensor([50257, 50258, 50259])"
+    assert shared == "35712 torch.Size([2, 50257])"
 
 
 def run(example: str) -> list[str]:

@@ -220,7 +220,7 @@ class RowTrains(nn.Module):
 
 
 def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor], dim: int = 0) -> Tensor:
-    """What lies in several places, in order along ``dim``: ``part(k, mine)`` gives what k owns, at positions ``mine``."""
+    """What lies in several places, in order along ``dim``: ``part(k, mine)`` gives what k owns, at ``mine``."""
     found = [(k, (owner == k).nonzero().squeeze(1)) for k in range(owners)]
     found = [(k, mine) for k, mine in found if len(mine)]
     if len(found) == 1:

@@ -19,20 +19,20 @@ tensorly.set_backend("pytorch")
 ROWS, WIDTH = 50_257, 768
 LOOK_UPS = (1, 512, 8192)
 APPENDED = (1, 10, 100, 500)
+ROUNDS = 5
 ROW_SHAPE, COL_SHAPE, RANK = (16, 24, 131), (4, 12, 16), 8  # tltorch's own choice for 50,304 x 768
 
 
-def cases() -> list[Case]:
-    """All cases, on one table of Gaussian rows: no time here depends on the values."""
+def cases() -> list[tuple[Case, dict]]:
+    """All cases, on one table of Gaussian rows: no time here depends on the values. With each, what to record of it."""
     torch.manual_seed(0)
     dense = nn.Embedding(ROWS, WIDTH)
     mps = MPSEmbedding.from_embedding(dense, rank=4)
     ttm = TTMEmbedding(ROW_SHAPE, COL_SHAPE, RANK, ROWS, WIDTH)
-    found = [build(dense)]
-    found += [rows_alone(dense, mps, count) for count in LOOK_UPS]
-    found += [rows_shared(dense, ttm, count) for count in LOOK_UPS]
-    found += [grow(dense, mps, count) for count in APPENDED]
-    return [*found, scores(dense, mps, ttm)]
+    found = [(build(dense), {})]
+    found += [(look_up(dense, mps, ttm, count), {"ids": count}) for look_up in (alone, shared) for count in LOOK_UPS]
+    found += [(grow(dense, count), {"appended": count}) for count in APPENDED]
+    return [*found, (scores(dense, mps, ttm), {})]
 
 
 def build(dense: nn.Embedding) -> Case:
@@ -50,7 +50,7 @@ def build(dense: nn.Embedding) -> Case:
     )
 
 
-def rows_alone(dense: nn.Embedding, mps: MPSEmbedding, count: int) -> Case:
+def alone(dense: nn.Embedding, mps: MPSEmbedding, _: TTMEmbedding, count: int) -> Case:
     """Looking up ``count`` random ids where each row is a train of its own."""
     ids = torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(count))
     small = MPSEmbedding.from_embedding(dense, rank=4, core_bits=8)
@@ -66,7 +66,7 @@ def rows_alone(dense: nn.Embedding, mps: MPSEmbedding, count: int) -> Case:
     return _look_up(f"look-up, one train a row, rank 4, {count:,} ids", calls, count, 192)
 
 
-def rows_shared(dense: nn.Embedding, ttm: TTMEmbedding, count: int) -> Case:
+def shared(dense: nn.Embedding, _: MPSEmbedding, ttm: TTMEmbedding, count: int) -> Case:
     """Looking up ``count`` random ids where the table is one TT-matrix."""
     ids = torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(count))
     peer = tltorch.FactorizedEmbedding(
@@ -91,12 +91,12 @@ def rows_shared(dense: nn.Embedding, ttm: TTMEmbedding, count: int) -> Case:
     return _look_up(f"look-up, one TT-matrix, rank 8, {count:,} ids", calls, count, 0)
 
 
-def grow(dense: nn.Embedding, mps: MPSEmbedding, count: int) -> Case:
+def grow(dense: nn.Embedding, count: int) -> Case:
     """Adding rows: only the new ones are decomposed, or the whole TT-matrix is made again."""
     rows = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(count))
     shape = (*ROW_SHAPE[:2], ROW_SHAPE[2] + 2)  # room for 768 rows more
     table = nn.functional.pad(dense.weight.detach(), (0, 0, 0, shape[0] * shape[1] * shape[2] - ROWS))
-    fresh = MPSEmbedding.from_embedding(nn.Embedding.from_pretrained(dense.weight.detach()), rank=4)
+    fresh = MPSEmbedding.from_embedding(dense, rank=4)
     return Case(
         f"adding {count:,} rows",
         "call",
