@@ -21,7 +21,6 @@ from .tables import CompressedTable, table_of
 __all__ = ["MPSEmbedding"]
 
 BLOCK = 2048  # rows rebuilt at once to score vectors with them
-_HALVES = torch.float16, torch.bfloat16
 _SETTINGS = "shape", "embedding_dim", "core_bits", "eps", "by_row", "padding_idx", "sparse", "trainable"
 _INDEX = ("bucket", torch.uint8), ("place", torch.int32)
 
@@ -33,7 +32,8 @@ class MPSEmbedding(CompressedTable):
     With more than one bucket, an index of 5 bytes a row says where each row lies.
 
     Attributes:
-        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: no gradient reaches row ``padding_idx``.
+        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: looking up row ``padding_idx`` gives it no
+            gradient.
         shape: Modes of a row; what they multiply to beyond the width is zeros.
         core_bits: 8 for int8 cores, 32 for cores in the dtype of the table.
         buckets: ``ModuleList`` of the stored cores, trainable unless they are int8.
@@ -263,6 +263,8 @@ class MPSEmbedding(CompressedTable):
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> MPSEmbedding:
         dtype = getattr(torch, header["dtype"])
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(f"rows of {dtype}")
         made = cls(dtype=dtype, **{name: header[name] for name in _SETTINGS})
         made.num_embeddings = rows = whole("num_embeddings", header["num_embeddings"], least=1)
         width = whole("embedding_dim", made.embedding_dim, least=1)
@@ -286,8 +288,8 @@ class MPSEmbedding(CompressedTable):
             slots = made.place + (torch.tensor([0, *sizes]).cumsum(0))[made.bucket.long()]
             if (made.place < 0).any() or not torch.equal(slots.sort().values, torch.arange(rows)):
                 raise ValueError("the index does not name every row once")
-        if sum(sizes) != rows or math.prod(made.shape) < width or dtype not in (*_HALVES, torch.float32, torch.float64):
-            raise ValueError(f"{sum(sizes)} rows of {width} {dtype} numbers with modes {made.shape}, {rows} announced")
+        if sum(sizes) != rows or math.prod(made.shape) < width:
+            raise ValueError(f"{sum(sizes)} rows of {width} numbers with modes {made.shape}, {rows} announced")
         if made.padding_idx is not None and not 0 <= made.padding_idx < rows:
             raise ValueError(f"padding_idx is {made.padding_idx}, but there are {rows} rows")
         made.frame = Frame(
@@ -316,17 +318,21 @@ class MPSEmbedding(CompressedTable):
         plain = self.place is None and unframed and self.dtype in (torch.float32, torch.float64)
         plain = plain and (self.core_bits == 32 or self.dtype == torch.float32)
 
+        def outer(rows: Tensor, framed: bool) -> Tensor:
+            return self.frame.outer(rows) if framed else rows
+
         def rows(part: slice, out: Tensor | None) -> Tensor:
             if plain:
                 return self.buckets[0](ids[part], self.padding_idx, out)
-            found = self._by_bucket(ids[part], lambda rows, framed: self.frame.outer(rows) if framed else rows)
+            found = self._by_bucket(ids[part], outer, padding=self.padding_idx)
             return found.to(self.dtype) if out is None else out.copy_(found)
 
         return rows
 
-    def _by_bucket(self, ids: Tensor, finish: Callable[[Tensor, bool], Tensor], dim: int = 0) -> Tensor:
+    def _by_bucket(
+        self, ids: Tensor, finish: Callable[[Tensor, bool], Tensor], *, dim: int = 0, padding: int | None = None
+    ) -> Tensor:
         """``finish(rows, framed)`` of the contracted rows of each bucket, in the order of ids along ``dim``."""
-        padding = self.padding_idx
         if self.place is None:
             return finish(self.buckets[0](ids, padding), not self.buckets[0].layout.whole)
         owner, place = self.bucket[ids], self.place[ids].long()

@@ -18,7 +18,8 @@ class CompressedTable(nn.Module):
     """A table like ``nn.Embedding`` that rebuilds only the rows it is asked for.
 
     Attributes:
-        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: no gradient reaches row ``padding_idx``.
+        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: looking up row ``padding_idx`` gives it no
+            gradient (scoring with it does, as with a dense matrix).
     """
 
     _repeats = True  # whether a row costs enough to look for repeated ids first

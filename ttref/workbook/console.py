@@ -56,8 +56,9 @@ def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None,
         6
     """
     # The stream is fixed here, so that the bar survives `quiet` around the work it reports.
-    return tqdm.tqdm(iterable, total=total, desc=description, leave=False, delay=1.0, file=sys.stderr,
-                     disable=not bar_wanted())
+    return tqdm.tqdm(
+        iterable, total=total, desc=description, leave=False, delay=1.0, file=sys.stderr, disable=not bar_wanted()
+    )
 
 
 @contextlib.contextmanager

@@ -28,9 +28,15 @@ _INK, _MUTED, _BOND = "#222222", "#555555", "#0072B2"
 _NODE, _ISOMETRY, _CENTER, _TENSOR = "#DCEBF5", "#8CC0E2", "#F3B27A", "#E4E4E4"
 
 
-def draw_train(ranks: Sequence[int | str], shape: Sequence[int | str], *, ax: Axes | None = None,
-               labels: Sequence[str] | None = None, center: int | None = None,
-               at: tuple[float, float] | None = None) -> Axes:
+def draw_train(
+    ranks: Sequence[int | str],
+    shape: Sequence[int | str],
+    *,
+    ax: Axes | None = None,
+    labels: Sequence[str] | None = None,
+    center: int | None = None,
+    at: tuple[float, float] | None = None,
+) -> Axes:
     """Draw a tensor train, one node per core.
 
         G1 --r1-- G2 --r2-- G3
@@ -65,9 +71,16 @@ def draw_train(ranks: Sequence[int | str], shape: Sequence[int | str], *, ax: Ax
     return _draw_chain(ranks, [("mode", shape, -1)], ax=ax, labels=labels, center=center, at=at)
 
 
-def draw_train_matrix(ranks: Sequence[int | str], row_shape: Sequence[int | str], col_shape: Sequence[int | str], *,
-                      ax: Axes | None = None, labels: Sequence[str] | None = None, center: int | None = None,
-                      at: tuple[float, float] | None = None) -> Axes:
+def draw_train_matrix(
+    ranks: Sequence[int | str],
+    row_shape: Sequence[int | str],
+    col_shape: Sequence[int | str],
+    *,
+    ax: Axes | None = None,
+    labels: Sequence[str] | None = None,
+    center: int | None = None,
+    at: tuple[float, float] | None = None,
+) -> Axes:
     """Draw a matrix as a tensor train: row (output) modes on the upper legs, column (input) modes on the lower ones.
 
         m1        m2
@@ -100,12 +113,14 @@ def draw_train_matrix(ranks: Sequence[int | str], row_shape: Sequence[int | str]
         ['$G_{1}$', '$G_{2}$', '16']
         >>> plt.close(ax.figure)
     """
-    return _draw_chain(ranks, [("row mode", row_shape, 1), ("column mode", col_shape, -1)], ax=ax, labels=labels,
-                       center=center, at=at)
+    return _draw_chain(
+        ranks, [("row mode", row_shape, 1), ("column mode", col_shape, -1)], ax=ax, labels=labels, center=center, at=at
+    )
 
 
-def draw_tensor(shape: Sequence[int | str], *, ax: Axes | None = None, label: str = "$X$",
-                at: tuple[float, float] | None = None) -> Axes:
+def draw_tensor(
+    shape: Sequence[int | str], *, ax: Axes | None = None, label: str = "$X$", at: tuple[float, float] | None = None
+) -> Axes:
     """Draw a dense tensor: one box with a leg for each mode.
 
     Args:
@@ -132,8 +147,18 @@ def draw_tensor(shape: Sequence[int | str], *, ax: Axes | None = None, label: st
     left, y = at if at is not None else (_next_left(ax), 0.0)
     xs = left + 0.6 * SPACING * np.arange(len(shape))
     width = xs[-1] - xs[0] + 2 * _RADIUS
-    ax.add_patch(FancyBboxPatch((xs[0] - _RADIUS + 0.1, y - _RADIUS + 0.1), width - 0.2, 2 * _RADIUS - 0.2,
-                                boxstyle="round,pad=0.1", facecolor=_TENSOR, edgecolor=_INK, linewidth=1.4, zorder=3))
+    ax.add_patch(
+        FancyBboxPatch(
+            (xs[0] - _RADIUS + 0.1, y - _RADIUS + 0.1),
+            width - 0.2,
+            2 * _RADIUS - 0.2,
+            boxstyle="round,pad=0.1",
+            facecolor=_TENSOR,
+            edgecolor=_INK,
+            linewidth=1.4,
+            zorder=3,
+        )
+    )
     ax.text((xs[0] + xs[-1]) / 2, y, label, ha="center", va="center", fontsize=12, color=_INK, zorder=5)
     for x, size in zip(xs, shape, strict=True):
         _leg(ax, x, y, size, -1)
@@ -154,13 +179,22 @@ def draw_symbol(text: str, *, ax: Axes) -> Axes:
     return _fit(ax, x, x, -_RADIUS, _RADIUS)
 
 
-def _draw_chain(ranks: Sequence[int | str], modes: list[tuple[str, Sequence[int | str], int]], *, ax: Axes | None,
-                labels: Sequence[str] | None, center: int | None, at: tuple[float, float] | None) -> Axes:
+def _draw_chain(
+    ranks: Sequence[int | str],
+    modes: list[tuple[str, Sequence[int | str], int]],
+    *,
+    ax: Axes | None,
+    labels: Sequence[str] | None,
+    center: int | None,
+    at: tuple[float, float] | None,
+) -> Axes:
     order = len(modes[0][1])
     for name, sizes, _ in modes:
         if not sizes or len(sizes) != order or len(ranks) != order + 1:
-            raise ValueError(f"a train of {len(sizes)} {name}s needs {len(sizes) + 1} ranks with both ends and at "
-                             f"least one mode, got {len(ranks)} ranks and {order} nodes")
+            raise ValueError(
+                f"a train of {len(sizes)} {name}s needs {len(sizes) + 1} ranks with both ends and at "
+                f"least one mode, got {len(ranks)} ranks and {order} nodes"
+            )
     if labels is not None and len(labels) != order:
         raise ValueError(f"{order} nodes need {order} labels, got {len(labels)}")
     if center is not None and not 0 <= center < order:
@@ -201,8 +235,16 @@ def _bond(ax: Axes, start: float, end: float, y: float, rank: int | str, directi
 
 def _leg(ax: Axes, x: float, y: float, size: int | str, side: int) -> None:
     ax.plot([x, x], [y, y + side * _LEG], color=_MUTED, linewidth=1.8, marker="", zorder=1, solid_capstyle="butt")
-    ax.text(x, y + side * (_LEG + 0.05), str(size), ha="center", va="top" if side < 0 else "bottom", fontsize=11,
-            color=_MUTED, zorder=5)
+    ax.text(
+        x,
+        y + side * (_LEG + 0.05),
+        str(size),
+        ha="center",
+        va="top" if side < 0 else "bottom",
+        fontsize=11,
+        color=_MUTED,
+        zorder=5,
+    )
 
 
 def _canvas(ax: Axes | None) -> Axes:

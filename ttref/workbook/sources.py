@@ -26,8 +26,18 @@ PROSE_SHA256 = "1a59b8217c0171828c6d6aa5699741258e9c4d6fd1d69bb92d8bb249c196a7fb
 PROSE_VERSION = "1.9.1"
 _ROOT = Path(__file__).resolve().parents[2]
 
-__all__ = ["DigitsSplit", "LoadedModel", "data_folder", "language_model_loss", "load_digits_split", "load_encoder",
-           "load_language_model", "load_prose", "recorded", "token_windows"]
+__all__ = [
+    "DigitsSplit",
+    "LoadedModel",
+    "data_folder",
+    "language_model_loss",
+    "load_digits_split",
+    "load_encoder",
+    "load_language_model",
+    "load_prose",
+    "recorded",
+    "token_windows",
+]
 
 
 class DigitsSplit(NamedTuple):
@@ -60,14 +70,18 @@ def load_prose() -> str:
     """
     spec = importlib.util.find_spec("sklearn")
     if spec is None:
-        raise ModuleNotFoundError("the prose comes with scikit-learn; install with: "
-                                  f"python -m pip install scikit-learn=={PROSE_VERSION}")
+        raise ModuleNotFoundError(
+            f"the prose comes with scikit-learn; install with: python -m pip install scikit-learn=={PROSE_VERSION}"
+        )
     folder = Path(spec.submodule_search_locations[0], "datasets", "descr")
     prose = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.rst")))
     found = hashlib.sha256(prose.encode()).hexdigest()
     if found != PROSE_SHA256:
-        warnings.warn(f"the prose of this scikit-learn has sha256 {found[:12]}…, that of {PROSE_VERSION} "
-                      f"{PROSE_SHA256[:12]}…: losses will differ from the book's", stacklevel=2)
+        warnings.warn(
+            f"the prose of this scikit-learn has sha256 {found[:12]}…, that of {PROSE_VERSION} "
+            f"{PROSE_SHA256[:12]}…: losses will differ from the book's",
+            stacklevel=2,
+        )
     return prose
 
 
@@ -101,10 +115,12 @@ def token_windows(tokenizer: Any, *, length: int, count: int) -> torch.Tensor:
     with quiet():
         ids = tokenizer(load_prose(), add_special_tokens=False)["input_ids"]
     if length * count > len(ids):
-        raise ValueError(f"{count} windows of {length} tokens are {length * count} tokens but the prose has "
-                         f"{len(ids)}; lower count or length")
+        raise ValueError(
+            f"{count} windows of {length} tokens are {length * count} tokens but the prose has "
+            f"{len(ids)}; lower count or length"
+        )
     starts = [i * len(ids) // count for i in range(count)]
-    return torch.tensor([ids[start:start + length] for start in starts], dtype=torch.long)
+    return torch.tensor([ids[start : start + length] for start in starts], dtype=torch.long)
 
 
 def language_model_loss(model: Any, windows: torch.Tensor, *, batch: int = 1) -> float:
@@ -142,12 +158,14 @@ def language_model_loss(model: Any, windows: torch.Tensor, *, batch: int = 1) ->
     if windows.dtype != torch.long:
         raise TypeError(f"windows must be int64 token ids, got {windows.dtype}; use windows.long()")
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        raise ValueError(f"windows must have shape (count, length) with count >= 1 and length >= 2, "
-                         f"got {tuple(windows.shape)}")
+        raise ValueError(
+            f"windows must have shape (count, length) with count >= 1 and length >= 2, got {tuple(windows.shape)}"
+        )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and windows.shape[1] > context:
-        raise ValueError(f"windows of {windows.shape[1]} tokens exceed the model's context of {context}; "
-                         "cut shorter windows")
+        raise ValueError(
+            f"windows of {windows.shape[1]} tokens exceed the model's context of {context}; cut shorter windows"
+        )
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     training, total = model.training, 0.0
@@ -214,13 +232,17 @@ def recorded(name: str) -> dict[str, Any] | None:
         raise ValueError(f"a result's name is made of letters, digits, _ and -, got {name!r}")
     folder = _ROOT / "book" / "results"
     if not folder.is_dir():
-        print(f"The recorded result {name!r} is book/results/{name}.json in the book's repository; "
-              "run this in a checkout to see it.")
+        print(
+            f"The recorded result {name!r} is book/results/{name}.json in the book's repository; "
+            "run this in a checkout to see it."
+        )
         return None
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no recorded result {name!r}; there are: "
-                                f"{', '.join(sorted(p.stem for p in folder.glob('*.json'))) or 'none'}")
+        raise FileNotFoundError(
+            f"no recorded result {name!r}; there are: "
+            f"{', '.join(sorted(p.stem for p in folder.glob('*.json'))) or 'none'}"
+        )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

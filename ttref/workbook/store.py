@@ -38,8 +38,10 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the cache folder {folder} cannot be made ({error.strerror}); "
-                      "set TTREF_CACHE to a folder that can be written") from error
+        raise OSError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); "
+            "set TTREF_CACHE to a folder that can be written"
+        ) from error
     return folder
 
 
@@ -69,8 +71,10 @@ def wheel_file(distribution: str, version: str, relative: str, sha256: str) -> P
         raise ValueError(f"the installed wheel {distribution} holds no {relative}; mend it with: {mend}")
     found = sha256_of(path)
     if found != sha256:
-        raise ValueError(f"{path.name} of the wheel {distribution} has sha256 {found}, expected {sha256}: "
-                         f"damaged, or another version than {version}; mend it with: {mend}")
+        raise ValueError(
+            f"{path.name} of the wheel {distribution} has sha256 {found}, expected {sha256}: "
+            f"damaged, or another version than {version}; mend it with: {mend}"
+        )
     return path
 
 
@@ -82,9 +86,14 @@ def is_intact(folder: Path, source_sha256: str) -> bool:
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return (manifest["source_sha256"] == source_sha256 and bool(manifest["files"])
-                and all((folder / name).stat().st_size == size and sha256_of(folder / name) == digest
-                        for name, (size, digest) in manifest["files"].items()))
+        return (
+            manifest["source_sha256"] == source_sha256
+            and bool(manifest["files"])
+            and all(
+                (folder / name).stat().st_size == size and sha256_of(folder / name) == digest
+                for name, (size, digest) in manifest["files"].items()
+            )
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -146,8 +155,11 @@ def _remove(path: Path) -> None:
 
 
 def _write_manifest(folder: Path, source_sha256: str) -> None:
-    files = {p.relative_to(folder).as_posix(): (p.stat().st_size, sha256_of(p))
-             for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {
+        p.relative_to(folder).as_posix(): (p.stat().st_size, sha256_of(p))
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
     if not files:
         raise ValueError(f"nothing was built: {folder.name} is empty")
     manifest = {"source_sha256": source_sha256, "files": files}
