@@ -1,7 +1,8 @@
-"""Cases: compressed token tables, 50,257 x 768 as GPT-2's. Looking rows up, building, growing, scoring."""
+"""Cases: compressed token tables, 50,257 x 768 as GPT-2's. Looking rows up, building, growing, scoring, training."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import tensorly
@@ -14,8 +15,6 @@ from ttref import MPSEmbedding, TTMEmbedding, ttm_svd
 
 from .measure import Case, Contender, repeated
 
-tensorly.set_backend("pytorch")
-
 ROWS, WIDTH = 50_257, 768
 LOOK_UPS = (1, 512, 8192)
 APPENDED = (1, 10, 100, 500)
@@ -27,48 +26,89 @@ def cases() -> list[tuple[Case, dict]]:
     """All cases, on one table of Gaussian rows: no time here depends on the values. With each, what to record of it."""
     torch.manual_seed(0)
     dense = nn.Embedding(ROWS, WIDTH)
-    mps = MPSEmbedding.from_embedding(dense, rank=4)
+    kinds = {
+        "MPSEmbedding": MPSEmbedding.from_embedding(dense, rank=4),
+        "MPSEmbedding, int8 cores": MPSEmbedding.from_embedding(dense, rank=4, core_bits=8),
+        "MPSEmbedding, centered and rotated": MPSEmbedding.from_embedding(dense, rank=4, center=True, rotate=True),
+    }
     ttm = TTMEmbedding(ROW_SHAPE, COL_SHAPE, RANK, ROWS, WIDTH)
     found = [(build(dense), {})]
-    found += [(look_up(dense, mps, ttm, count), {"ids": count}) for look_up in (alone, shared) for count in LOOK_UPS]
-    found += [(grow(dense, count), {"appended": count}) for count in APPENDED]
-    return [*found, (scores(dense, mps, ttm), {})]
+    for count in LOOK_UPS:
+        ids = torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(count))
+        found.append((alone(kinds, dense, ids), {"kind": "one train a row", "ids": count}))
+        found.append((shared(ttm, dense, ids), {"kind": "one TT-matrix", "ids": count}))
+        if count > 1:
+            found.append((train(ttm, dense, ids), {"trained": count}))
+    found += [(grow(kinds["MPSEmbedding"], dense, count), {"appended": count}) for count in APPENDED]
+    return [*found, (scores(dense, kinds["MPSEmbedding"], ttm), {})]
 
 
 def build(dense: nn.Embedding) -> Case:
-    """The whole table as one train a row; TensorLy loops over a few rows."""
+    """The whole table as one train a row; TensorLy loops over a few rows, with either of two backends."""
     few = nn.functional.pad(dense.weight.detach()[:200], (0, 1024 - WIDTH)).reshape(-1, *(2,) * 10)
+
+    def loop(backend: str) -> Callable[[], object]:
+        rows = few.numpy() if backend == "numpy" else few
+
+        def call() -> None:
+            with tensorly.backend_context(backend, local_threadsafe=True):
+                for row in rows:
+                    tensor_train(row, rank=4)
+
+        return call
+
     return Case(
         "build, one train a row, rank 4",
         "row",
         [
             Contender("MPSEmbedding", lambda: MPSEmbedding.from_embedding(dense, rank=4), ROWS),
-            Contender("TensorLy, loop", lambda: [tensor_train(row, rank=4) for row in few], len(few)),
+            Contender("TensorLy on PyTorch, loop", loop("pytorch"), len(few)),
+            Contender("TensorLy on NumPy, loop", loop("numpy"), len(few)),
         ],
         0,
         4 * (WIDTH + 192),
     )
 
 
-def alone(dense: nn.Embedding, mps: MPSEmbedding, _: TTMEmbedding, count: int) -> Case:
-    """Looking up ``count`` random ids where each row is a train of its own."""
-    ids = torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(count))
-    small = MPSEmbedding.from_embedding(dense, rank=4, core_bits=8)
-    turned = MPSEmbedding.from_embedding(dense, rank=4, center=True, rotate=True)
-    calls = {
-        "MPSEmbedding": lambda: mps(ids),
-        "MPSEmbedding, int8 cores": lambda: small(ids),
-        "MPSEmbedding, centered and rotated": lambda: turned(ids),
-        "nn.Embedding": lambda: dense(ids),
-        "rebuild, then index": lambda: nn.functional.embedding(ids, mps.to_embedding().weight),
-    }
+def alone(kinds: dict[str, MPSEmbedding], dense: nn.Embedding, ids: torch.Tensor) -> Case:
+    """Looking up random ids where each row is a train of its own."""
+    mps = kinds["MPSEmbedding"]
+    calls = {name: lambda table=table: table(ids) for name, table in kinds.items()}
+    calls["nn.Embedding"] = lambda: dense(ids)
+    calls["rebuild, then index"] = lambda: nn.functional.embedding(ids, mps.to_embedding().weight)
     agree(calls["MPSEmbedding"](), calls["rebuild, then index"]())
-    return _look_up(f"look-up, one train a row, rank 4, {count:,} ids", calls, count, 192)
+    return _look_up(f"look-up, one train a row, rank 4, {len(ids):,} ids", calls, len(ids), 192)
 
 
-def shared(dense: nn.Embedding, _: MPSEmbedding, ttm: TTMEmbedding, count: int) -> Case:
-    """Looking up ``count`` random ids where the table is one TT-matrix."""
-    ids = torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(count))
+def shared(ttm: TTMEmbedding, dense: nn.Embedding, ids: torch.Tensor) -> Case:
+    """Looking up random ids where the table is one TT-matrix."""
+    peer = factorized(ttm)
+    calls = {
+        "TTMEmbedding": lambda: ttm(ids),
+        "tltorch FactorizedEmbedding": lambda: peer(ids),
+        "nn.Embedding": lambda: dense(ids),
+        "rebuild, then index": lambda: nn.functional.embedding(ids, ttm.to_embedding().weight),
+    }
+    agree(calls["TTMEmbedding"](), calls["tltorch FactorizedEmbedding"]())
+    return _look_up(f"look-up, one TT-matrix, rank 8, {len(ids):,} ids", calls, len(ids), 0)
+
+
+def train(ttm: TTMEmbedding, dense: nn.Embedding, ids: torch.Tensor) -> Case:
+    """What a step of training asks of a table: look up, and carry the gradient back to what is stored."""
+    target = torch.randn(len(ids), WIDTH)
+    tables = {"TTMEmbedding": ttm, "tltorch FactorizedEmbedding": factorized(ttm), "nn.Embedding": dense}
+
+    def step(table: nn.Module) -> None:
+        table.zero_grad(set_to_none=True)
+        table(ids).backward(target)
+
+    contenders = [repeated(name, lambda table=table: step(table)) for name, table in tables.items()]
+    name = f"forward and backward, one TT-matrix, rank 8, {len(ids):,} ids"
+    return Case(name, "call", contenders, 0, 4 * 2 * len(ids) * WIDTH)
+
+
+def factorized(ttm: TTMEmbedding) -> nn.Module:
+    """The same table, with the same numbers in it, in tltorch."""
     peer = tltorch.FactorizedEmbedding(
         ROW_SHAPE[0] * ROW_SHAPE[1] * ROW_SHAPE[2],
         WIDTH,
@@ -81,27 +121,24 @@ def shared(dense: nn.Embedding, _: MPSEmbedding, ttm: TTMEmbedding, count: int) 
     with torch.no_grad():
         for theirs, core in zip(peer.weight.factors, ttm.cores, strict=True):
             theirs.copy_(core)
-    calls = {
-        "TTMEmbedding": lambda: ttm(ids),
-        "tltorch FactorizedEmbedding": lambda: peer(ids),
-        "nn.Embedding": lambda: dense(ids),
-        "rebuild, then index": lambda: nn.functional.embedding(ids, ttm.to_embedding().weight),
-    }
-    agree(calls["TTMEmbedding"](), calls["tltorch FactorizedEmbedding"]())
-    return _look_up(f"look-up, one TT-matrix, rank 8, {count:,} ids", calls, count, 0)
+    return peer
 
 
-def grow(dense: nn.Embedding, count: int) -> Case:
-    """Adding rows: only the new ones are decomposed, or the whole TT-matrix is made again."""
+def grow(mps: MPSEmbedding, dense: nn.Embedding, count: int) -> Case:
+    """Adding rows: only the new ones are decomposed, or the TT-matrix is made again with them.
+
+    The rows stay: each round adds to a table that earlier rounds have made larger, as in use.
+    """
     rows = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(count))
     shape = (*ROW_SHAPE[:2], ROW_SHAPE[2] + 2)  # room for 768 rows more
-    table = nn.functional.pad(dense.weight.detach(), (0, 0, 0, shape[0] * shape[1] * shape[2] - ROWS))
-    fresh = MPSEmbedding.from_embedding(dense, rank=4)
+    missing = shape[0] * shape[1] * shape[2] - ROWS - count
+    table = nn.functional.pad(torch.cat((dense.weight.detach(), rows)), (0, 0, 0, missing))
+    grown = copy.deepcopy(mps)
     return Case(
         f"adding {count:,} rows",
         "call",
         [
-            Contender("MPSEmbedding.append", lambda: fresh.append(rows), 1),
+            Contender("MPSEmbedding.append", lambda: grown.append(rows), 1),
             Contender("TT-matrix made again", lambda: ttm_svd(table, shape, COL_SHAPE, rank=RANK), 1),
         ],
         0,
@@ -110,7 +147,7 @@ def grow(dense: nn.Embedding, count: int) -> Case:
 
 
 def scores(dense: nn.Embedding, mps: MPSEmbedding, ttm: TTMEmbedding) -> Case:
-    """A head's work: 512 vectors scored against every row."""
+    """A head's work: 512 vectors scored against every row. The floor is the scores themselves, written once."""
     hidden = torch.randn(512, WIDTH)
     calls = {
         "MPSEmbedding.logits": lambda: mps.logits(hidden),
@@ -118,8 +155,7 @@ def scores(dense: nn.Embedding, mps: MPSEmbedding, ttm: TTMEmbedding) -> Case:
         "dense matrix": lambda: hidden @ dense.weight.T,
     }
     contenders = [Contender(name, torch.no_grad()(call), 1) for name, call in calls.items()]
-    flops = 2 * 512 * ROWS * WIDTH
-    return Case("scores of 512 vectors for all rows", "call", contenders, flops, 4 * 512 * ROWS, "flops32_per_s")
+    return Case("scores of 512 vectors for all rows", "call", contenders, 0, 4 * 512 * ROWS)
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ __all__ = ["gaussian_distortion"]
 
 @torch.no_grad()
 def gaussian_distortion(variances: Tensor, bits: float) -> float:
-    """Least mean squared error at which Gaussian vectors can be stored in ``bits`` bits each, by any method at all.
+    """Least expected squared error of Gaussian vectors stored in ``bits`` bits each, by any method at all.
 
     Components are independent: the entries of white noise, or a vector along the principal axes of its covariance.
     The best code gives bits only to components whose variance exceeds a level θ, so many that each is left with an

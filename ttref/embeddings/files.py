@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +19,16 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
     """Write tensors and a JSON header to ``path``; a run that dies leaves the old file, or none."""
     safetensors = _safetensors()
     path = Path(path)
-    fresh = path.with_name(path.name + ".new")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    os.close(handle)
     about = {"format": f"ttref.{kind}", "version": VERSION, "header": json.dumps(header)}
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, about)
         os.replace(fresh, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        Path(fresh).unlink(missing_ok=True)
 
 
 def read(path: str | Path, kind: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Table]) -> Table:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..truncation import computable
+from ..truncation import computable, peak
 
-AT_ONCE = 16384  # rows worked on together: bounds the memory, and keeps the threads busy
+AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
 
 
 class Frame(nn.Module):
@@ -25,27 +25,38 @@ class Frame(nn.Module):
         if not (center or rotate):
             return cls()
         width = table.shape[1]
+        scale = peak(table.reshape(-1), (0,)).double()  # squares of float64 extremes would leave the range
         total = table.new_zeros(width, dtype=torch.float64)
         square = table.new_zeros(width, width, dtype=torch.float64)
         for part in table.split(AT_ONCE):
-            part = part.double()
+            part = part.double() / scale
             total += part.sum(0)
             square.addmm_(part.mT, part)
         mean = total / len(table)
         if center:
             square -= len(table) * torch.outer(mean, mean)
         axes = torch.linalg.eigh(square)[1].flip(1).mT.to(table.dtype).contiguous() if rotate else None
-        return cls(mean.to(table.dtype) if center else None, axes)
+        return cls((mean * scale).to(table.dtype) if center else None, axes)
 
     def inner(self, rows: Tensor) -> Tensor:
         """What is left of rows without the mean and along the axes; computed in at least float32."""
         rows = computable(rows)
         if self.mean is not None:
             rows = rows - self.mean
-        return rows if self.rotation is None else rows @ self.rotation.to(rows.dtype).mT
+        if self.rotation is None:
+            return rows
+        back = self.rotation.mT
+        if back.dtype in (torch.float16, torch.bfloat16):  # rounding has left these axes a little oblique
+            back = torch.linalg.inv(self.rotation.double())
+        return rows @ back.to(rows.dtype)
 
     def outer(self, inner: Tensor) -> Tensor:
         """The inverse."""
         if self.rotation is not None:
             inner = inner @ self.rotation.to(inner.dtype)
         return inner if self.mean is None else inner + self.mean
+
+    @property
+    def empty(self) -> bool:
+        """Whether rows are as they are."""
+        return self.mean is None and self.rotation is None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .tables import CompressedTable
 
 __all__ = ["TiedHead", "replace_embedding"]
+
+_PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
 
 
 class TiedHead(nn.Module):
@@ -36,7 +41,10 @@ class TiedHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """``(*batch, embedding_dim)`` to ``(*batch, num_embeddings)``."""
         scores = self.table.logits(hidden)
-        return scores if self.bias is None else scores + self.bias.to(scores.dtype)
+        if self.bias is None:
+            return scores
+        bias = F.pad(self.bias, (0, self.out_features - len(self.bias)))  # tokens added since have none
+        return scores + bias.to(scores.dtype)
 
     @property
     def table(self) -> CompressedTable:
@@ -55,7 +63,7 @@ class TiedHead(nn.Module):
 
 
 def replace_embedding(
-    model: nn.Module, embedding: nn.Module, *, head: str | None = None
+    model: nn.Module, embedding: nn.Module, *, head: Literal["tied", "dense"] | nn.Module | None = None
 ) -> tuple[nn.Module, nn.Module | None]:
     """Put another token table into a transformers model. Nothing changes if it does not fit.
 
@@ -65,21 +73,32 @@ def replace_embedding(
     Args:
         model: A model with ``get_input_embeddings`` and ``get_output_embeddings``; changed in place.
         embedding: :class:`MPSEmbedding`, :class:`TTMEmbedding`, or an ``nn.Embedding`` (to put the dense one back).
-        head: ``"tied"`` scores with the new table too, ``"dense"`` keeps the old matrix for the scores. May be left
-            out for a model whose head shares nothing with its table, and for one without a head.
+        head: ``"tied"`` scores with the new table too, ``"dense"`` keeps the old matrix for the scores. A module, such
+            as the head that was replaced before, becomes the head. May be left out for a model whose head shares
+            nothing with its table, and for one without a head.
 
     Returns:
-        The look-up module and the head (or None) that the model had; the look-up, put back in the same way, undoes
-        the change.
+        The look-up and the head (or None) that the model had:
+        ``replace_embedding(model, before[0], head=before[1])`` undoes the change.
 
     Raises:
-        TypeError: A model without token table, or an embedding of another kind.
-        ValueError: Another size; ``head`` left out though the head is tied; ``"tied"`` where the head has a matrix of
-            its own, or where there is none.
+        TypeError: A model without token table, an embedding of another kind, or a look-up that does more than look up
+            (some models scale the rows there), which would be lost.
+        ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` where the head has a
+            matrix of its own, or where there is none.
 
     Warns:
         UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so nothing is saved. The message
             tells the bytes.
+
+    Saving:
+        ``save_pretrained`` writes a compressed table under names that ``from_pretrained`` does not know. Save the table
+        with ``embedding.save(path)`` and the model with its dense table put back; then load both and replace again.
+
+    More tokens:
+        After ``embedding.append(rows)`` look-up and head know the new tokens, their bias is 0. A loss computed by
+        the model itself also needs ``model.config.vocab_size = embedding.num_embeddings``.
+        ``resize_token_embeddings`` works on dense tables only.
 
     Cost:
         None to speak of.
@@ -94,21 +113,15 @@ def replace_embedding(
         >>> before = replace_embedding(model, table, head="tied")
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape, type(model.lm_head).__name__
         (torch.Size([1, 3, 50]), 'TiedHead')
-        >>> _ = replace_embedding(model, before[0], head="tied")              # and back
+        >>> _ = replace_embedding(model, before[0], head=before[1])           # and back
     """
     look_up, scores = _parts(model)
-    if not isinstance(embedding, (CompressedTable, nn.Embedding)):
-        raise TypeError(
-            f"embedding must be an MPSEmbedding, a TTMEmbedding or an nn.Embedding, got {type(embedding).__name__}"
-        )
-    for name in ("num_embeddings", "embedding_dim"):
-        if getattr(embedding, name) != getattr(look_up, name):
-            raise ValueError(
-                f"{name} is {getattr(embedding, name)}, but the model's table has {getattr(look_up, name)}"
-            )
+    _check_fit(look_up, embedding)
     tied = _share(look_up, scores)
+    if isinstance(head, nn.Module):
+        return _put(model, embedding, head)
     if head not in ("tied", "dense", None):
-        raise ValueError(f'head must be "tied" or "dense", got {head!r}')
+        raise ValueError(f'head must be "tied", "dense" or a module, got {head!r}')
     if head is None and tied:
         raise ValueError(
             "the model scores tokens with the table it looks them up in, so say what becomes of the scores: "
@@ -126,31 +139,68 @@ def replace_embedding(
             f'{embedding.nbytes:,} bytes comes on top. head="tied" shares it',
             stacklevel=2,
         )
-    new_scores = _tied_head(embedding, scores) if head == "tied" else scores
+    return _put(model, embedding, _tied_head(embedding, scores) if head == "tied" else scores)
+
+
+def _put(model: nn.Module, look_up: nn.Module, scores: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
+    """Set table and head, or neither; returns those that were there."""
+    before = model.get_input_embeddings(), model.get_output_embeddings()
     try:
-        _put(model, embedding, new_scores, changed=new_scores is not scores)
+        _set(model, look_up, scores)
     except BaseException:
-        _put(model, look_up, scores, changed=new_scores is not scores)
+        _set(model, *before)
         raise
-    return look_up, scores
+    return before
 
 
-def _put(model: nn.Module, look_up: nn.Module, scores: nn.Module | None, *, changed: bool) -> None:
-    """Set table and head, and tell the model whether they share a weight."""
+def _set(model: nn.Module, look_up: nn.Module, scores: nn.Module | None) -> None:
     model.set_input_embeddings(look_up)
-    if changed and model.get_output_embeddings() is not scores:
+    if model.get_output_embeddings() is not scores:
         model.set_output_embeddings(scores)
-    config = getattr(model, "config", None)
-    if scores is not None and hasattr(config, "tie_word_embeddings"):
-        # Where transformers loads, resizes or saves, it ties two weights by this flag; a compressed table has none.
-        config.tie_word_embeddings = isinstance(look_up, nn.Embedding) and _share(look_up, scores)
-        if hasattr(model, "get_expanded_tied_weights_keys"):
-            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    if not hasattr(model, "get_expanded_tied_weights_keys"):
+        return
+    # transformers ties weights by name whenever it loads or saves, and a compressed table has no such weight. The names
+    # are taken out here, and not by config.tie_word_embeddings, which some models read while they compute.
+    for part in model.modules():
+        if not isinstance(getattr(part, "_tied_weights_keys", None), dict):
+            continue
+        part.__dict__.pop("_tied_weights_keys", None)  # back to what the class says
+        names = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+        kept = {
+            target: source
+            for target, source in part._tied_weights_keys.items()
+            if all(name in names or not _PLAIN_NAME.fullmatch(name) for name in (target, source))
+        }
+        if kept != part._tied_weights_keys:
+            part._tied_weights_keys = kept
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _check_fit(look_up: nn.Module, embedding: nn.Module) -> None:
+    """Refuse a table that cannot stand where the model's own stands."""
+    if not isinstance(embedding, (CompressedTable, nn.Embedding)):
+        raise TypeError(
+            f"embedding must be an MPSEmbedding, a TTMEmbedding or an nn.Embedding, got {type(embedding).__name__}"
+        )
+    if isinstance(look_up, nn.Embedding) and type(look_up).forward is not nn.Embedding.forward:
+        if type(embedding).forward is not type(look_up).forward:
+            raise TypeError(
+                f"the model's table is a {type(look_up).__name__}, which does more than look up (it scales, mostly); "
+                "a plain table in its place would lose that. Wrap the new table in a module that does the same"
+            )
+    for name in ("num_embeddings", "embedding_dim"):
+        if getattr(embedding, name) != getattr(look_up, name):
+            raise ValueError(
+                f"{name} is {getattr(embedding, name)}, but the model's table has {getattr(look_up, name)}"
+            )
+    new, old = (part.dtype if isinstance(part, CompressedTable) else part.weight.dtype for part in (embedding, look_up))
+    if new != old:
+        raise ValueError(f"the new table is {new}, but the model's table is {old}; convert one with .to(dtype)")
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
     """The model's token table and its head, if it has one."""
-    names = "get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings"
+    names = ("get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings")
     if not isinstance(model, nn.Module) or not all(hasattr(model, name) for name in names):
         raise TypeError(
             f"{type(model).__name__} has no get_input_embeddings() and its like; for a module of your own, "
@@ -166,7 +216,8 @@ def _share(look_up: nn.Module, scores: nn.Module | None) -> bool:
     """Whether the head scores with the numbers of the table."""
     if isinstance(scores, TiedHead):
         return scores.table is look_up
-    return scores is not None and getattr(look_up, "weight", None) is scores.weight
+    weight = getattr(look_up, "weight", None)
+    return weight is not None and getattr(scores, "weight", None) is weight
 
 
 def _tied_head(embedding: nn.Module, scores: nn.Module) -> nn.Module:

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..shapes import check_modes, whole
 from ..truncation import check_input, check_rank_or_eps, computable
 from .files import read, write
 from .frame import Frame
-from .rows import RowLayout, RowTrains, by_owner
+from .rows import RowLayout
 from .sorting import check_caps, sort_by_cap, sort_by_error
+from .store import Group, RowStore
 from .tables import CompressedTable, table_of
 
 __all__ = ["MPSEmbedding"]
-
-BLOCK = 2048  # rows rebuilt at once to score vectors with them
-_SETTINGS = "shape", "embedding_dim", "core_bits", "eps", "by_row", "padding_idx", "sparse", "trainable"
-_INDEX = ("bucket", torch.uint8), ("place", torch.int32)
 
 
 class MPSEmbedding(CompressedTable):
     """A look-up table like ``nn.Embedding`` whose rows are tensor trains of their own.
 
-    Made by :meth:`from_embedding` or :meth:`load`. Rows whose trains have the same ranks lie together in one bucket.
-    With more than one bucket, an index of 5 bytes a row says where each row lies.
+    Made from a trained table by :meth:`from_embedding`, or with random rows to be trained. Rows whose trains have the
+    same ranks lie together in one bucket. With more than one bucket, an index of 5 bytes a row says where each lies.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, sparse, device, dtype: As in ``nn.Embedding``.
+        rank: Cap on the TT-ranks of all rows, one int or d+1 of them.
+        shape: Modes of a row, as in :meth:`from_embedding`.
 
     Attributes:
-        num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: looking up row ``padding_idx`` gives it no
-            gradient.
+        num_embeddings, embedding_dim, padding_idx, sparse: As in ``nn.Embedding``. Looking up row ``padding_idx``
+            gives it no gradient; it is approximated like any other row.
         shape: Modes of a row; what they multiply to beyond the width is zeros.
         core_bits: 8 for int8 cores, 32 for cores in the dtype of the table.
-        buckets: ``ModuleList`` of the stored cores, trainable unless they are int8.
-        frame: Holds ``mean`` and ``rotation``, or None for either: a row is ``train @ rotation + mean``, unless it is
-            kept as it is.
+        store: What is stored: ``store.buckets`` with the cores, ``store.frame`` with ``mean`` and ``rotation`` or None
+            for either (a row is ``train @ rotation + mean``, unless it is kept as it is), and the index.
         params, nbytes, ratio: Numbers and bytes stored, everything included (cores, scales, mean, rotation, index),
             and numbers of the dense table for each number stored.
+
+    Initialisation:
+        Gaussian rows as those of ``nn.Embedding``, and of each the best that TT-SVD finds at these ranks.
 
     Source:
         Xu, Xu and Mandic (2023), TensorGPT, arXiv:2307.00526v1. Buckets, the bound on the error, centring, rotation
@@ -57,25 +60,44 @@ class MPSEmbedding(CompressedTable):
 
     def __init__(
         self,
-        shape: Sequence[int],
+        num_embeddings: int,
         embedding_dim: int,
-        dtype: torch.dtype = torch.float32,
+        rank: int | Sequence[int],
         *,
-        core_bits: int = 32,
-        eps: float | None = None,
-        by_row: bool = False,
+        shape: Sequence[int] | None = None,
         padding_idx: int | None = None,
         sparse: bool = False,
-        trainable: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """A table without rows, as :meth:`from_embedding` and :meth:`load` start."""
-        super().__init__(0, embedding_dim, padding_idx)
-        self.shape, self.core_bits, self.eps, self.by_row = tuple(shape), core_bits, eps, by_row
-        self.sparse, self.trainable = sparse, trainable
-        self.buckets, self.frame = nn.ModuleList(), Frame()
-        self.register_buffer("bucket", None)  # which bucket a row lies in, uint8, and where in it, int32
-        self.register_buffer("place", None)
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)  # follows .to() and .half()
+        rows = whole("num_embeddings", num_embeddings, least=1)
+        width = whole("embedding_dim", embedding_dim, least=1)
+        dtype = dtype or torch.get_default_dtype()
+        self._start(_modes(shape, width), RowStore(width, 32, sparse=sparse), dtype, None, False, padding_idx)
+        table = torch.randn(rows, width, device=device, dtype=dtype)
+        self.store.add(table, [(RowLayout(self.shape, rank, width), torch.arange(rows, device=device))])
+        self._grow(rows)
+
+    def _start(
+        self,
+        shape: Sequence[int],
+        store: RowStore,
+        dtype: torch.dtype,
+        eps: float | None,
+        by_row: bool,
+        padding_idx: int | None,
+    ) -> None:
+        """What every way to make a table begins with; the store is still empty."""
+        super().__init__(0, store.width, padding_idx)
+        self.shape, self.eps, self.by_row, self.store = tuple(shape), eps, by_row, store
+        self.core_bits = store.bits
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)  # the dtype of rows of int8 cores
+
+    def _grow(self, rows: int) -> None:
+        if self.padding_idx is not None and not -rows <= self.padding_idx < rows:
+            raise ValueError(f"padding_idx is {self.padding_idx}, but the table has {rows} rows")
+        self.num_embeddings = rows
+        self.padding_idx = None if self.padding_idx is None else self.padding_idx % rows
 
     @classmethod
     @torch.no_grad()
@@ -96,7 +118,8 @@ class MPSEmbedding(CompressedTable):
         Args:
             embedding: ``nn.Embedding``. ``padding_idx`` and ``sparse`` are kept; ``max_norm`` and
                 ``scale_grad_by_freq`` are refused.
-            rank: Cap on the TT-ranks of all rows, one int or d+1 of them.
+            rank: Cap on the TT-ranks of all rows, one int or d+1 of them. From some rank on a train holds as many
+                numbers as the row (12 for a width of 768); ``ratio`` tells.
             eps: Error allowed for **each** row, relative to its norm, in [0, 1).
             row_ranks: A cap for each row. Give exactly one of rank, eps and row_ranks. A cap at which nothing is cut
                 keeps a row as it is, without the padding.
@@ -122,7 +145,7 @@ class MPSEmbedding(CompressedTable):
 
         Cost:
             One TT-SVD for each row: a second or two for 50,000 rows of 768 at rank 4. With eps, one for each cap
-            tried. Beside the result, working memory for 16,384 rows.
+            tried, and one more. Beside the result, working memory for 16,384 rows.
 
         Example:
             >>> table = nn.Embedding(100, 48)
@@ -144,28 +167,19 @@ class MPSEmbedding(CompressedTable):
                 "eps does not bound the rounding of int8 cores: give rank or row_ranks, or leave core_bits at 32"
             )
         width = table.shape[1]
-        shape = (2,) * max((width - 1).bit_length(), 1) if shape is None else check_modes("shape", shape)
-        if math.prod(shape) < width:
-            raise ValueError(
-                f"shape {shape} multiplies to {math.prod(shape)}, but a row has {width} entries; "
-                "give modes that multiply to at least that (what exceeds it is filled with zeros)"
-            )
+        shape = _modes(shape, width)
         caps = None if row_ranks is None else check_caps(row_ranks, len(table))
-        made = cls(
-            shape,
-            width,
-            table.dtype,
-            core_bits=core_bits,
-            eps=eps,
-            by_row=caps is not None,
-            padding_idx=embedding.padding_idx,
-            sparse=embedding.sparse,
-            trainable=embedding.weight.requires_grad,
-        ).to(table.device)
-        made.frame = Frame.of(table, center=center, rotate=rotate)
-        if rank is not None:
-            made.buckets.append(made._bucket(RowLayout(shape, rank, width)))
-        made._extend(table, caps)
+        frame = Frame.of(table, center=center, rotate=rotate)
+        made = cls.__new__(cls)
+        store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame)
+        made._start(shape, store, table.dtype, eps, caps is not None, embedding.padding_idx)
+        made.to(table.device)
+        if rank is None:
+            groups = made._groups(table, caps)
+        else:
+            groups = [(RowLayout(shape, rank, width), torch.arange(len(table), device=table.device))]
+        store.add(table, groups, trainable=embedding.weight.requires_grad)
+        made._grow(len(table))
         return made.train(embedding.training)
 
     @torch.no_grad()
@@ -195,6 +209,8 @@ class MPSEmbedding(CompressedTable):
             >>> mps.append(torch.randn(2, 48)), mps.num_embeddings
             (tensor([100, 101]), 102)
         """
+        if isinstance(rows, Tensor) and rows.shape == (0, self.embedding_dim):
+            return torch.arange(0, device=self.device)
         check_input("rows", rows)
         if rows.dtype != self.dtype:
             raise TypeError(f"rows are {rows.dtype}, but the table is {self.dtype}; convert them first")
@@ -205,18 +221,21 @@ class MPSEmbedding(CompressedTable):
             raise ValueError(f"this table was made with {how}")
         before = self.num_embeddings
         caps = None if row_ranks is None else check_caps(row_ranks, len(rows))
-        self._extend(rows.detach().to(self.device), caps)
+        rows = rows.detach().to(self.device)
+        self.store.add(rows, self._groups(rows, caps))
+        self._grow(before + len(rows))
         return torch.arange(before, self.num_embeddings, device=self.device)
 
     def extra_repr(self) -> str:
         """Sizes, modes, ranks with the number of rows that have them, and the ratio."""
         parts = [f"{self.num_embeddings}, {self.embedding_dim}", f"shape={self.shape}"]
-        if len(self.buckets) == 1:
-            parts += [f"ranks={self.buckets[0].layout.ranks}"]
+        buckets = self.store.buckets
+        if len(buckets) == 1:
+            parts += [f"ranks={buckets[0].layout.ranks}"]
         else:
-            counts = [f"{len(b)} {'whole' if b.layout.whole else max(b.layout.ranks)}" for b in self.buckets]
+            counts = [f"{len(b)} {'whole' if b.layout.whole else max(b.layout.ranks)}" for b in buckets]
             parts += [f"rows by rank=({', '.join(counts)})"]
-        parts += [f"{name}=True" for name in ("mean", "rotation") if getattr(self.frame, name) is not None]
+        parts += [f"{name}=True" for name in ("mean", "rotation") if getattr(self.store.frame, name) is not None]
         parts += [f"core_bits={self.core_bits}"] * (self.core_bits == 8)
         parts += [f"padding_idx={self.padding_idx}"] * (self.padding_idx is not None)
         return ", ".join([*parts, f"ratio={self.ratio:.3g}"])
@@ -227,18 +246,20 @@ class MPSEmbedding(CompressedTable):
         Raises:
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         """
-        tensors = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("buckets.")}
-        for k, trains in enumerate(self.buckets):
-            names = ("cores",) if self.core_bits == 32 else ("codes", "scales")
-            for name, tensor in zip(names, trains.stored(), strict=True):
-                tensors[f"{name}.{k}"] = tensor.detach()
-        header = {name: getattr(self, name) for name in _SETTINGS}
-        header |= {
+        header = {
             "num_embeddings": self.num_embeddings,
-            "ranks": [trains.layout.ranks for trains in self.buckets],
+            "embedding_dim": self.embedding_dim,
+            "shape": self.shape,
+            "ranks": [trains.layout.ranks for trains in self.store.buckets],
             "dtype": str(self.dtype).removeprefix("torch."),
+            "core_bits": self.core_bits,
+            "eps": self.eps,
+            "by_row": self.by_row,
+            "padding_idx": self.padding_idx,
+            "sparse": self.store.sparse,
+            "trainable": any(parameter.requires_grad for parameter in self.parameters()),
         }
-        write(path, type(self).__name__, tensors, header)
+        write(path, type(self).__name__, self.store.tensors(), header)
 
     @classmethod
     def load(cls, path: str | Path) -> MPSEmbedding:
@@ -265,137 +286,64 @@ class MPSEmbedding(CompressedTable):
         dtype = getattr(torch, header["dtype"])
         if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"rows of {dtype}")
-        made = cls(dtype=dtype, **{name: header[name] for name in _SETTINGS})
-        made.num_embeddings = rows = whole("num_embeddings", header["num_embeddings"], least=1)
-        width = whole("embedding_dim", made.embedding_dim, least=1)
-
-        def take(name: str, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-            tensor = tensors.pop(name)
-            if tensor.shape != shape or tensor.dtype != kind:
-                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kind} {shape}")
-            return tensor
-
-        for ranks in header["ranks"]:
-            trains, k = made._bucket(RowLayout(made.shape, ranks, width)), len(made.buckets)
-            name = "cores" if made.core_bits == 32 else "codes"
-            count = len(tensors[f"{name}.{k}"])
-            stored = [take(f"{name}.{k}", (count, trains.layout.numbers), dtype if name == "cores" else torch.int8)]
-            trains.adopt(stored if name == "cores" else [*stored, take(f"scales.{k}", (count,), torch.bfloat16)])
-            made.buckets.append(trains)
-        sizes = [len(trains) for trains in made.buckets]
-        if len(sizes) > 1:
-            made.bucket, made.place = (take(*of, (rows,), kind) for *of, kind in _INDEX)
-            slots = made.place + (torch.tensor([0, *sizes]).cumsum(0))[made.bucket.long()]
-            if (made.place < 0).any() or not torch.equal(slots.sort().values, torch.arange(rows)):
-                raise ValueError("the index does not name every row once")
-        if sum(sizes) != rows or math.prod(made.shape) < width:
-            raise ValueError(f"{sum(sizes)} rows of {width} numbers with modes {made.shape}, {rows} announced")
-        if made.padding_idx is not None and not 0 <= made.padding_idx < rows:
-            raise ValueError(f"padding_idx is {made.padding_idx}, but there are {rows} rows")
-        made.frame = Frame(
-            take("frame.mean", (width,), dtype) if "frame.mean" in tensors else None,
-            take("frame.rotation", (width, width), dtype) if "frame.rotation" in tensors else None,
-        )
-        if tensors:
-            raise ValueError(f"it holds {sorted(tensors)} too")
-        return made
+        if header["core_bits"] not in (8, 32):
+            raise ValueError(f"cores of {header['core_bits']} bits")
+        rows, width = (whole(name, header[name], least=1) for name in ("num_embeddings", "embedding_dim"))
+        shape = _modes(header["shape"], width)
+        if header["padding_idx"] is not None:
+            whole("padding_idx", header["padding_idx"], least=0)
+        made = cls.__new__(cls)
+        store = RowStore(width, header["core_bits"], sparse=header["sparse"])
+        made._start(shape, store, dtype, header["eps"], header["by_row"], header["padding_idx"])
+        store.restore(tensors, [RowLayout(shape, ranks, width) for ranks in header["ranks"]], rows, dtype)
+        made._grow(rows)
+        return made.requires_grad_(header["trainable"])
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the rows."""
-        return self._first().dtype if self.core_bits == 32 and self.buckets else self._like.dtype
+        return self.store.first().dtype if self.core_bits == 32 else self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the table lies."""
-        return self._first().device if self.buckets else self._like.device
+        return self.store.first().device
 
-    def _first(self) -> Tensor:
-        return self.buckets[0].piece(0)[0]
+    @property
+    def sparse(self) -> bool:
+        """Whether a look-up gives sparse gradients."""
+        return self.store.sparse
+
+    def _groups(self, rows: Tensor, caps: list[int] | None) -> Iterable[Group]:
+        """Which ranks these rows take."""
+        if caps is not None:
+            return sort_by_cap(caps, self.shape, rows)
+        if self.eps is not None:
+            return sort_by_error(self.eps, self.shape, rows, self.store.frame)
+        return [(self.store.buckets[0].layout, torch.arange(len(rows), device=rows.device))]
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
-        unframed = self.frame.mean is None and self.frame.rotation is None
-        plain = self.place is None and unframed and self.dtype in (torch.float32, torch.float64)
-        plain = plain and (self.core_bits == 32 or self.dtype == torch.float32)
+        computed = self.dtype if self.core_bits == 32 else torch.float32  # what rows of such cores come out in
+        direct = self.dtype == computed and computed in (torch.float32, torch.float64)
 
-        def outer(rows: Tensor, framed: bool) -> Tensor:
-            return self.frame.outer(rows) if framed else rows
+        def fetch(part: slice, out: Tensor | None) -> Tensor:
+            found = self.store.rows(ids[part], padding=self.padding_idx, out=out if direct else None)
+            return found.to(self.dtype) if out is None else found if found is out else out.copy_(found)
 
-        def rows(part: slice, out: Tensor | None) -> Tensor:
-            if plain:
-                return self.buckets[0](ids[part], self.padding_idx, out)
-            found = self._by_bucket(ids[part], outer, padding=self.padding_idx)
-            return found.to(self.dtype) if out is None else out.copy_(found)
-
-        return rows
-
-    def _by_bucket(
-        self, ids: Tensor, finish: Callable[[Tensor, bool], Tensor], *, dim: int = 0, padding: int | None = None
-    ) -> Tensor:
-        """``finish(rows, framed)`` of the contracted rows of each bucket, in the order of ids along ``dim``."""
-        if self.place is None:
-            return finish(self.buckets[0](ids, padding), not self.buckets[0].layout.whole)
-        owner, place = self.bucket[ids], self.place[ids].long()
-
-        def part(k: int, mine: Tensor) -> Tensor:
-            here = padding is not None and int(self.bucket[padding]) == k
-            rows = self.buckets[k](place[mine], int(self.place[padding]) if here else None)
-            return finish(rows, not self.buckets[k].layout.whole)
-
-        return by_owner(owner, len(self.buckets), part, dim)
+        return fetch
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """A rotation turns the vectors once instead of every row, and the mean adds one number to each vector."""
-        hidden = computable(hidden)
-        turned, shift = hidden, 0.0
-        if self.frame.rotation is not None:
-            turned = hidden @ self.frame.rotation.to(hidden.dtype).mT
-        if self.frame.mean is not None:
-            shift = (hidden @ self.frame.mean.to(hidden.dtype)).unsqueeze(1)
+        return self.store.scores(computable(hidden)).to(self.dtype)
 
-        def finish(rows: Tensor, framed: bool) -> Tensor:
-            rows = rows.to(hidden.dtype).mT
-            return turned @ rows + shift if framed else hidden @ rows
 
-        def scores(ids: Tensor) -> Tensor:
-            return self._by_bucket(ids, finish, dim=1)
-
-        blocks = torch.arange(self.num_embeddings, device=self.device).split(BLOCK)
-        if torch.is_grad_enabled():  # a block's rows are forgotten and rebuilt in the backward pass
-            return torch.cat([checkpoint(scores, ids, use_reentrant=False) for ids in blocks], dim=1).to(self.dtype)
-        out = torch.empty(len(hidden), self.num_embeddings, dtype=self.dtype, device=hidden.device)
-        for ids, part in zip(blocks, out.split(BLOCK, dim=1), strict=True):
-            part.copy_(scores(ids))
-        return out
-
-    def _bucket(self, layout: RowLayout) -> RowTrains:
-        return RowTrains(layout, self.core_bits, sparse=self.sparse, trainable=self.trainable)
-
-    def _extend(self, table: Tensor, caps: list[int] | None) -> None:
-        """Compress rows into the buckets they belong to. The table changes only after all of them are compressed."""
-        if caps is not None:
-            groups = sort_by_cap(caps, self.shape, table)
-        elif self.eps is not None:
-            groups = sort_by_error(self.eps, self.shape, table, self.frame)
-        else:
-            groups = [(self.buckets[0].layout, torch.arange(len(table), device=table.device))]
-        grown, found = list(self.buckets), []
-        for layout, mine in groups:
-            k = next((k for k, trains in enumerate(grown) if trains.layout.ranks == layout.ranks), len(grown))
-            if k == len(grown):
-                grown.append(self._bucket(layout))
-            found.append((k, mine, grown[k].compress(table, mine, self.frame)))
-        if len(grown) > 255:
-            raise ValueError(f"the rows have {len(grown)} different ranks; at most 255 can be kept apart")
-        old, count = self.num_embeddings, len(table)
-        bucket = torch.zeros(old + count, dtype=torch.uint8, device=table.device)
-        place = torch.arange(old + count, dtype=torch.int32, device=table.device)
-        if self.place is not None:
-            bucket[:old], place[:old] = self.bucket, self.place
-        for k, mine, stored in found:
-            bucket[old + mine] = k
-            place[old + mine] = torch.arange(len(grown[k]), len(grown[k]) + len(mine), dtype=torch.int32)
-            grown[k].adopt(stored)
-        self.buckets = nn.ModuleList(grown)
-        self.bucket, self.place = (bucket, place) if len(grown) > 1 else (None, None)
-        self.num_embeddings += count
+def _modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
+    """Modes of a row: those given, if they suffice for the width, or as many twos as it needs."""
+    if shape is None:
+        return (2,) * max((width - 1).bit_length(), 1)
+    modes = check_modes("shape", shape)
+    if math.prod(modes) < width:
+        raise ValueError(
+            f"shape {modes} multiplies to {math.prod(modes)}, but a row has {width} entries; "
+            "give modes that multiply to at least that (what exceeds it is filled with zeros)"
+        )
+    return modes

@@ -14,7 +14,7 @@ The free index at either end runs over the modes that the identity stands for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from ..rounding import to_codes
 from ..shapes import tt_ranks
 from ..trains import tt_svd
 from ..truncation import computable
-from .frame import AT_ONCE, Frame
 
 
 class RowLayout:
@@ -48,7 +47,7 @@ class RowLayout:
         while first < last and self.ranks[first + 1] == math.prod(self.shape[: first + 1]):
             first += 1
         self.whole = first == last
-        self._parts, self.cores = [], []  # positions of the cores that make up a stored one
+        self._parts, self.cores = ([], [])  # positions of the cores that make up a stored one
         for k in range(first, last + 1):
             core = self.ranks[k], self.shape[k], self.ranks[k + 1]
             left, n, right = self.cores[-1] if self.cores else core
@@ -96,7 +95,7 @@ class RowLayout:
 
     def _macs(self, half: int) -> int:
         """Multiply-adds of one row when the two ends meet before stored core ``half``."""
-        total, rows, columns = 0, math.prod(self.cores[0][:2]), math.prod(self.cores[-1][1:])
+        total, rows, columns = (0, math.prod(self.cores[0][:2]), math.prod(self.cores[-1][1:]))
         for left, n, right in self.cores[1:half]:
             total, rows = total + rows * left * n * right, rows * n
         for left, n, right in reversed(self.cores[half:-1]):
@@ -105,7 +104,7 @@ class RowLayout:
 
 
 def meet(front: Tensor, back: Tensor, width: int, out: Tensor | None = None) -> Tensor:
-    """The first ``width`` entries of ``front @ back``, ``(count, p, r)`` and ``(count, r, q)``."""
+    """The first ``width`` entries of ``front @ back``, ``(count, p, r)`` and ``(count, r, q)``; into ``out``."""
     needed = -(-width // back.shape[2])
     front = front[:, :needed]
     if out is not None and needed * back.shape[2] == width:
@@ -115,30 +114,68 @@ def meet(front: Tensor, back: Tensor, width: int, out: Tensor | None = None) -> 
     return rows if out is None else out.copy_(rows)
 
 
-class RowTrains(nn.Module):
-    """Rows of one layout, with int8 cores or cores in the dtype of the rows.
+class Piece(nn.Module):
+    """Packed rows that were added together: cores as a parameter, or int8 codes and scales as buffers."""
 
-    New rows are kept in pieces of their own, so that adding some copies little; pieces of like size are merged.
-    """
-
-    def __init__(self, layout: RowLayout, bits: int, *, sparse: bool = False, trainable: bool = True) -> None:
+    def __init__(self, stored: Sequence[Tensor], carrier: int, *, trainable: bool) -> None:
         super().__init__()
-        self.layout, self.bits, self.sparse, self.trainable = layout, bits, sparse, trainable
-        self.sizes: list[int] = []
+        self.carrier = carrier
+        if len(stored) == 1:
+            self.cores = nn.Parameter(stored[0], requires_grad=trainable)
+        else:
+            self.register_buffer("codes", stored[0])
+            self.register_buffer("scales", stored[1])
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return len(self.stored()[0])
+
+    def stored(self) -> list[Tensor]:
+        """The tensors held."""
+        return [*self._parameters.values(), *self._buffers.values()]
+
+    def take(self, place: Tensor, *, padding: int | None, sparse: bool) -> Tensor:
+        """Packed cores ``(count, numbers)`` at ``place``; no gradient reaches row ``padding``."""
+        if self._parameters:
+            return F.embedding(place, self.cores, padding_idx=padding, sparse=sparse)
+        return self._decoded(self.codes[place], self.scales[place])
+
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """All packed cores in order, ``rows`` at a time."""
+        if self._parameters:
+            yield from self.cores.split(rows)
+        else:
+            for codes, scales in zip(self.codes.split(rows), self.scales.split(rows), strict=True):
+                yield self._decoded(codes, scales)
+
+    def _decoded(self, codes: Tensor, scales: Tensor) -> Tensor:
+        values = codes.to(torch.float32)
+        values[:, : -self.carrier].mul_(1 / 127)
+        values[:, -self.carrier :].mul_(scales.to(values.dtype).unsqueeze(1))
+        return values
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Piece:
+        """Scales keep their dtype when the model changes its own: float16 would lose small ones."""
+        scales = self._buffers.get("scales")
+        super()._apply(fn, recurse)
+        if scales is not None:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+
+class RowTrains(nn.Module):
+    """Rows of one layout, in pieces of falling size: adding rows copies no more than as many old ones, on average."""
+
+    def __init__(self, layout: RowLayout, bits: int) -> None:
+        super().__init__()
+        self.layout, self.bits = layout, bits
+        self.pieces = nn.ModuleList()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
 
     @torch.no_grad()
-    def compress(self, table: Tensor, mine: Tensor, frame: Frame) -> list[Tensor]:
-        """What is stored for the rows ``mine`` of a table: packed cores, or int8 codes and one scale for each row."""
-        parts = []
-        for part in mine.split(AT_ONCE):
-            rows = table[part]
-            parts.append(self._compress(rows if self.layout.whole else frame.inner(rows).to(rows.dtype)))
-        return [torch.cat(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
-
-    def _compress(self, rows: Tensor) -> list[Tensor]:
+    def compress(self, rows: Tensor) -> list[Tensor]:
+        """What is stored for these rows: packed cores, or int8 codes and one scale for each row."""
         packed = self.layout.pack(rows)
         if self.bits == 32:
             return [packed]
@@ -148,82 +185,49 @@ class RowTrains(nn.Module):
         orthogonal = (values[:, : -self.layout.carrier] * 127).round_().clamp_(-127, 127).to(torch.int8)
         return [torch.cat((orthogonal, codes), 1), scales.squeeze(1)]
 
-    def adopt(self, stored: Sequence[Tensor]) -> None:
+    def adopt(self, stored: Sequence[Tensor], *, trainable: bool) -> None:
         """Append rows that :meth:`compress` made, at the end."""
-        stored = list(stored)
-        self.sizes.append(len(stored[0]))
+        pieces, stored = list(self.pieces), list(stored)
         # Merging only pieces that are no larger than what comes makes every row move at most log2(rows) times.
-        while len(self.sizes) > 1 and self.sizes[-2] <= self.sizes[-1]:
-            before = self._pop(len(self.sizes) - 2)
-            stored = [torch.cat(pair) for pair in zip(before, stored, strict=True)]
-            self.sizes[-2:] = [len(stored[0])]
-        self._push(len(self.sizes) - 1, stored)
-
-    def _push(self, piece: int, stored: Sequence[Tensor]) -> None:
-        if self.bits == 32:
-            self.register_parameter(f"cores{piece}", nn.Parameter(stored[0], requires_grad=self.trainable))
-        else:
-            self.register_buffer(f"codes{piece}", stored[0])
-            self.register_buffer(f"scales{piece}", stored[1])
-
-    def _pop(self, piece: int) -> list[Tensor]:
-        stored = self.piece(piece)
-        for name in self._names(piece):
-            delattr(self, name)
-        return [tensor.detach() for tensor in stored]
-
-    def piece(self, piece: int) -> list[Tensor]:
-        """What is stored of one piece."""
-        return [getattr(self, name) for name in self._names(piece)]
-
-    def _names(self, piece: int) -> list[str]:
-        return [f"cores{piece}"] if self.bits == 32 else [f"codes{piece}", f"scales{piece}"]
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> RowTrains:
-        """Scales keep their dtype when the model changes its own: float16 would lose small ones."""
-        scales = {name: value for name, value in self._buffers.items() if name.startswith("scales")}
-        super()._apply(fn, recurse)
-        for name, value in scales.items():
-            self._buffers[name] = value.to(self._buffers[name].device)
-        return self
+        while pieces and len(pieces[-1]) <= len(stored[0]):
+            before = pieces.pop().stored()
+            stored = [torch.cat((old.detach(), new)) for old, new in zip(before, stored, strict=True)]
+        self.pieces = nn.ModuleList([*pieces, Piece(stored, self.layout.carrier, trainable=trainable)])
 
     def stored(self) -> list[Tensor]:
         """What is stored, all pieces in one."""
-        pieces = [self.piece(k) for k in range(len(self.sizes))]
-        return [torch.cat(column) if len(pieces) > 1 else column[0] for column in zip(*pieces, strict=True)]
+        columns = zip(*(piece.stored() for piece in self.pieces), strict=True)
+        return [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
 
-    def packed(self, place: Tensor, padding: int | None = None) -> Tensor:
-        """Packed cores ``(count, numbers)`` of rows at ``place``; no gradient reaches row ``padding``."""
-        if len(self.sizes) == 1:
-            return self._packed(0, place, padding)
-        ends = torch.tensor(self.sizes, device=place.device).cumsum(0)
-        starts = [int(end) - size for end, size in zip(ends, self.sizes, strict=True)]
-
-        def part(k: int, mine: Tensor) -> Tensor:
-            here = padding is not None and 0 <= padding - starts[k] < self.sizes[k]
-            return self._packed(k, place[mine] - starts[k], padding - starts[k] if here else None)
-
-        return by_owner(torch.bucketize(place, ends, right=True), len(self.sizes), part)
-
-    def _packed(self, piece: int, place: Tensor, padding: int | None) -> Tensor:
-        stored = self.piece(piece)
-        if self.bits == 32:
-            return F.embedding(place, stored[0], padding_idx=padding, sparse=self.sparse)
-        values = stored[0][place].to(torch.float32)
-        values[:, : -self.layout.carrier].mul_(1 / 127)
-        values[:, -self.layout.carrier :].mul_(stored[1][place].to(values.dtype).unsqueeze(1))
-        return values
-
-    def forward(self, place: Tensor, padding: int | None = None, out: Tensor | None = None) -> Tensor:
+    def forward(
+        self, place: Tensor, *, padding: int | None = None, sparse: bool = False, out: Tensor | None = None
+    ) -> Tensor:
         """Rows ``(count, width)`` at ``place``, computed in at least float32; into ``out``, of that dtype, if given."""
-        return self.layout.unpack(computable(self.packed(place, padding)), out)
+        if len(self.pieces) == 1:
+            packed = self.pieces[0].take(place, padding=padding, sparse=sparse)
+        else:
+            ends = torch.tensor([len(piece) for piece in self.pieces], device=place.device).cumsum(0)
+            starts = [int(end) - len(piece) for end, piece in zip(ends, self.pieces, strict=True)]
+
+            def part(k: int, mine: Tensor) -> Tensor:
+                here = padding is not None and 0 <= padding - starts[k] < len(self.pieces[k])
+                where = padding - starts[k] if here else None
+                return self.pieces[k].take(place[mine] - starts[k], padding=where, sparse=sparse)
+
+            packed = by_owner(torch.bucketize(place, ends, right=True), len(self.pieces), part)
+        return self.layout.unpack(computable(packed), out)
+
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """All packed cores in the order stored, at most ``rows`` at a time."""
+        for piece in self.pieces:
+            yield from piece.blocks(rows)
 
 
-def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor], dim: int = 0) -> Tensor:
-    """What lies in several places, in order along ``dim``: ``part(k, mine)`` gives what k owns, at ``mine``."""
+def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """What lies in several places, in order: ``part(k, mine)`` gives what k owns, at positions ``mine``."""
     found = [(k, (owner == k).nonzero().squeeze(1)) for k in range(owners)]
     found = [(k, mine) for k, mine in found if len(mine)]
     if len(found) == 1:
         return part(*found[0])
-    gathered = torch.cat([part(k, mine) for k, mine in found], dim)
-    return gathered.index_select(dim, torch.cat([mine for _, mine in found]).argsort())
+    gathered = torch.cat([part(k, mine) for k, mine in found])
+    return gathered.index_select(0, torch.cat([mine for _, mine in found]).argsort())

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..shapes import whole
 from .frame import AT_ONCE, Frame
 from .rows import RowLayout
-
-Group = tuple[RowLayout, Tensor]  # a layout, and the rows that have it, int64
+from .store import Group
 
 
 def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:

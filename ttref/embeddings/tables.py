@@ -26,7 +26,7 @@ class CompressedTable(nn.Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.num_embeddings, self.embedding_dim, self.padding_idx = (num_embeddings, embedding_dim, padding_idx)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``(*ids)`` to ``(*ids, embedding_dim)``. A repeated id is rebuilt once; the whole table never is.
@@ -39,7 +39,7 @@ class CompressedTable(nn.Module):
             IndexError: A negative id, or one beyond the table.
         """
         flat = self._check_ids(ids)
-        if flat.is_meta:
+        if flat.is_meta:  # no numbers to look at
             return flat.new_empty(*ids.shape, self.embedding_dim, dtype=self.dtype)
         unique, inverse = torch.unique(flat, return_inverse=True) if self._repeats and len(flat) > 1 else (flat, None)
         rows = self._rows(flat) if len(unique) == len(flat) else F.embedding(inverse, self._rows(unique))
@@ -85,7 +85,9 @@ class CompressedTable(nn.Module):
         """The dense table as ``nn.Embedding``, in the same dtype and on the same device."""
         everything = torch.arange(self.num_embeddings, device=self.device)
         frozen = not any(parameter.requires_grad for parameter in self.parameters())
-        dense = nn.Embedding.from_pretrained(self._rows(everything), freeze=frozen, padding_idx=self.padding_idx)
+        dense = nn.Embedding.from_pretrained(
+            self._rows(everything), freeze=frozen, padding_idx=self.padding_idx, sparse=getattr(self, "sparse", False)
+        )
         return dense.train(self.training)
 
     @property
@@ -142,7 +144,7 @@ class CompressedTable(nn.Module):
             found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"ids must be a tensor of int32 or int64, got {found}")
         flat = ids.reshape(-1).long()
-        if len(flat) and not flat.is_meta:
+        if len(flat) and not flat.is_meta and not torch.compiler.is_compiling():
             least, most = torch.aminmax(flat)
             if least < 0 or most >= self.num_embeddings:
                 wrong = least if least < 0 else most

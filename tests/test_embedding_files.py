@@ -1,0 +1,403 @@
+"""Files of compressed tables: what is read back, what is refused, and what a failed save leaves behind."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from compressed import FLOATS, embedding, every, noise, same_state, smooth
+from safetensors import safe_open
+from torch import nn
+
+from ttref import MPSEmbedding, TTMEmbedding
+
+
+def mps(dtype=torch.float32, options=None, **kind):
+    return MPSEmbedding.from_embedding(embedding(smooth(12, 48, 0, dtype), **(options or {})), **kind)
+
+
+def ttm(dtype=torch.float32, options=None):
+    table = embedding(smooth(12, 48, 0, dtype), **(options or {}))
+    return TTMEmbedding.from_embedding(table, row_shape=(3, 5), col_shape=(5, 10), rank=4)
+
+
+KINDS = {
+    "one bucket": lambda **more: mps(rank=2, **more),
+    "unpadded": lambda **more: mps(rank=2, shape=(2, 2, 2, 2, 3), **more),
+    "frame": lambda **more: mps(rank=2, center=True, rotate=True, **more),
+    "buckets": lambda **more: mps(row_ranks=[1, 2, 3, 99] * 3, center=True, rotate=True, **more),
+    "eps": lambda **more: mps(eps=0.2, **more),
+    "int8": lambda **more: mps(rank=2, core_bits=8, **more),
+    "int8 buckets": lambda **more: mps(row_ranks=[1, 2, 3, 99] * 3, core_bits=8, center=True, **more),
+    "ttm": ttm,
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "table.safetensors"
+
+
+def opened(path):
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+def matrix_of(table):
+    with torch.no_grad():
+        return table(every(table))
+
+
+# What is read back
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@kinds
+def test_a_table_comes_back_as_it_was(kind, dtype, path):
+    table = KINDS[kind](dtype=dtype, options={"padding_idx": 3})
+    if kind == "eps":
+        table.append(noise(2, 48, 1, dtype))
+    table.save(str(path))
+    again = type(table).load(str(path))
+    assert same_state(again, table) and repr(again) == repr(table)
+    assert torch.equal(matrix_of(again), matrix_of(table)) and again.dtype == dtype
+    hidden = noise(2, 48, 0, dtype)
+    assert torch.equal(again.logits(hidden), table.logits(hidden))
+    assert (again.params, again.nbytes, again.padding_idx) == (table.params, table.nbytes, 3)
+    assert [p.requires_grad for p in again.parameters()] == [True] * len(list(table.parameters()))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@kinds
+def test_the_payload_is_what_is_counted(kind, dtype, path):
+    table = KINDS[kind](dtype=dtype)
+    table.save(path)
+    tensors, _ = opened(path)
+    assert sum(x.numel() for x in tensors.values()) == table.params
+    assert sum(x.numel() * x.element_size() for x in tensors.values()) == table.nbytes
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    assert path.stat().st_size == 8 + header + table.nbytes
+
+
+@kinds
+def test_what_was_frozen_or_sparse_stays_so(kind, path):
+    sparse = kind != "ttm"
+    table = KINDS[kind](options={"sparse": sparse})
+    for p in table.parameters():
+        p.requires_grad_(False)
+    dense = embedding(smooth(12, 48)).requires_grad_(False)
+    for frozen in (
+        MPSEmbedding.from_embedding(dense, rank=2),
+        TTMEmbedding.from_embedding(dense, row_shape=(3, 4), col_shape=(6, 8), rank=2),
+    ):
+        frozen.save(path)
+        again = type(frozen).load(path)
+        assert not any(p.requires_grad for p in again.parameters())
+    table.save(path)
+    assert getattr(type(table).load(path), "sparse", False) == sparse
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ttm"])
+def test_a_table_that_has_grown_goes_on_growing(kind, path):
+    table = KINDS[kind]()
+    for k in range(3):
+        caps = {"row_ranks": [2]} if table.by_row else {}
+        table.append(noise(1, 48, k), **caps)
+    table.save(path)
+    again = MPSEmbedding.load(path)
+    assert torch.equal(matrix_of(again), matrix_of(table)) and again.num_embeddings == 15
+    before = matrix_of(again)
+    for one in (table, again):
+        caps = {"row_ranks": [1, 99]} if table.by_row else {}
+        assert one.append(noise(2, 48, 9), **caps).tolist() == [15, 16]
+    assert torch.equal(matrix_of(again), matrix_of(table)) and torch.equal(matrix_of(again)[:15], before)
+    assert (again.eps, again.by_row, again.core_bits) == (table.eps, table.by_row, table.core_bits)
+
+
+def test_the_frame_of_the_first_rows_is_that_of_later_ones(path):
+    table = KINDS["frame"]()
+    table.save(path)
+    again = MPSEmbedding.load(path)
+    for one in (table, again):
+        one.append(noise(3, 48, 1))
+    assert torch.equal(matrix_of(again), matrix_of(table))
+
+
+@kinds
+def test_a_second_save_replaces_the_first(kind, path):
+    KINDS["one bucket"]().save(path)
+    table = KINDS[kind]()
+    table.save(path)
+    assert torch.equal(matrix_of(type(table).load(path)), matrix_of(table))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_says_what_it_is(path):
+    KINDS["buckets"]().save(path)
+    _, about = opened(path)
+    assert about["format"] == "ttref.MPSEmbedding" and about["version"] == "1"
+    header = json.loads(about["header"])
+    assert header["num_embeddings"] == 12 and header["embedding_dim"] == 48 and header["dtype"] == "float32"
+
+
+# What is refused
+
+
+@kinds
+def test_truncated_files(kind, path):
+    table = KINDS[kind]()
+    table.save(path)
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    places = [0, 1, 7, 8, 9, 8 + header // 2, 8 + header - 1, 8 + header, 8 + header + 1, len(whole) // 2]
+    for size in {*places, len(whole) - 4, len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(
+            ValueError, match=f"table.safetensors is no {type(table).__name__} saved by ttref, or is dam"
+        ):
+            type(table).load(path)
+    path.write_bytes(whole + b"more")
+    with pytest.raises(ValueError, match="or is damaged"):
+        type(table).load(path)
+
+
+def test_foreign_files(path):
+    for name in ("MPSEmbedding", "TTMEmbedding"):
+        kind = getattr(__import__("ttref"), name)
+        safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+        with pytest.raises(ValueError, match=f"table.safetensors is no {name} saved by ttref.*holds no table of ttref"):
+            kind.load(path)
+        safetensors.torch.save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
+        with pytest.raises(ValueError, match="it holds pt"):
+            kind.load(path)
+        for content in (b"", b"{}", b"PK\x03\x04" + bytes(100), bytes(1000), b"text, and no tensors\n" * 9):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="is damaged"):
+                kind.load(path)
+        with pytest.raises(FileNotFoundError, match="there is no file .*nothing"):
+            kind.load(path.with_name("nothing"))
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            kind.load(path.parent)
+
+
+def test_a_file_of_the_other_kind(path):
+    KINDS["ttm"]().save(path)
+    with pytest.raises(ValueError, match="is no MPSEmbedding saved by ttref.*it holds ttref.TTMEmbedding"):
+        MPSEmbedding.load(path)
+    KINDS["one bucket"]().save(path)
+    with pytest.raises(ValueError, match="is no TTMEmbedding saved by ttref.*it holds ttref.MPSEmbedding"):
+        TTMEmbedding.load(path)
+
+
+def rewrite(path, *, tensors=None, header=None, about=None):
+    """The same file with some tensors, header entries or metadata changed; None drops them."""
+    held, metadata = opened(path)
+    read = json.loads(metadata["header"])
+    for change, target in ((tensors, held), (header, read), (about, metadata)):
+        for name, value in (change or {}).items():
+            if value is None:
+                target.pop(name)
+            else:
+                target[name] = value(target.get(name)) if callable(value) else value
+    if about is None or "header" not in about:
+        metadata["header"] = json.dumps(read)
+    safetensors.torch.save_file({name: x.contiguous() for name, x in held.items()}, path, metadata)
+
+
+DROP = None
+SHORTER, TWICE = (lambda x: x[:-1]), (lambda x: torch.cat((x, x)))
+DEEPER, DOUBLE, WHOLE = (lambda x: x.unsqueeze(-1)), (lambda x: x.double()), (lambda x: x.to(torch.int32))
+DAMAGE = {
+    # kind of table, tensors, header
+    "cores missing": ("one bucket", {"cores.0": DROP}, {}),
+    "cores of fewer rows": ("one bucket", {"cores.0": SHORTER}, {}),
+    "cores of more rows": ("one bucket", {"cores.0": TWICE}, {}),
+    "cores of fewer numbers": ("one bucket", {"cores.0": lambda x: x[:, :-1]}, {}),
+    "cores with another axis": ("one bucket", {"cores.0": DEEPER}, {}),
+    "cores without axes": ("one bucket", {"cores.0": lambda x: x[0, 0]}, {}),
+    "cores flat": ("one bucket", {"cores.0": lambda x: x.flatten()}, {}),
+    "cores of another dtype": ("one bucket", {"cores.0": DOUBLE}, {}),
+    "cores of integers": ("one bucket", {"cores.0": WHOLE}, {}),
+    "a tensor more": ("one bucket", {"more": lambda x: torch.zeros(1)}, {}),
+    "cores of another bucket": ("one bucket", {"cores.1": lambda x: torch.zeros(12, 40)}, {}),
+    "an index without need": ("one bucket", {"place": lambda x: torch.arange(12, dtype=torch.int32)}, {}),
+    "bucket missing": ("buckets", {"bucket": DROP}, {}),
+    "place missing": ("buckets", {"place": DROP}, {}),
+    "index missing": ("buckets", {"bucket": DROP, "place": DROP}, {}),
+    "bucket too short": ("buckets", {"bucket": SHORTER}, {}),
+    "place too short": ("buckets", {"place": SHORTER}, {}),
+    "bucket beyond": ("buckets", {"bucket": lambda x: x + 9}, {}),
+    "bucket of the others": ("buckets", {"bucket": lambda x: x * 0}, {}),
+    "place beyond": ("buckets", {"place": lambda x: x + 1}, {}),
+    "place negative": ("buckets", {"place": lambda x: x - 1}, {}),
+    "place twice": ("buckets", {"place": lambda x: x * 0}, {}),
+    "place of another dtype": ("buckets", {"place": lambda x: x.float()}, {}),
+    "a bucket's rows fewer": ("buckets", {"cores.1": SHORTER}, {}),
+    "mean too short": ("frame", {"frame.mean": SHORTER}, {}),
+    "mean of one number": ("frame", {"frame.mean": lambda x: x[:1]}, {}),
+    "mean of another dtype": ("frame", {"frame.mean": DOUBLE}, {}),
+    "rotation not square": ("frame", {"frame.rotation": SHORTER}, {}),
+    "rotation of another dtype": ("frame", {"frame.rotation": DOUBLE}, {}),
+    "scales missing": ("int8", {"scales.0": DROP}, {}),
+    "scales too few": ("int8", {"scales.0": SHORTER}, {}),
+    "scales with another axis": ("int8", {"scales.0": DEEPER}, {}),
+    "scales of another dtype": ("int8", {"scales.0": lambda x: x.float()}, {}),
+    "codes of another dtype": ("int8", {"codes.0": lambda x: x.float()}, {}),
+    "more rows announced": ("one bucket", {}, {"num_embeddings": 13}),
+    "fewer rows announced": ("one bucket", {}, {"num_embeddings": 11}),
+    "no number of rows": ("one bucket", {}, {"num_embeddings": "twelve"}),
+    "another width": ("one bucket", {}, {"embedding_dim": 100}),
+    "a negative width": ("one bucket", {}, {"embedding_dim": -1}),
+    "no width": ("one bucket", {}, {"embedding_dim": lambda x: None}),
+    "a width the frame has not": ("frame", {}, {"embedding_dim": 47}),
+    "another dtype": ("one bucket", {}, {"dtype": "float16"}),
+    "a dtype of integers": ("one bucket", {"cores.0": WHOLE}, {"dtype": "int32"}),
+    "an unknown dtype": ("one bucket", {}, {"dtype": "float7"}),
+    "no dtype at all": ("one bucket", {}, {"dtype": "nn"}),
+    "other modes": ("one bucket", {}, {"shape": [2, 2, 2, 2, 2]}),
+    "no modes": ("one bucket", {}, {"shape": []}),
+    "modes of text": ("one bucket", {}, {"shape": "222222"}),
+    "a mode of zero": ("one bucket", {}, {"shape": [2, 2, 2, 2, 2, 0]}),
+    "other ranks": ("one bucket", {}, {"ranks": [[1, 1, 1, 1, 1, 1, 1]]}),
+    "ranks of more buckets": ("one bucket", {}, {"ranks": lambda x: x + x}),
+    "ranks of no bucket": ("one bucket", {}, {"ranks": []}),
+    "ranks of text": ("one bucket", {}, {"ranks": ["a"]}),
+    "ranks that are no list": ("one bucket", {}, {"ranks": 3}),
+    "int8 announced": ("one bucket", {}, {"core_bits": 8}),
+    "no int8 announced": ("int8", {}, {"core_bits": 32}),
+    "bits of another kind": ("one bucket", {}, {"core_bits": 4}),
+    "a padding row beyond": ("one bucket", {}, {"padding_idx": 12}),
+    "a negative padding row": ("one bucket", {}, {"padding_idx": -1}),
+    "a core missing": ("ttm", {"cores.0": DROP}, {}),
+    "the last core missing": ("ttm", {"cores.1": DROP}, {}),
+    "a tensor more in a TT-matrix": ("ttm", {"more": lambda x: torch.zeros(1)}, {}),
+    "cores that do not chain": ("ttm", {"cores.0": lambda x: x[..., :-1]}, {}),
+    "a core with three axes": ("ttm", {"cores.0": lambda x: x[0]}, {}),
+    "cores of two dtypes": ("ttm", {"cores.0": DOUBLE}, {}),
+    "a core of integers": ("ttm", {"cores.0": WHOLE}, {}),
+    "more rows than the modes hold": ("ttm", {}, {"num_embeddings": 16}),
+    "wider than the modes": ("ttm", {}, {"embedding_dim": 51}),
+    "a padding row beyond the table": ("ttm", {}, {"padding_idx": 12}),
+    "a padding row of text": ("ttm", {}, {"padding_idx": "a"}),
+}
+SETTINGS = {
+    "one bucket": "shape embedding_dim core_bits eps by_row padding_idx sparse trainable num_embeddings ranks dtype",
+    "ttm": "num_embeddings embedding_dim padding_idx trainable",
+}
+HEADERS = [(kind, name) for kind, names in SETTINGS.items() for name in names.split()]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_files_that_do_not_fit_together(damage, path):
+    kind, tensors, header = DAMAGE[damage]
+    table = KINDS[kind]()
+    table.save(path)
+    rewrite(path)
+    type(table).load(path)  # rewriting alone changes nothing
+    rewrite(path, tensors=tensors, header=header)
+    with pytest.raises(ValueError, match="table.safetensors is no .* saved by ttref, or is damaged .*; save it again"):
+        type(table).load(path)
+
+
+@pytest.mark.parametrize("kind, name", HEADERS)
+def test_an_incomplete_header(kind, name, path):
+    table = KINDS[kind]()
+    table.save(path)
+    rewrite(path, header={name: DROP})
+    with pytest.raises(ValueError, match="is damaged"):
+        type(table).load(path)
+
+
+@kinds
+def test_other_metadata(kind, path):
+    table = KINDS[kind]()
+    for about in (
+        {"version": "2"},
+        {"version": DROP},
+        {"format": DROP},
+        {"format": "ttref.Other"},
+        {"header": DROP},
+        {"header": "{"},
+        {"header": "[]"},
+        {"header": "null"},
+        {"header": "3"},
+        {"header": "{}"},
+    ):
+        table.save(path)
+        rewrite(path, about=about)
+        with pytest.raises(ValueError, match="is damaged"):
+            type(table).load(path)
+    table.save(path)
+    rewrite(path, about={"version": "2"})
+    with pytest.raises(ValueError, match="has version 2 of the format, and this ttref reads 1"):
+        type(table).load(path)
+
+
+# What a failed save leaves
+
+
+def broken(tensors, path, metadata=None):
+    """As much as a full disk takes."""
+    Path(path).write_bytes(b"half of it")
+    raise OSError("no space left on device")
+
+
+@kinds
+def test_a_failed_save_leaves_the_old_file(kind, path, monkeypatch):
+    old = KINDS["one bucket"]()
+    old.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
+    with pytest.raises(OSError, match="no space left"):
+        KINDS[kind]().save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failed_first_save_leaves_nothing(path, monkeypatch):
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
+    with pytest.raises(OSError, match="no space left"):
+        KINDS["ttm"]().save(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(path):
+    with pytest.raises((OSError, safetensors.SafetensorError)):
+        KINDS["one bucket"]().save(path.parent / "nowhere" / "table.safetensors")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_without_safetensors_the_install_line_is_given(path, monkeypatch):
+    table = KINDS["one bucket"]()
+    table.save(path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (table.save, MPSEmbedding.load, TTMEmbedding.load):
+        with pytest.raises(ModuleNotFoundError, match="python -m pip install safetensors"):
+            call(path)
+
+
+def test_a_table_in_a_frame_is_written_contiguous(path):
+    table = KINDS["frame"]()
+    with torch.no_grad():
+        table.store.frame.rotation = table.store.frame.rotation.T.contiguous().T
+    expected = matrix_of(table)
+    table.save(path)
+    assert torch.equal(MPSEmbedding.load(path).store.frame.rotation, table.store.frame.rotation)
+    torch.testing.assert_close(matrix_of(MPSEmbedding.load(path)), expected)
+
+
+def test_a_table_in_use_is_saved_where_it_lies(path):
+    """Trained, with gradients, as part of a model; the file holds the numbers only."""
+    table = KINDS["buckets"]()
+    table(every(table)).square().sum().backward()
+    nn.Sequential(table).eval()
+    table.save(path)
+    again = MPSEmbedding.load(path)
+    assert all(p.grad is None for p in again.parameters()) and again.training
+    assert math.isclose(float(matrix_of(again).sum()), float(matrix_of(table).sum()), rel_tol=1e-6)
