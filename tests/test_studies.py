@@ -6,11 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from studies import overview, toy_adaptive, toy_classifier, toy_ranks, toy_training
+from studies import (
+    embedding_data,
+    embedding_tables,
+    embeddings,
+    overview,
+    toy_adaptive,
+    toy_classifier,
+    toy_ranks,
+    toy_training,
+)
+from studies.embedding_codes import coded_train, gaussian_levels, water_fill
+from studies.embedding_encoder import Encoder
+from studies.embedding_healing import Factors
+from studies.embedding_loss import Texts, front
+from studies.embedding_methods import floor, mean_row, parts
+from studies.embedding_tables import columns, growth, sizes_at
 from studies.record import RESULTS
-from ttref import TTLinear
+from ttref import MPSEmbedding, TTLinear, replace_embedding, truncated_svd
 from ttref.baselines import gaussian_null
+from ttref.workbook import sources
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")
@@ -108,3 +126,144 @@ def test_ranks_change_within_the_budget():
     larger = toy_adaptive.grown(small, 600, torch.Generator().manual_seed(0))
     assert 384 < toy_adaptive.size(larger.ranks[1:-1]) <= 600
     assert torch.allclose(larger(x), small(x), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return json.loads((RESULTS / "embeddings.json").read_text(encoding="utf-8"))
+
+
+def one(points, key):
+    (found,) = (point for point in points if point["key"] == key)
+    return found
+
+
+def test_the_recorded_fronts_follow_from_the_recorded_points(tables):
+    loss = tables["loss"]
+    assert loss["pareto"] == [front(loss["points"], recorded["measure"]) for recorded in loss["pareto"]]
+    for point in loss["points"]:
+        assert point["ratio"] == pytest.approx(4 * loss["rows"] * loss["width"] / point["nbytes"])
+        assert point["bits_per_weight"] == pytest.approx(32 / point["ratio"])
+    keys = [point["key"] for point in loss["points"]]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_front_holds_what_nothing_dominates():
+    points = [
+        {"key": "a", "tt": False, "nbytes": 10, "ratio": 4.0, "rise": 1.0},
+        {"key": "b", "tt": True, "nbytes": 20, "ratio": 2.0, "rise": 0.5},
+        {"key": "c", "tt": False, "nbytes": 30, "ratio": 1.0, "rise": 0.5},
+        {"key": "d", "tt": True, "nbytes": 30, "ratio": 1.0, "rise": 2.0},
+    ]
+    found = front(points, "rise")
+    assert found["front"] == ["a", "b"]
+    b, d = found["trains"]
+    assert (b["on_front"], b["best_classical_within_bytes"], b["margin_nats"]) == (True, "a", 0.5)
+    assert (b["smallest_classical_as_good"], b["bytes_of_it"]) == ("c", 1.5)
+    assert (d["on_front"], d["margin_nats"], d["bytes_of_it"]) == (False, -1.5, 10 / 30)
+
+
+def test_noise_stays_above_the_bound(tables):
+    for table in tables["rate"].values():
+        width = table["width"]
+        for point in table["null"]:
+            assert point["error"] ** 2 >= 2 ** (-2 * point["bits_per_weight"]) * (1 - 2 / width)
+        for bound in table["bounds"]:
+            assert bound["covariance"] <= bound["white"] == pytest.approx(2 ** (-2 * bound["bits_per_weight"]))
+
+
+def test_codes_for_normal_numbers():
+    assert gaussian_levels(1).tolist() == pytest.approx([-0.7979, 0.7979], abs=1e-3)
+    assert gaussian_levels(2).tolist() == pytest.approx([-1.510, -0.4528, 0.4528, 1.510], abs=2e-3)  # Max (1960)
+    assert water_fill(torch.tensor([16.0, 2.0, 0.01]), 1).tolist() == [2, 1, 0]
+    table = torch.randn(9600, 24, generator=torch.Generator().manual_seed(0))
+    errors = [(coded_train(table, bits)[0] - table).norm() for bits in (1, 2, 4)]
+    assert errors == sorted(errors, reverse=True) and errors[2] < 0.15 * table.norm()
+
+
+def test_parts_of_a_table():
+    table, order = torch.randn(9, 4), torch.tensor([3, 1, 8, 0, 2, 4, 5, 6, 7])
+    made, nbytes = parts(table, order, (3,), (lambda part: (part, 16 * len(part)), mean_row))
+    assert torch.equal(made[order[:3]], table[order[:3]])
+    assert torch.allclose(made[order[3:]], table[order[3:]].mean(0).expand(6, 4))
+    assert nbytes == 9 * 5 + 3 * 16 + 16
+
+
+def test_factors_start_as_the_svd():
+    table = torch.randn(30, 10)
+    svd, factors = truncated_svd(table, rank=4), Factors(table, 4 * 4 * 40)
+    assert factors.nbytes == svd.nbytes
+    assert torch.allclose(factors.dense(), svd.approximation, atol=1e-4)
+    assert torch.allclose(factors(torch.tensor([[3, 1]])), factors.dense()[[3, 1]].unsqueeze(0), atol=1e-5)
+
+
+def test_padding_does_not_change_a_loss():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config).eval()
+    table = model.get_input_embeddings().weight.detach()
+    sequences = [torch.tensor([1, 2, 3, 4, 5]), torch.tensor([3, 1]), torch.tensor([2, 2, 2])]
+    together = Texts({"all": sequences}).losses(model, {"dense": table})["all", "dense"]
+    alone = torch.cat([Texts({"all": [ids]}).losses(model, {"dense": table})["all", "dense"] for ids in sequences])
+    assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-5)
+
+
+def test_growth_leaves_old_rows_alone(monkeypatch):
+    monkeypatch.setattr(embedding_tables, "TTM_RANK", 4)
+    table = torch.randn(1200, 24, generator=torch.Generator().manual_seed(0))
+    for row in growth(table)["rows"]:
+        assert row["mps_old_rows_identical"] and row["ttm_old_rows_change"] > 0
+
+
+@needs_data
+def test_two_methods_on_the_language_model(tables):
+    if os.environ.get("TTREF_LM"):
+        pytest.skip("the record is of SmolLM2")
+    folder = Path(DATA)
+    scored, lm = embeddings.scorer(folder)
+    assert scored.texts.counts() == tables["loss"]["scored_tokens"]
+    assert scored.dense_losses() == pytest.approx(tables["loss"]["dense_nats"], abs=1e-3)
+    methods = {method.key: method for method in embeddings.every_method(scored.table, {})}
+    for key in ("int4", "tt-row-codes-2"):
+        found, recorded = scored.measure(methods[key]), one(tables["loss"]["points"], key)
+        assert found["nbytes"] == recorded["nbytes"]
+        assert found["error"] == pytest.approx(recorded["error"], rel=1e-3)
+        for measure in ("wikitext2_input", "wikitext2_tied", "mrpc_input", "mrpc_tied"):
+            assert found[measure] == pytest.approx(recorded[measure], abs=0.02), (key, measure)
+
+
+@needs_data
+def test_a_compressed_head_scores_as_its_dense_table():
+    lm = sources.load_language_model()
+    windows = [ids[:32] for ids in embedding_data.windows(lm.tokenizer, embedding_data.wikitext(Path(DATA))[1])[:2]]
+    dense = lm.model.get_input_embeddings()
+    made = MPSEmbedding.from_embedding(dense, rank=1, center=True, core_bits=8)
+    with torch.no_grad():
+        replace_embedding(lm.model, made, head="tied")
+        compressed = lm.model(torch.stack(windows)).logits
+        replace_embedding(lm.model, dense, head="tied")
+        replace_embedding(lm.model, nn.Embedding.from_pretrained(made.to_embedding().weight), head="tied")
+        assert torch.allclose(lm.model(torch.stack(windows)).logits, compressed, atol=1e-3)
+
+
+@needs_data
+def test_the_encoder_and_its_bounds(tables):
+    judge = Encoder(Path(DATA))
+    methods = {method.key: method for method in embeddings.every_method(judge.table, {})}
+    found, recorded = judge.measure(methods["int4"], retrieval=False), one(tables["encoder"]["points"], "int4")
+    for key in ("error", "wikitext2_cosine", "mrpc_cosine"):
+        assert found[key] == pytest.approx(recorded[key], rel=1e-3)
+    (bound,) = (row for row in tables["rate"]["all-MiniLM-L6-v2"]["bounds"] if row["bits_per_weight"] == 2)
+    assert floor(judge.table, 2) == pytest.approx(bound, rel=1e-3)
+
+
+@needs_data
+def test_position_tables(tables):
+    table = embedding_data.position_tables(Path(DATA))["sinusoidal"]
+    recorded = tables["positions"]["sinusoidal"]
+    (expected,) = (row for row in recorded["real"] if row["eps"] == 0.5)
+    found = sizes_at(table, 0.5)
+    for key in ("two_ratio", "fours_ratio", "split_ratio", "svd_ratio"):
+        assert found[key] == pytest.approx(expected[key], rel=0.02)
+    exact = {row["rank"]: row["error"] for row in columns(table)}
+    assert exact[2] < 1e-4 < exact[1]  # a sine of a sum is two products

@@ -1,0 +1,116 @@
+"""Codes of a few bits on the levels that suit a normal number, and ways to make the numbers normal first.
+
+The cores of a TT-matrix, principal coordinates, rows under a random rotation, groups as they are: the same codes
+behind each.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ttref import ttm_svd, ttm_to_matrix
+
+Made = tuple[Tensor, int]  # approximation, bytes
+SPLIT = (96, 4)  # row and column mode of the first core
+
+
+@cache
+def gaussian_levels(bits: int) -> Tensor:
+    """The ``2^bits`` levels that lose least on a standard normal number (Lloyd and Max)."""
+    sample = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits)
+    for _ in range(200):
+        nearest = torch.bucketize(sample, (levels[1:] + levels[:-1]) / 2)
+        sums = torch.zeros_like(levels).index_add_(0, nearest, sample)
+        levels = sums / torch.bincount(nearest, minlength=2**bits)
+    return levels.float()
+
+
+def rounded(values: Tensor, bits: int) -> Tensor:
+    """Values of variance 1 moved to the nearest level."""
+    levels = gaussian_levels(bits)
+    return levels[torch.bucketize(values.contiguous(), (levels[1:] + levels[:-1]) / 2)]
+
+
+def water_fill(variances: Tensor, bits: float) -> Tensor:
+    """Whole bits, 0 to 8, for each component, ``bits`` on average: the next bit to the largest error that is left."""
+    widths, left = torch.zeros(len(variances), dtype=torch.long), variances.clone()
+    for _ in range(int(bits * len(variances))):
+        k = int(left.argmax())
+        widths[k] += 1
+        left[k] = 0 if widths[k] == 8 else left[k] / 4
+    return widths
+
+
+def by_variance(components: Tensor, bits: float) -> tuple[Tensor, int, Tensor]:
+    """Components (one a line) in 0 to 8 bits each; what they become, the bytes with a scale each, the bits of each."""
+    scales = components.double().square().mean(1).sqrt()
+    widths, stored = water_fill(scales.square(), bits), torch.zeros_like(components)
+    for width in widths[widths > 0].unique().tolist():
+        mine = (widths == width).nonzero().squeeze(1)
+        unit = scales[mine].float().unsqueeze(1)
+        stored[mine] = rounded(components[mine] / unit, width) * unit
+    return stored, -(-int(widths.sum()) * components.shape[1] // 8) + 4 * len(scales), widths
+
+
+def row_scales(rows: Tensor) -> Tensor:
+    """Root mean square of each row, in bfloat16."""
+    return rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12).bfloat16().float()
+
+
+def coded_train(table: Tensor, bits: float, *, by_row: bool = False) -> Made:
+    """A TT-matrix of two cores: the orthogonal one in float16, the other in codes, bits by the Schmidt values.
+
+    Slice k of the second core, which must be the larger one, belongs to Schmidt value k. Large ones get many bits, the
+    last ones none: then the bond is as narrow as the last slice that is stored. The mean row is stored beside it, and
+    a scale for each row if wanted.
+    """
+    (rows, columns), (count, width) = SPLIT, table.shape
+    mean = table.mean(0)
+    inner, nbytes = table - mean, 4 * width + 2 * count * by_row
+    scales = row_scales(inner) if by_row else 1
+    padded = pad(inner / scales, (0, 0, 0, -count % rows))
+    shapes = (rows, len(padded) // rows), (columns, width // columns)
+    first, second = ttm_svd(padded, *shapes, rank=rows * columns)
+    # The gauge in which the slices do not overlap: their norms are the Schmidt values.
+    turn = torch.linalg.eigh((second.flatten(1) @ second.flatten(1).mT).double())[1].flip(1)
+    first = (first.double() @ turn).half().float()
+    second = (turn.mT @ second.flatten(1).double()).float().view(second.shape)
+    slices, used, widths = by_variance(second.flatten(1), bits)
+    nbytes += used + 2 * rows * columns * int((widths > 0).sum())
+    return ttm_to_matrix([first, slices.view(second.shape)])[:count] * scales + mean, nbytes
+
+
+def coded_axes(table: Tensor, bits: float) -> Made:
+    """Principal coordinates in codes, bits by the variances; the axes in float16, mean row, a scale for each row."""
+    mean, width = table.mean(0), table.shape[1]
+    scales = row_scales(table - mean)
+    inner = (table - mean) / scales
+    axes = torch.linalg.eigh(inner.double().mT @ inner.double())[1].flip(1).half().float()
+    stored, nbytes, widths = by_variance((inner @ axes).mT.contiguous(), bits)
+    nbytes += 4 * width + 2 * len(table) + 2 * width * int((widths > 0).sum())
+    return (axes @ stored).mT * scales + mean, nbytes
+
+
+def coded_rows(table: Tensor, bits: int) -> Made:
+    """Rows under a random rotation (its seed is stored), in codes with a bfloat16 scale for each row."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(table.shape[1], table.shape[1], generator=generator))[0]
+    mean = table.mean(0)
+    inner = (table - mean) @ turn
+    scales = row_scales(inner)
+    approximation = (rounded(inner / scales, bits) * scales) @ turn.mT + mean
+    return approximation, -(-table.numel() * bits // 8) + 2 * len(table) + 4 * table.shape[1]
+
+
+def coded_groups(table: Tensor, bits: int, group: int = 48) -> Made:
+    """The same codes with nothing before them but the mean row taken off: a bfloat16 scale for each group."""
+    mean = table.mean(0)
+    inner = (table - mean).reshape(-1, group)
+    scales = row_scales(inner)
+    approximation = (rounded(inner / scales, bits) * scales).reshape(table.shape) + mean
+    return approximation, -(-table.numel() * bits // 8) + 2 * len(inner) + 4 * table.shape[1]
