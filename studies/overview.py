@@ -7,16 +7,14 @@ beside Gaussian noise of the same shape.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from studies import overview_figure, record
-from ttref import gaussian_null, quantize_integer, truncated_svd, tt_svd, tt_to_tensor
+from ttref import MPSEmbedding, gaussian_null, quantize_integer, truncated_svd, tt_svd, tt_to_tensor
 from ttref.workbook import sources
 
 POSITION_MODES = (64, 16, 768)  # 1,024 positions in blocks of 16, then the width
@@ -62,14 +60,12 @@ def token_table() -> list[dict]:
     table = dense.detach()
     windows = sources.token_windows(lm.tokenizer, length=512, count=2)
     before = sources.language_model_loss(lm.model, windows)
-    padded = 1 << (table.shape[1] - 1).bit_length()
     methods = []
     for rank in MPS_RANKS:
-        cores = tt_svd(pad(table, (0, padded - table.shape[1])), (2,) * int(math.log2(padded)), rank=rank, batch_dims=1)
-        nbytes = 4 * sum(core.numel() for core in cores)
-        methods.append(("train per token", tt_to_tensor(cores).flatten(1)[:, : table.shape[1]].contiguous(), nbytes))
-        if nbytes < 4 * table.numel():
-            svd = truncated_svd(table, nbytes=nbytes)
+        trains = MPSEmbedding.from_embedding(look_up, rank=rank)
+        methods.append(("train per token", trains.to_embedding().weight.detach(), trains.nbytes))
+        if trains.nbytes < 4 * table.numel():
+            svd = truncated_svd(table, nbytes=trains.nbytes)
             methods.append(("SVD", svd.approximation, svd.nbytes))
     for bits in (8, 4, 3):
         rounded = quantize_integer(table, bits)
