@@ -132,8 +132,11 @@ def language_model(folder: Path, scored: Scorer, tokenizer, rank: int = 2, steps
     model, table, found = scored.model, scored.table, []
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    batches = data.windows(tokenizer, data.wikitext(folder)[0], count=steps * 3, length=LM_TOKENS // 3)
+    length = LM_TOKENS // 3
+    batches = data.windows(tokenizer, data.wikitext(folder)[0], count=steps * 3 + 6, length=length)[: steps * 3]
     budget = MPSEmbedding.from_embedding(nn.Embedding.from_pretrained(table), rank=rank).nbytes
+    if any(len(ids) < length for ids in batches):
+        raise ValueError(f"the text is too short for {steps} steps")
     name = "layers" if hasattr(model.base_model, "layers") else "h"  # GPT-2 calls its blocks so
     blocks = getattr(model.base_model, name)
     setattr(model.base_model, name, blocks[:LM_BLOCKS])
