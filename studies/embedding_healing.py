@@ -17,10 +17,18 @@ from torch.nn.functional import embedding, mse_loss
 from studies import embedding_data as data
 from studies.embedding_encoder import Encoder
 from studies.embedding_loss import Scorer
-from ttref import MPSEmbedding, TTMEmbedding, balanced_modes, truncated_svd, ttm_params
+from ttref import (
+    MPSEmbedding,
+    TTMEmbedding,
+    balanced_modes,
+    quantize_integer,
+    truncated_svd,
+    ttm_params,
+    ttm_to_matrix,
+)
 
 STEPS, SENTENCES, RATE = 120, 16, 3e-3
-LM_STEPS, LM_TOKENS, LM_BLOCKS = 40, 384, 4
+LM_STEPS, LM_TOKENS, LM_BLOCKS = 400, 384, 4
 
 
 class Factors(nn.Module):
@@ -59,6 +67,17 @@ def families(table: Tensor, budget: int, rank: int) -> dict[str, nn.Module]:
 
 def dense(look_up: nn.Module) -> Tensor:
     return look_up.dense() if isinstance(look_up, Factors) else look_up.to_embedding().weight.detach()
+
+
+def in_int8(look_up: nn.Module) -> tuple[Tensor, int]:
+    """The table when its cores or factors are rounded to int8 with a scale for each row of them, and its bytes."""
+    if isinstance(look_up, Factors):
+        left, right = quantize_integer(look_up.left.detach(), 8), quantize_integer(look_up.right.detach(), 8)
+        return left.approximation @ right.approximation, left.nbytes + right.nbytes
+    cores = [core.detach() for core in look_up.cores]
+    made = [quantize_integer(core.flatten(0, 1).flatten(1), 8) for core in cores]
+    matrix = ttm_to_matrix([one.approximation.view(core.shape) for one, core in zip(made, cores, strict=True)])
+    return matrix[: look_up.num_embeddings, : look_up.embedding_dim], sum(one.nbytes for one in made)
 
 
 def heal(look_up: nn.Module, steps: int, loss_of: Callable[[int], Tensor]) -> Iterator[float]:
@@ -158,16 +177,17 @@ def language_model(folder: Path, scored: Scorer, tokenizer, rank: int = 2, steps
                 return mse_loss(states(look_up(ids))[:, 1:], target[:, 1:])
 
             point = described(family, rank, table, look_up) | course(look_up, steps, loss_of)
-            found.append(point | {"tables": (before, dense(look_up))})
+            small, nbytes = in_int8(look_up)
+            point["ratio_int8"] = 4 * table.numel() / nbytes
+            found.append(point | {"tables": {"before": before, "after": dense(look_up), "after_int8": small}})
     finally:
         setattr(model.base_model, name, blocks)
     for point in found:
-        before, after = point.pop("tables")
-        point |= {"before": scored.rises(before), "after": scored.rises(after)}
+        point |= {name: scored.rises(made.contiguous()) for name, made in point.pop("tables").items()}
+        course_of = " -> ".join(f"{point[name]['wikitext2_input']:+.4f}" for name in ("before", "after", "after_int8"))
         print(
-            f"heal language model {point['family']} {point['ratio']:.1f}x: WikiText-2 "
-            f"{point['before']['wikitext2_input']:+.4f} -> {point['after']['wikitext2_input']:+.4f}, "
-            f"training loss {point['first_loss']:.4f} -> {point['last_loss']:.4f}, {point['seconds']:.0f} s",
+            f"heal language model {point['family']} {point['ratio']:.1f}x, in int8 {point['ratio_int8']:.1f}x: "
+            f"WikiText-2 {course_of}, {point['seconds']:.0f} s",
             flush=True,
         )
     return found
