@@ -2,6 +2,7 @@
 
 ============  ==========================================================================================
 `rows`        which cores of a row's train are stored, and how they are packed
+`store`       rows in buckets of equal ranks, their index and their frame
 `frame`       mean row and principal axes, shared by all rows
 `sorting`     which rows share their ranks
 `tables`      what both tables have in common: checked ids, repeated ids once, exact counts

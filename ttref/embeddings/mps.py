@@ -43,7 +43,8 @@ class MPSEmbedding(CompressedTable):
             and numbers of the dense table for each number stored.
 
     Initialisation:
-        Gaussian rows as those of ``nn.Embedding``, and of each the best that TT-SVD finds at these ranks.
+        Gaussian rows as those of ``nn.Embedding`` (zeros at ``padding_idx``), and of each what TT-SVD finds at these
+        ranks.
 
     Source:
         Xu, Xu and Mandic (2023), TensorGPT, arXiv:2307.00526v1. Buckets, the bound on the error, centring, rotation
@@ -75,6 +76,8 @@ class MPSEmbedding(CompressedTable):
         dtype = dtype or torch.get_default_dtype()
         self._start(_modes(shape, width), RowStore(width, 32, sparse=sparse), dtype, None, False, padding_idx)
         table = torch.randn(rows, width, device=device, dtype=dtype)
+        if padding_idx is not None and -rows <= padding_idx < rows:  # an id outside of that is refused below
+            table[padding_idx] = 0
         self.store.add(table, [(RowLayout(self.shape, rank, width), torch.arange(rows, device=device))])
         self._grow(rows)
 
@@ -185,6 +188,9 @@ class MPSEmbedding(CompressedTable):
     @torch.no_grad()
     def append(self, rows: Tensor, *, row_ranks: Sequence[int] | Tensor | None = None) -> Tensor:
         """Add rows at the end, compressed as the table was. What is stored of the old rows stays bit for bit.
+
+        Not while another thread looks rows up. ``state_dict`` names the pieces that rows came in; :meth:`save` does
+        not.
 
         Mean and rotation stay those of the first rows, so that nothing old changes.
 

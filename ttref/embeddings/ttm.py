@@ -39,7 +39,8 @@ class TTMEmbedding(CompressedTable):
         col_shape: Column modes ``(n_1, ..., n_d)``, likewise for ``embedding_dim``.
         rank: Cap on the TT-ranks, one int or d+1 of them.
         num_embeddings, embedding_dim: Sizes of the table; left out, the products of the modes.
-        padding_idx: A row that gets no gradient of its own.
+        padding_idx: A row that gets no gradient of its own. The cores are shared, so it cannot be kept at zero: its
+            values are those of any other row.
         device, dtype: As in ``nn.Embedding``.
 
     Attributes:
