@@ -23,6 +23,8 @@ _HOME = {
     "layers": ("TTLinear",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery": ("swap_layer",),
+    "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
+    "peft_bridge": ("TTLoraConfig",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from ..canonical import tt_norm
 from ..contraction import multiply
+from ..files import read, write
 from ..matrices import check_matrix_train, ttm_svd
 from ..plans import cheapest, working_bytes
 from ..shapes import paired_modes, tt_ranks, whole
 from ..truncation import check_rank_or_eps, computable
-from .files import read, write
 from .rows import meet
 from .tables import CompressedTable, table_of
 

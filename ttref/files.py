@@ -1,10 +1,10 @@
-"""One safetensors file for one compressed table: written whole or not at all, read only if it is what it should be."""
+"""Safetensors files: written whole or not at all, read only if they are what they should be."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +21,13 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # not tempfile's, which nobody else may read
     about = {"format": f"ttref.{kind}", "version": VERSION, "header": json.dumps(header)}
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, about)
         os.replace(fresh, path)
     finally:
-        Path(fresh).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
 
 
 def read(path: str | Path, kind: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Table]) -> Table:
@@ -41,7 +40,7 @@ def read(path: str | Path, kind: str, restore: Callable[[dict[str, Tensor], dict
         with safetensors.safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != f"ttref.{kind}":
-                raise ValueError(f"it holds {about.get('format', 'no table of ttref')}")
+                raise ValueError(f"it holds {about.get('format', 'nothing of ttref')}")
             if about.get("version") != VERSION:
                 raise ValueError(f"it has version {about.get('version')} of the format, and this ttref reads {VERSION}")
             return restore({name: file.get_tensor(name) for name in file.keys()}, json.loads(about["header"]))
@@ -49,6 +48,11 @@ def read(path: str | Path, kind: str, restore: Callable[[dict[str, Tensor], dict
         raise ValueError(
             f"{path} is no {kind} saved by ttref, or is damaged ({type(error).__name__}: {error}); save it again"
         ) from error
+
+
+def serialize(tensor: Tensor) -> bytes:
+    """Dtype, shape and entries of one tensor as bytes, equal for equal tensors on any device."""
+    return _safetensors().torch.save({"": tensor.contiguous()})
 
 
 def _safetensors() -> Any:

@@ -1,0 +1,106 @@
+"""The frozen layer under an adapter: which layers qualify, their weight, and what layer and update make together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from . import forms
+from .delta import TTDelta
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """``(out_features, in_features)`` of a layer that can be adapted, or an error that says what is wrong with it."""
+    if hasattr(layer, "base_layer"):
+        raise TypeError(f"it is already adapted (a {type(layer).__name__}); merge that adapter first")
+    if not isinstance(layer, nn.Linear) and not _is_conv1d(layer):
+        raise TypeError(f"TT-LoRA adapts nn.Linear and GPT-2's Conv1D, not {type(layer).__name__}")
+    if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
+        raise TypeError(
+            "nn.MultiheadAttention reads this layer's weight past its forward, so an adapter would be ignored"
+        )
+    if nn.utils.parametrize.is_parametrized(layer):
+        raise TypeError("its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations comes first")
+    weight = layer.weight
+    # Packages that quantize put their own kind of tensor here, or an integer one: neither can be added to.
+    if type(weight) is not nn.Parameter or weight.dtype not in _FLOATS or weight.ndim != 2:
+        kind = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'unknown dtype')}"
+        raise TypeError(f"its weight is a {kind}, quantized it seems; load the model with plain floating-point weights")
+    out_features, in_features = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
+    return out_features, in_features
+
+
+def delta_for(layer: nn.Module, **options: object) -> TTDelta:
+    """The update for a layer: its widths, its device, and its dtype, float32 beside half precision."""
+    out_features, in_features = widths(layer)
+    weight = layer.weight
+    dtype = weight.dtype if weight.dtype.itemsize > 2 else torch.float32
+    return TTDelta(out_features, in_features, device=weight.device, dtype=dtype, **options)
+
+
+def stored(layer: nn.Module, matrix: Tensor) -> Tensor:
+    """A matrix ``(out, in)`` as the layer's own weight lies, or back: ``Conv1D`` keeps ``(in, out)``."""
+    return matrix if isinstance(layer, nn.Linear) else matrix.mT
+
+
+def merged_weight(layer: nn.Module, deltas: Sequence[TTDelta]) -> Tensor:
+    """The layer's weight with the updates added, as the layer keeps it. Differentiable."""
+    weight = stored(layer, layer.weight)
+    for delta in deltas:
+        weight = delta.add_to(weight)
+    return stored(layer, weight)
+
+
+def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = "auto") -> Tensor:
+    """What the frozen layer with these updates makes of ``(*batch, in)``, in the cheapest form or the one named."""
+    dense = may_be_dense(layer, deltas)
+    if x.shape[-1] != deltas[0].in_features:
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {deltas[0].in_features}")
+    plans = [plan(delta, math.prod(x.shape[:-1]), form, dense) for delta in deltas]
+    if all([found.form == "dense" for found in plans]):
+        weight = merged_weight(layer, deltas)
+        if isinstance(layer, nn.Linear):
+            return linear(x, weight, layer.bias)
+        return torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+    y = layer(x)
+    flat = y.reshape(-1, y.shape[-1])
+    for delta, found in zip(deltas, plans, strict=True):
+        # One product can do for all updates or for none; beside another form, dense is not worth its own.
+        way = found.form if found.form != "dense" else forms.available(delta.layout, False)[0]
+        flat = delta.adapt(flat, delta.dropout(x).reshape(-1, x.shape[-1]), way)
+    return flat.reshape(y.shape)
+
+
+def plan(delta: TTDelta, batch: int, form: str, dense: bool) -> forms.LoRAPlan:
+    """The form for a batch of vectors and its cost."""
+    training = torch.is_grad_enabled() and delta.cores[0].requires_grad
+    if torch.jit.is_tracing():  # sizes are tensors there
+        batch = int(batch)
+    if form == "auto":
+        # A tracing compiler follows the arithmetic itself; it cannot look into a cache.
+        find = forms.cheapest.__wrapped__ if torch.compiler.is_compiling() else forms.cheapest
+        return find(delta.layout, batch, training, dense)
+    there = forms.available(delta.layout, dense)
+    if form not in there:
+        raise ValueError(f"form must be 'auto' or one of {there} for this layer, got {form!r}")
+    return forms.cost(form, delta.layout, batch, training)
+
+
+def may_be_dense(layer: nn.Module, deltas: Sequence[TTDelta]) -> bool:
+    """Whether one product with the summed weight does the same as the layer itself and then the updates.
+
+    Not if somebody hooked into the layer's forward or replaced it, and not with dropout on the adapter's way.
+    """
+    plain = type(layer) is nn.Linear or _is_conv1d(layer)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+    return plain and not hooked and not any(isinstance(d.dropout, nn.Dropout) and d.dropout.training for d in deltas)
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")  # transformers' own; its weight is (in, out)

@@ -1,0 +1,184 @@
+"""TT-LoRA on a whole model: put adapters in by module names, and turn them into plain weights again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from ..surgery import swap_layer
+from .layer import TTLoRALinear
+
+__all__ = ["add_tt_lora", "merge_tt_lora"]
+
+# Set on a module that is trained and saved along with the adapters; on the module, so that it survives a deepcopy and
+# does not depend on how the model is wrapped.
+SAVED_ALONG = "_tt_lora_saves_this"
+
+
+def add_tt_lora(
+    model: nn.Module,
+    target_modules: str | Sequence[str],
+    *,
+    rank: int | Sequence[int],
+    alpha: float,
+    shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    init: str = "zero_last",
+    dropout: float = 0.0,
+    modules_to_save: str | Sequence[str] = (),
+) -> nn.Module:
+    """Put a :class:`TTLoRALinear` around the named layers and freeze the rest. Nothing changes if one does not fit.
+
+    Everything but the cores stops requiring a gradient, ``modules_to_save`` excepted. Adapters that the model has
+    already stay, and stay trainable.
+
+    Args:
+        model: The model, changed in place.
+        target_modules: A string, or several. It matches a module that is named so, or whose name ends in "." and it.
+        rank: Cap on the TT-ranks, as in :class:`TTLoRALinear`.
+        alpha: The update is multiplied by it.
+        shape: Modes for every layer, or a dict from target to modes when widths differ. Left out, or absent from the
+            dict, they are chosen for each layer.
+        init: "zero_last", "orthogonal" or "paper", as in :class:`TTLoRALinear`.
+        dropout: Probability of dropping an entry on the adapter's way, while training.
+        modules_to_save: Modules to train and save in full, matched alike: a new classification head.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: A module that cannot be adapted: quantized, already adapted, no linear layer; the message names it.
+        ValueError: A name that matches nothing, a shape that does not fit, a layer that shares its weight with another.
+
+    Cost:
+        O(numbers in the cores), plus a walk over the parameters for every layer.
+
+    Source:
+        Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA): query and value of every layer.
+
+    Example:
+        >>> model = nn.ModuleDict({"query": nn.Linear(64, 64), "head": nn.Linear(64, 2)})
+        >>> _ = add_tt_lora(model, "query", rank=2, alpha=2, modules_to_save="head")
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
+        (226, 4386)
+    """
+    targets, saved = _names("target_modules", target_modules), _names("modules_to_save", modules_to_save)
+    if not targets:
+        raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
+    if isinstance(shape, Mapping) and (unknown := set(shape) - set(targets)):
+        raise ValueError(f"shape names {sorted(unknown)}, which target_modules does not: {targets}")
+    found = {target: matching(model, target) for target in (*targets, *saved)}
+    layers: dict[str, TTLoRALinear] = {}
+    for target in targets:
+        modes = shape.get(target) if isinstance(shape, Mapping) else shape
+        for name in found[target]:
+            if name in layers:
+                continue
+            try:
+                layers[name] = TTLoRALinear(
+                    model.get_submodule(name), rank=rank, alpha=alpha, shape=modes, init=init, dropout=dropout
+                )
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from error
+    along = [name for target in saved for name in found[target]]
+    for name in along:
+        if clash := [layer for layer in layers if layer == name or layer.startswith(name + ".")]:
+            raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is to be adapted; choose one")
+    install(model, layers, along)
+    return model
+
+
+def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Iterable[str]) -> None:
+    """Put layers in place, all or none; then freeze everything but cores and what is saved along."""
+    replaced: dict[str, nn.Module] = {}
+    try:
+        for name, layer in layers.items():
+            replaced[name] = swap_layer(model, name, layer)
+    except BaseException:
+        for name, layer in replaced.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer)
+        raise
+    for name in along:
+        setattr(model.get_submodule(name), SAVED_ALONG, True)
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, TTLoRALinear):
+            module.cores.requires_grad_(True)
+        elif getattr(module, SAVED_ALONG, False):
+            module.requires_grad_(True)
+
+
+def merge_tt_lora(model: nn.Module) -> nn.Module:
+    """Add every update to its weight and put the plain layers back, so that nothing of the adapters is left.
+
+    As PEFT's ``merge_and_unload``: the layers stay frozen as they are. All layers are merged or none.
+
+    Args:
+        model: A model with :class:`TTLoRALinear` layers, merged or not; changed in place.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: No such layers, or a sum that is not finite.
+
+    Cost:
+        O(out in r) for every layer; while it runs, the old weights are kept.
+
+    Example:
+        >>> import torch
+        >>> model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(3, 64)
+        >>> before = add_tt_lora(model, "0", rank=2, alpha=2, init="paper")(x)
+        >>> torch.allclose(merge_tt_lora(model)(x), before, atol=1e-5), type(model[0]).__name__
+        (True, 'Linear')
+    """
+    layers = adapters(model)
+    if not layers:
+        raise ValueError("the model has no TT-LoRA layers to merge")
+    fresh = []
+    try:
+        for layer in layers.values():
+            if not layer.merged:
+                layer.merge(safe_merge=True)
+                fresh.append(layer)
+    except BaseException:
+        for layer in fresh:
+            layer.unmerge()
+        raise
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.base_layer)
+    for module in model.modules():
+        if hasattr(module, SAVED_ALONG):
+            delattr(module, SAVED_ALONG)
+    return model
+
+
+def adapters(model: nn.Module) -> dict[str, TTLoRALinear]:
+    """The TT-LoRA layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TTLoRALinear)}
+
+
+def matching(model: nn.Module, target: str) -> list[str]:
+    """Names of the modules that a target names, or an error that lists what there is. Adapters have no inside here."""
+    inside = tuple(f"{name}." for name in adapters(model))
+    names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
+    found = [name for name in names if name == target or name.endswith("." + target)]
+    if not found:
+        known = dict.fromkeys(
+            name.rpartition(".")[2] for name in names if isinstance(model.get_submodule(name), nn.Linear)
+        )
+        raise ValueError(
+            f"no module is named {target!r} or ends in '.{target}'; the linear layers here end in "
+            f"{', '.join(known) or 'nothing: there are none'}"
+        )
+    return found
+
+
+def _names(argument: str, value: str | Sequence[str]) -> list[str]:
+    names = [value] if isinstance(value, str) else list(value)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{argument} must be a module name or several, got {name!r} among them")
+    return names

@@ -1,0 +1,221 @@
+"""One safetensors file for the adapters of a model, which knows the model it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import read, serialize, write
+from .base import widths
+from .layer import TTLoRALinear
+from .model import SAVED_ALONG, adapters, install
+
+__all__ = ["load_tt_lora", "save_tt_lora"]
+
+KIND = "TT-LoRA"
+DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
+
+
+def save_tt_lora(model: nn.Module, path: str | Path) -> None:
+    """Write cores, and modules saved along, to one safetensors file with a JSON header.
+
+    The header holds each layer's shape, ranks, alpha and dropout, and a sha256 of the base model: of every parameter
+    and buffer that the file does not hold, with unmerged weights.
+
+    Args:
+        model: A model with TT-LoRA layers, merged or not.
+        path: The file; its folder must exist. Written whole or not at all.
+
+    Raises:
+        ValueError: The model has no TT-LoRA layers.
+        FileNotFoundError: No such folder.
+        ModuleNotFoundError: safetensors is missing; the message holds the install line.
+
+    Cost:
+        The file holds the cores and the modules saved along; reading the base for its hash is O(size of the model).
+
+    Example:
+        >>> import tempfile, torch
+        >>> from ttref import add_tt_lora
+        >>> model = add_tt_lora(nn.Sequential(nn.Linear(64, 64)), "0", rank=2, alpha=2)
+        >>> base = nn.Sequential(nn.Linear(64, 64))
+        >>> base.load_state_dict({"0.weight": model[0].base_layer.weight, "0.bias": model[0].bias})
+        <All keys matched successfully>
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_tt_lora(model, f"{folder}/adapter.safetensors")
+        ...     loaded = load_tt_lora(base, f"{folder}/adapter.safetensors")
+        >>> x = torch.randn(3, 64)
+        >>> torch.equal(loaded(x), model(x))
+        True
+    """
+    layers = adapters(model)
+    if not layers:
+        raise ValueError("the model has no TT-LoRA layers to save; add_tt_lora puts them in")
+    along = [name for name, module in model.named_modules() if getattr(module, SAVED_ALONG, False)]
+    tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
+    tensors |= _saved_along(model, along)
+    header = {
+        "layers": {
+            name: {
+                "shape": layer.shape,
+                "ranks": layer.ranks,
+                "alpha": layer.alpha,
+                "init": layer.delta.init,
+                "dropout": getattr(layer.delta.dropout, "p", 0.0),
+                "features": [layer.out_features, layer.in_features],
+                "automatic": layer.delta.layout.rows * layer.delta.layout.cols
+                != layer.out_features * layer.in_features,
+            }
+            for name, layer in layers.items()
+        },
+        "modules_to_save": along,
+        "base": _fingerprint(model, along)[0],
+    }
+    write(path, KIND, {name: tensor.detach() for name, tensor in tensors.items()}, header)
+
+
+def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
+    """Put saved adapters, and modules saved along, into the model they were trained on.
+
+    Afterwards the model is as after :func:`add_tt_lora`: cores and modules saved along are trainable, the rest frozen.
+
+    Args:
+        model: The base model, without TT-LoRA layers; changed in place, or left as it was if anything is wrong.
+        path: The file.
+        check_base: Whether the base must be the very one of the training, bit for bit. Switch it off for the same model
+            in another dtype, knowing that the answers will differ.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that is truncated, damaged or of another kind; another base; a model with TT-LoRA layers.
+        TypeError: A layer of the model that cannot be adapted.
+
+    Cost:
+        As :func:`save_tt_lora`.
+
+    Example:
+        See :func:`save_tt_lora`.
+    """
+    tensors, header = read(path, KIND, _checked)
+    if present := adapters(model):
+        raise ValueError(
+            f"the model has TT-LoRA layers already, such as {next(iter(present))}; load into the base model, or "
+            "merge_tt_lora them first"
+        )
+    _check_belongs(model, tensors, header, path)
+    if check_base:
+        _check_fingerprint(model, header, path)
+    layers = {}
+    for name, about in header["layers"].items():
+        base = model.get_submodule(name)
+        shape = None if about["automatic"] else about["shape"]
+        layer = TTLoRALinear(
+            base, rank=about["ranks"], alpha=about["alpha"], shape=shape, init=about["init"], dropout=about["dropout"]
+        )
+        if layer.shape != tuple(about["shape"]) or layer.ranks != tuple(about["ranks"]):
+            raise ValueError(f"{path} has modes {about['shape']} for {name}, where this ttref chooses {layer.shape}")
+        with torch.no_grad():
+            for k, core in enumerate(layer.cores):
+                core.copy_(tensors[f"{name}.cores.{k}"])
+        layers[name] = layer
+    along = header["modules_to_save"]
+    install(model, layers, along)
+    with torch.no_grad():
+        for key, value in _saved_along(model, along).items():
+            value.copy_(tensors[key])
+    return model
+
+
+def _checked(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's contents if they are complete in themselves."""
+    wanted = set()
+    for name, about in header["layers"].items():
+        for k, shape in enumerate(zip(about["ranks"][:-1], about["shape"], about["ranks"][1:], strict=True)):
+            wanted.add(key := f"{name}.cores.{k}")
+            if tuple(tensors[key].shape) != tuple(shape):
+                raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, and the header says {tuple(shape)}")
+    along = tuple(f"{name}." for name in header["modules_to_save"])
+    for key, tensor in tensors.items():
+        if key not in wanted and not key.startswith(along):
+            raise ValueError(f"it holds {key}, which its header does not name")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{key} has entries that are NaN or infinite")
+    return tensors, header
+
+
+def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:
+    """Whether the model has the layers of the file, in the right sizes."""
+    modules = dict(model.named_modules())
+    for name, about in header["layers"].items():
+        if name not in modules:
+            raise ValueError(f"{path} adapts {name}, which this model does not have; load it into its own base model")
+        try:
+            features = widths(modules[name])
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
+        if list(features) != about["features"]:
+            raise ValueError(
+                f"{path} adapts {name} with {about['features'][0]} outputs and {about['features'][1]} inputs, but here "
+                f"it has {features[0]} and {features[1]}; load it into its own base model"
+            )
+    for name in header["modules_to_save"]:
+        if name not in modules:
+            raise ValueError(f"{path} holds {name}, which this model does not have; load it into its own base model")
+    here = _saved_along(model, header["modules_to_save"])
+    there = {key for key in tensors if not any(key.startswith(f"{name}.cores.") for name in header["layers"])}
+    for key in here.keys() | there:
+        if key not in here or key not in there or here[key].shape != tensors[key].shape:
+            sides = [tuple(side[key].shape) if key in side else "nothing" for side in (tensors, here)]
+            raise ValueError(f"{path} has {sides[0]} for {key}, and this model {sides[1]}; load it into its own base")
+
+
+def _saved_along(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": tensor
+        for name in names
+        for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
+    }
+
+
+def _fingerprint(model: nn.Module, along: list[str]) -> tuple[dict[str, str], list[str]]:
+    """A hash of everything in the model that the file does not hold, the first digits of each tensor's, the names."""
+    layers, hashes = adapters(model), {}
+    for key, tensor in model.state_dict().items():
+        owner = next((name for name in layers if key.startswith(f"{name}.")), None)
+        if owner is not None:
+            if key.startswith(f"{owner}.delta."):
+                continue
+            if key == f"{owner}.base_layer.weight" and layers[owner].merged:
+                tensor = layers[owner]._kept
+            key = key.replace(f"{owner}.base_layer.", f"{owner}.", 1)
+        if not key.startswith(tuple(f"{name}." for name in along)):
+            hashes[key] = hashlib.sha256(serialize(tensor)).hexdigest()
+    whole = hashlib.sha256("".join(f"{key}={hashes[key]};" for key in sorted(hashes)).encode()).hexdigest()
+    return {"sha256": whole, "each": "".join(hashes[key][:DIGITS] for key in sorted(hashes))}, sorted(hashes)
+
+
+def _check_fingerprint(model: nn.Module, header: dict[str, Any], path: str | Path) -> None:
+    here, names = _fingerprint(model, header["modules_to_save"])
+    if here["sha256"] == header["base"]["sha256"]:
+        return
+    there, count = header["base"]["each"], len(header["base"]["each"]) // DIGITS
+    if count != len(names):
+        differs = f"that had {count} tensors, this has {len(names)}"
+    else:
+        differing = [
+            name
+            for k, name in enumerate(names)
+            if here["each"][k * DIGITS : (k + 1) * DIGITS] != there[k * DIGITS : (k + 1) * DIGITS]
+        ]
+        differs = f"{len(differing)} of {count} tensors differ, the first is {differing[0]}" if differing else "names"
+    raise ValueError(
+        f"{path} was trained on another base model ({differs}); load it into that one. A head that starts at random "
+        "belongs in modules_to_save; for the same model in another dtype, pass check_base=False"
+    )

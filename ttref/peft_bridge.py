@@ -1,0 +1,220 @@
+"""TT-LoRA inside PEFT: ``peft.get_peft_model(model, TTLoraConfig(...))`` and every verb that follows from it.
+
+Importing this module registers the method. PEFT keeps the list of its own methods closed, so the registration fills the
+three public dictionaries that its own registration fills; nothing of PEFT is changed. A program that reads a saved
+adapter must import this module (or take ``TTLoraConfig`` from ``ttref``) first: without it, PEFT stops with a KeyError.
+"""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from peft import mapping
+    from peft.config import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
+    ) from error
+
+from .lora.base import adapted, delta_for, merged_weight, stored, widths
+from .lora.delta import TTDelta
+
+__all__ = ["TTLoraConfig"]
+
+
+class TTPeftType(enum.StrEnum):
+    """PEFT's own enumeration of methods is closed. A member of this one equals, and hashes as, its string in a file."""
+
+    TTLORA = "TTLORA"
+
+
+@dataclass
+class TTLoraConfig(PeftConfig):
+    """Configuration of TT-LoRA for PEFT.
+
+    Args:
+        rank: Cap on the TT-ranks, one int or one for each bond with ones at both ends.
+        alpha: The update is multiplied by it. PEFT's LoRA multiplies by ``lora_alpha / r``: give that quotient here.
+        shape: Modes of the rows, then of the columns; or a dict from the end of a module's name to modes. Chosen for
+            each layer where left out.
+        init: "zero_last", "orthogonal" or "paper"; see :class:`ttref.TTLoRALinear`.
+        dropout: Probability of dropping an entry on the adapter's way, while training.
+        target_modules: Names, or a regular expression, as in every method of PEFT.
+        exclude_modules: Likewise, modules to leave alone.
+        modules_to_save: Modules to train and save in full besides, such as a new head.
+        layers_to_transform: Indices of the layers to adapt; all if left out.
+        layers_pattern: Name of the list of layers, if it is no usual one.
+        bias: Only "none": biases stay frozen.
+
+    Raises:
+        ValueError: No target modules, or another bias.
+
+    Cost:
+        None by itself; the layers cost what :class:`ttref.TTLoRALinear` costs.
+
+    Source:
+        Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA).
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> config = TTLoraConfig(rank=2, alpha=2, target_modules=["0"])
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(64, 64)), config)
+        >>> model.print_trainable_parameters()
+        trainable params: 96 || all params: 4,256 || trainable%: 2.2556
+    """
+
+    rank: int | list[int] = field(default=4, metadata={"help": "Cap on the TT-ranks"})
+    alpha: float = field(default=2.0, metadata={"help": "Factor of the update, not divided by the rank"})
+    shape: list[int] | dict[str, list[int]] | None = field(default=None, metadata={"help": "Modes, rows first"})
+    init: str = field(default="zero_last", metadata={"help": "'zero_last', 'orthogonal' or 'paper'"})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's way"})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers"})
+    bias: str = field(default="none", metadata={"help": "Only 'none'"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = TTPeftType.TTLORA
+        if self.bias != "none":
+            raise ValueError(f"TT-LoRA leaves biases frozen: bias must be 'none', got {self.bias!r}")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern says where layers_to_transform counts; give both")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), list):
+                setattr(self, name, set(value))
+
+    def shape_for(self, module: str) -> list[int] | None:
+        """The modes for the module of this name, or None where they are chosen."""
+        if not isinstance(self.shape, dict):
+            return self.shape
+        return next((modes for end, modes in self.shape.items() if module == end or module.endswith("." + end)), None)
+
+
+class TTLoraLayer(nn.Module, BaseTunerLayer):
+    """A frozen layer with one :class:`TTDelta` for each adapter, under PEFT's verbs."""
+
+    # PEFT switches gradients, devices and active adapters through these names.
+    adapter_layer_names = ("ttlora_delta",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: TTLoraConfig, module: str) -> None:
+        super().__init__()
+        self.out_features, self.in_features = widths(base_layer)
+        self.base_layer = base_layer
+        self.ttlora_delta = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.register_buffer("_kept", None, persistent=False)
+        self.update_layer(adapter_name, config, module)
+
+    def update_layer(self, adapter_name: str, config: TTLoraConfig, module: str) -> None:
+        """Make the adapter of this name, with fresh cores."""
+        delta = delta_for(
+            self.base_layer,
+            rank=config.rank,
+            alpha=config.alpha,
+            shape=config.shape_for(module),
+            init=config.init,
+            dropout=config.dropout,
+        )
+        self.ttlora_delta[adapter_name] = delta.train(self.training)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The update of one adapter, alpha included, as the base weight lies."""
+        with torch.no_grad():
+            return stored(self.base_layer, self.ttlora_delta[adapter].dense())
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add updates to the base weight; what it was before is kept, so that :meth:`unmerge` gives back every bit."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ttlora_delta]
+        if not names:
+            return
+        weight = merged_weight(self.base_layer, [self.ttlora_delta[name] for name in names])
+        if safe_merge and not weight.isfinite().all():
+            raise ValueError(f"merging {', '.join(names)} would give NaN or infinite weights; nothing was merged")
+        if self._kept is None:
+            self._kept = self.base_layer.weight.data
+        self.base_layer.weight.data = weight.contiguous()
+        self.merged_adapters += names
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the base weight back, bit for bit."""
+        if not self.merged:
+            warnings.warn("the adapters are not merged; nothing to do", stacklevel=2)
+            return
+        self.base_layer.weight.data, self._kept = self._kept, None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT may turn the update into plain LoRA by its own decomposition."""
+        return True
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        deltas = self._active_deltas()
+        if self.disable_adapters or self.merged or not deltas:
+            return self.base_layer(x, *args, **kwargs)
+        return adapted(self.base_layer, deltas, x)
+
+    def _active_deltas(self) -> list[TTDelta]:
+        return [self.ttlora_delta[name] for name in self.active_adapters if name in self.ttlora_delta]
+
+
+class TTLoraModel(BaseTuner):
+    """The tuner that PEFT calls for every target module."""
+
+    prefix = "ttlora_"  # parameters with this in their names are trained, all others frozen
+    tuner_layer_cls = TTLoraLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _create_and_replace(
+        self,
+        config: TTLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **options: Any,
+    ) -> None:
+        try:
+            if isinstance(target, TTLoraLayer):
+                target.update_layer(adapter_name, config, current_key)
+                return
+            layer = TTLoraLayer(target, adapter_name, config, current_key)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{current_key}: {error}") from error
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a second adapter is trained only once it is made active
+        self._replace_module(parent, target_name, layer, target)
+
+
+def _register() -> None:
+    """What ``peft.utils.register_peft_method`` does after it has looked the name up in PEFT's own list."""
+    for known, ours in (
+        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, TTLoraConfig),
+        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, TTLoraModel),
+        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, TTLoraModel.prefix),
+    ):
+        known[TTPeftType.TTLORA] = ours
+
+
+_register()
