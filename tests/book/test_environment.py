@@ -15,7 +15,6 @@ from book.tools import notebooks
 
 ROOT = notebooks.ROOT
 CONDA_NAMES = {"python", "pip", "git", "make"}
-SCALE_ONLY = {"ray"}  # half a gigabyte that only the extra `scale` needs
 
 
 def requirements(name: str) -> dict[str, Requirement]:
@@ -90,16 +89,13 @@ def test_a_fault_in_a_pip_line_is_seen():
 
 def test_environment_yml_asks_for_what_pyproject_asks_for():
     lines = [Requirement(line) for line in environment()["dependencies"][-1]["pip"]]
-    wanted = project()
-    assert {canonicalize_name(r.name): r for r in lines} == {n: r for n, r in wanted.items() if n not in SCALE_ONLY}
-    assert len(lines) == len(wanted) - len(SCALE_ONLY)
+    assert {canonicalize_name(r.name): r for r in lines} == project()
+    assert len(lines) == len(project())
 
 
 def test_the_pins_satisfy_pyproject():
     pins = requirements("requirements.txt")
     for name, wanted in project().items():
-        if name in SCALE_ONLY:
-            continue
         assert name in pins, f"requirements.txt does not pin {name}"
         (pin,) = pins[name].specifier
         assert wanted.specifier.contains(pin.version), f"{pins[name]} does not satisfy {wanted}"
