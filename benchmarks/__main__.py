@@ -1,6 +1,6 @@
 """Run every case, print what came, and write results, tables and figures of the performance page.
 
-``make bench`` runs all parts; ``python -m benchmarks layers`` (or ``trains``, or ``tables``) runs one.
+``make bench`` runs all parts; ``python -m benchmarks layers`` (or ``trains``, ``tables``, ``adapters``) runs one.
 """
 
 import json
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from tqdm import tqdm
 
-from . import figure, layers, layers_figure, tables, tables_figure, trains
+from . import adapters, adapters_figure, figure, layers, layers_figure, tables, tables_figure, trains
 from .measure import machine, run, table
 
 
@@ -31,6 +31,12 @@ def main(parts: list[str]) -> None:
         results = [run(case, limits, tables.ROUNDS) | extra for case, extra in tqdm(tables.cases(), desc="tables")]
         print(table(results))
         record(tables_figure, limits, cases=results)
+    if "adapters" in parts:
+        results = [
+            run(case, limits, adapters.ROUNDS) | extra for case, extra in tqdm(adapters.cases(), desc="adapters")
+        ]
+        print(table(results))
+        record(adapters_figure, limits, cases=results)
 
 
 def record(page, limits: dict, **values) -> None:
@@ -48,7 +54,7 @@ def record(page, limits: dict, **values) -> None:
 
 
 if __name__ == "__main__":
-    parts = ["trains", "layers", "tables"]
+    parts = ["trains", "layers", "tables", "adapters"]
     chosen = sys.argv[1:] or parts
     if unknown := set(chosen) - set(parts):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")

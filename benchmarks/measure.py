@@ -104,7 +104,9 @@ def machine() -> dict:
         "bytes_per_s": 2 * big.numel() / copy,
         "processor": processor(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "tensorly", "tensorly-torch", "torchTT", "tntorch")},
+        "versions": {
+            name: version(name) for name in ("torch", "tensorly", "tensorly-torch", "torchTT", "tntorch", "peft")
+        },
     }
 
 

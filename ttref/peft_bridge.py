@@ -138,6 +138,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         with torch.no_grad():
             return stored(self.base_layer, self.ttlora_delta[adapter].dense())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight; what it was before is kept, so that :meth:`unmerge` gives back every bit."""

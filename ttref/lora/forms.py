@@ -104,7 +104,7 @@ def _walk(sides: Sequence[Sequence[tuple[int, int, int]]], layout: Layout) -> li
 
 def left_factor(cores: Sequence[Tensor]) -> Tensor:
     """The first cores of a train as one matrix ``(modes, r)``."""
-    merged = cores[0].flatten(0, 1)
+    merged = cores[0][0]
     for core in cores[1:]:
         merged = (merged @ core.flatten(1)).reshape(-1, core.shape[2])
     return merged
@@ -113,7 +113,7 @@ def left_factor(cores: Sequence[Tensor]) -> Tensor:
 def right_factor(cores: Sequence[Tensor]) -> Tensor:
     """The last cores of a train as one matrix ``(r, modes)``."""
     merged = cores[-1].flatten(1)
-    for core in reversed(cores[:-1]):
+    for core in cores[-2::-1]:
         merged = (core.flatten(0, 1) @ merged).reshape(core.shape[0], -1)
     return merged
 
@@ -124,10 +124,14 @@ def matrices(cores: Sequence[Tensor], layout: Layout, out_features: int, in_feat
     With a bond between rows and columns they are ``(out, r)`` and ``(r, in)``. Where a mode straddles, the left one
     holds some of the column digits too, and only the reading puts them where they belong.
     """
-    left, right = cores[: layout.right], cores[layout.right :]
-    one = cores[0].new_ones(1, 1)
-    left, right = left_factor(left) if left else one, right_factor(right) if right else one
-    return (left[:out_features], right[:, :in_features]) if layout.left == layout.right else (left, right)
+    # A matrix of one row has no cores of rows; one of one column no cores of columns.
+    left = left_factor(cores[: layout.right]) if layout.right else cores[0].new_ones(1, 1)
+    right = right_factor(cores[layout.right :]) if layout.right < len(cores) else cores[0].new_ones(1, 1)
+    if layout.rows > out_features:
+        left = left[:out_features]
+    if layout.cols > in_features:
+        right = right[:, :in_features]
+    return left, right
 
 
 def walk(cores: Sequence[Tensor], layout: Layout, x: Tensor, out_features: int) -> Tensor:
@@ -141,14 +145,15 @@ def walk(cores: Sequence[Tensor], layout: Layout, x: Tensor, out_features: int) 
     r_left, r_right = layout.ranks[layout.left], layout.ranks[layout.right]
     if layout.left < layout.right:
         state = linear(state.reshape(batch, c * r_right), _mixed(cores, layout).reshape(r_left * m, c * r_right))
-    state = state.reshape(batch, r_left, m)
+    state, width = state.reshape(batch, r_left, m), m
     for core in reversed(cores[: layout.left]):
         step = core.flatten(0, 1)
         if state.shape[2] == 1:
             state = linear(state.squeeze(2), step)
         else:
             state = torch.matmul(step, state)
-        state = state.reshape(batch, core.shape[0], -1)
+        width *= core.shape[1]
+        state = state.reshape(batch, core.shape[0], width)
     return state.reshape(batch, layout.rows)[:, :out_features]
 
 

@@ -96,12 +96,13 @@ class TTLoRALinear(nn.Module):
         """The update, alpha included, as ``base_layer.weight`` lies: ``(out, in)``, and ``(in, out)`` for Conv1D."""
         return stored(self.base_layer, self.delta.dense())
 
+    @torch.inference_mode(False)  # a weight made in inference mode could never be trained through again
     @torch.no_grad()
     def merge(self, safe_merge: bool = False) -> None:
         """Add the update to the base weight: inference then costs what the base costs.
 
         The weight as it was is kept, which takes its memory once more, until :meth:`unmerge` or until
-        :func:`merge_tt_lora` drops it.
+        :func:`merge_tt_lora` drops it. Meanwhile ``state_dict()`` holds the merged weight: unmerge before saving that.
 
         Args:
             safe_merge: Refuse a sum that is not finite, and leave the weight as it is.

@@ -81,11 +81,23 @@ def add_tt_lora(
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{name}: {error}") from error
     along = [name for target in saved for name in found[target]]
-    for name in along:
-        if clash := [layer for layer in layers if layer == name or layer.startswith(name + ".")]:
-            raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is to be adapted; choose one")
+    _check_saved_along(model, {*along, *saved_along(model)}, {*layers, *adapters(model)})
     install(model, layers, along)
     return model
+
+
+def _check_saved_along(model: nn.Module, along: set[str], layers: set[str]) -> None:
+    """What is trained and saved in full holds no adapter, and no parameter that something else uses too."""
+    for name in along:
+        if clash := [layer for layer in layers if layer == name or layer.startswith(name + ".")]:
+            raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
+        own = {id(parameter) for parameter in model.get_submodule(name).parameters()}
+        for other, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) in own and not other.startswith(name + "."):
+                raise ValueError(
+                    f"{name} is to be trained and saved, but it shares a parameter with {other}, which would change "
+                    "too; give it a copy first: layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                )
 
 
 def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Iterable[str]) -> None:
@@ -138,10 +150,12 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no TT-LoRA layers to merge")
     fresh = []
     try:
-        for layer in layers.values():
+        for name, layer in layers.items():
             if not layer.merged:
-                layer.merge(safe_merge=True)
+                layer.merge()
                 fresh.append(layer)
+            if not layer.base_layer.weight.isfinite().all():
+                raise ValueError(f"{name}: weight plus update has NaN or infinite entries; nothing was merged")
     except BaseException:
         for layer in fresh:
             layer.unmerge()
@@ -157,7 +171,14 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
 
 def adapters(model: nn.Module) -> dict[str, TTLoRALinear]:
     """The TT-LoRA layers of a model by name."""
+    if isinstance(model, TTLoRALinear):
+        raise ValueError("the model is itself a TT-LoRA layer, not a module that holds some; use the layer's own verbs")
     return {name: module for name, module in model.named_modules() if isinstance(module, TTLoRALinear)}
+
+
+def saved_along(model: nn.Module) -> list[str]:
+    """Names of the modules that are trained and saved in full."""
+    return [name for name, module in model.named_modules() if getattr(module, SAVED_ALONG, False)]
 
 
 def matching(model: nn.Module, target: str) -> list[str]:

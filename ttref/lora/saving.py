@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..files import read, serialize, write
 from .base import widths
+from .delta import TTDelta
 from .layer import TTLoRALinear
-from .model import SAVED_ALONG, adapters, install
+from .model import adapters, install, saved_along
 
 __all__ = ["load_tt_lora", "save_tt_lora"]
 
@@ -55,7 +56,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     layers = adapters(model)
     if not layers:
         raise ValueError("the model has no TT-LoRA layers to save; add_tt_lora puts them in")
-    along = [name for name, module in model.named_modules() if getattr(module, SAVED_ALONG, False)]
+    along = saved_along(model)
     tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
     tensors |= _saved_along(model, along)
     header = {
@@ -114,11 +115,7 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
         _check_fingerprint(model, header, path)
     layers = {}
     for name, about in header["layers"].items():
-        base = model.get_submodule(name)
-        shape = None if about["automatic"] else about["shape"]
-        layer = TTLoRALinear(
-            base, rank=about["ranks"], alpha=about["alpha"], shape=shape, init=about["init"], dropout=about["dropout"]
-        )
+        layer = TTLoRALinear(model.get_submodule(name), **_options(about))
         if layer.shape != tuple(about["shape"]) or layer.ranks != tuple(about["ranks"]):
             raise ValueError(f"{path} has modes {about['shape']} for {name}, where this ttref chooses {layer.shape}")
         with torch.no_grad():
@@ -136,7 +133,14 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
 def _checked(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's contents if they are complete in themselves."""
     wanted = set()
+    base = header["base"]
+    if not header["layers"] or not isinstance(base["sha256"] + base["each"], str):
+        raise ValueError("its header has no layers or no base")
     for name, about in header["layers"].items():
+        if not isinstance(about["automatic"], bool) or [type(width) for width in about["features"]] != [int, int]:
+            raise TypeError(f"the header's entry for {name} has a value of the wrong type")
+        # Building it on no memory checks all the rest: types, ranges, and whether shape and ranks go together.
+        TTDelta(*about["features"], **_options(about), device="meta")
         for k, shape in enumerate(zip(about["ranks"][:-1], about["shape"], about["ranks"][1:], strict=True)):
             wanted.add(key := f"{name}.cores.{k}")
             if tuple(tensors[key].shape) != tuple(shape):
@@ -148,6 +152,13 @@ def _checked(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[dict[s
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{key} has entries that are NaN or infinite")
     return tensors, header
+
+
+def _options(about: dict[str, Any]) -> dict[str, Any]:
+    """A layer's entry of the header as arguments. Padded modes can only be chosen, so they are chosen again."""
+    return {"rank": about["ranks"], "shape": None if about["automatic"] else about["shape"]} | {
+        key: about[key] for key in ("alpha", "init", "dropout")
+    }
 
 
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:

@@ -1,0 +1,202 @@
+"""Cases: LoRA in tensor-train form beside PEFT's LoRA, on the query and value layers of MiniLM.
+
+A training step, inference with the adapter apart and merged, and one short text. Beside the times stand the
+bytes that training and storing take.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.flop_counter import FlopCounterMode
+
+from ttref import add_tt_lora, save_tt_lora
+from ttref.lora.model import adapters
+from ttref.peft_bridge import TTLoraConfig
+from ttref.workbook.sources import load_encoder
+
+from .measure import Case, Contender, repeated
+
+BATCH, LENGTH, SHORT = 32, 64, 16
+TARGETS = ["query", "value"]
+RANK, LORA_RANK, ALPHA = 4, 8, 2.0
+STRADDLING = (32, 18, 16, 16)
+OURS = f"TT-LoRA, rank {RANK}"
+PEER = f"PEFT LoRA, r = {LORA_RANK}"
+BASE = "no adapter"
+ROUNDS = 9
+
+
+class Rebuilding(nn.Module):
+    """As the method's published code does it: every time all cores in one einsum, then a product of its own."""
+
+    def __init__(self, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base_layer, self.cores, self.alpha = adapter.base_layer, adapter.cores, adapter.alpha
+        letters, bonds = "abcdefghij", "qrstuvwxyz"
+        terms = [bonds[k] + letters[k] + bonds[k + 1] for k in range(len(self.cores))]
+        self.equation = ",".join(terms) + "->" + letters[: len(terms)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, in)`` to ``(*batch, out)``."""
+        update = torch.einsum(self.equation, *self.cores).reshape(self.base_layer.weight.shape)
+        return self.base_layer(x) + self.alpha * linear(x, update)
+
+
+def models() -> dict[str, nn.Module]:
+    """The encoder, and copies of it with adapters that do something: cores and factors are Gaussian, none is zero."""
+    torch.manual_seed(0)
+    encoder = load_encoder().model.requires_grad_(False)
+
+    def ours(**options: object) -> nn.Module:
+        return add_tt_lora(copy.deepcopy(encoder), TARGETS, alpha=ALPHA, **options)
+
+    def forced(form: str) -> nn.Module:
+        model = ours(rank=RANK)
+        for layer in adapters(model).values():
+            layer.form = form
+        return model
+
+    def rebuilding() -> nn.Module:
+        model = ours(rank=RANK)
+        for name, layer in adapters(model).items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, Rebuilding(layer))
+        return model
+
+    def peft(config: object) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return get_peft_model(copy.deepcopy(encoder), config)
+
+    found = {
+        OURS: ours(rank=RANK),
+        "the same through PEFT": peft(TTLoraConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS)),
+        PEER: peft(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK * ALPHA, target_modules=TARGETS)),
+        "PEFT LoRA, r = 1": peft(LoraConfig(r=1, lora_alpha=ALPHA, target_modules=TARGETS)),
+        "TT-LoRA, rank 8": ours(rank=8),
+        "TT-LoRA, a straddling mode": ours(rank=RANK, shape=STRADDLING),
+        **{f"rank {RANK}, forced: {form}": forced(form) for form in ("factors", "cores", "dense")},
+        "rebuilt as in the published code": rebuilding(),
+        BASE: encoder,
+    }
+    for model in found.values():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.1)
+    return {name: model.eval() for name, model in found.items()}  # no dropout: contenders do the same work
+
+
+def step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """Forward, backward and Adam; without an adapter the gradient only passes through, which is the least there is."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-6) if parameters else None
+    table = model.get_input_embeddings()
+
+    def call() -> None:
+        if optimizer is None:
+            found = model(inputs_embeds=table(ids).requires_grad_())
+        else:
+            optimizer.zero_grad()
+            found = model(input_ids=ids)
+        found.last_hidden_state.square().mean().backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    return call
+
+
+def forward(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """One forward pass without gradients."""
+
+    def call() -> None:
+        with torch.no_grad():
+            model(input_ids=ids)
+
+    return call
+
+
+def flops(call: Callable[[], None]) -> float:
+    """Floating-point operations of the matrix products in a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def cases() -> list[tuple[Case, dict]]:
+    """All cases, with what each adapter weighs beside the first."""
+    found = models()
+    ids = torch.randint(1000, 20000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    short = ids[:1, :SHORT]
+    training = {name: step(model, ids) for name, model in found.items()}
+    apart = {name: forward(model, ids) for name, model in found.items()}
+    alone = {name: forward(model, short) for name, model in found.items()}
+    agree(found, short)
+    listed = [
+        (case(f"a training step, {BATCH} x {LENGTH} tokens", training), {"kind": "train", "weights": weights(found)}),
+        (case(f"inference, adapter apart, {BATCH} x {LENGTH} tokens", apart), {"kind": "apart"}),
+        (case(f"inference, adapter apart, 1 x {SHORT} tokens", alone, short=True), {"kind": "short"}),
+    ]
+    return [*listed, (merged(found, ids), {"kind": "merged"})]
+
+
+def case(name: str, calls: dict[str, Callable[[], None]], *, short: bool = False) -> Case:
+    """A case whose floor is the arithmetic of the model without an adapter."""
+    contenders = [repeated(label, call) if short else Contender(label, call, 1) for label, call in calls.items()]
+    return Case(name, "call", contenders, flops(calls[BASE]), 0, "flops32_per_s")
+
+
+def merged(found: dict[str, nn.Module], ids: Tensor) -> Case:
+    """Merged copies: nothing but the base weights is multiplied."""
+    ours, peer = copy.deepcopy(found[OURS]), copy.deepcopy(found[PEER])
+    for layer in adapters(ours).values():
+        layer.merge()
+    peer.merge_adapter()
+    calls = {OURS: forward(ours, ids), PEER: forward(peer, ids), BASE: forward(found[BASE], ids)}
+    return case(f"inference, adapter merged, {BATCH} x {LENGTH} tokens", calls)
+
+
+def agree(found: dict[str, nn.Module], ids: Tensor) -> None:
+    """Every form of the rank-4 train must give the same answers before any of them is timed."""
+    first = adapters(found[OURS])
+    others = [name for name in found if name.startswith((f"rank {RANK}", "rebuilt"))]
+    answers = {}
+    with torch.no_grad():
+        for name in (OURS, *others):
+            for layer, model in zip(first.values(), wrapped(found[name]), strict=True):
+                for core, source in zip(model.cores, layer.cores, strict=True):
+                    core.copy_(source)
+            answers[name] = found[name](input_ids=ids).last_hidden_state
+    for name in others:
+        torch.testing.assert_close(answers[name], answers[OURS], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def wrapped(model: nn.Module) -> list[nn.Module]:
+    """The layers with cores of their own, in order."""
+    return list(adapters(model).values()) or [m for m in model.modules() if isinstance(m, Rebuilding)]
+
+
+def weights(found: dict[str, nn.Module]) -> list[dict]:
+    """Trainable numbers, bytes of Adam's two moments, and bytes of the adapter's file."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (OURS, "the same through PEFT", "TT-LoRA, rank 8", "PEFT LoRA, r = 1", PEER):
+            model, place = found[name], Path(folder, name.replace(" ", "_"))
+            if hasattr(model, "save_pretrained") and hasattr(model, "peft_config"):
+                model.save_pretrained(place)
+                file = place / "adapter_model.safetensors"
+            else:
+                save_tt_lora(model, file := place.with_suffix(".safetensors"))
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            rows.append(
+                {"name": name, "trained": trained, "adam_bytes": 8 * trained, "file_bytes": file.stat().st_size}
+            )
+    return rows
