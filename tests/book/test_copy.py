@@ -11,12 +11,14 @@ from packaging.requirements import Requirement
 from book.tools.notebooks import ROOT
 
 CORE = """
-shapes trains canonical algebra matrices plans contraction layers surgery entanglement rounding bounds embeddings
+shapes trains canonical algebra matrices plans contraction layers surgery entanglement rounding bounds files embeddings
+lora
 """.split()
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
     "ttref.embeddings.mps.MPSEmbedding.load": "safetensors",
     "ttref.embeddings.head.replace_embedding": "transformers",
+    "ttref.lora.saving.save_tt_lora": "safetensors",
 }
 
 SCRIPT = """

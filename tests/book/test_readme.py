@@ -8,7 +8,7 @@ from book.tools.notebooks import ROOT
 
 
 def test_the_examples_run():
-    train, layer, table = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    train, layer, table, adapter = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
     shapes, numbers, close = run(train)
     assert {max(shape) for shape in eval(shapes)} == {2}
     assert numbers == "72"
@@ -21,6 +21,9 @@ def test_the_examples_run():
     assert looked_up == "torch.Size([1, 3, 768])"
     assert appended == "tensor([50257, 50258, 50259])"
     assert shared == "35712 torch.Size([2, 50257])"
+    *printed, trained = run(adapter)
+    assert any("shape=(8, 8, 6, 4, 6, 8, 8)" in line and "params=576" in line for line in printed)
+    assert trained == str(2 * 576 + 384 * 2 + 2)
 
 
 def run(example: str) -> list[str]:

@@ -17,8 +17,6 @@ from ..trains import tt_svd
 from . import forms
 from .modes import layout
 
-__all__ = ["TTDelta"]
-
 
 class TTDelta(nn.Module):
     """``alpha * TT(cores)``, read row-major as a matrix ``(out_features, in_features)``: what is added to a weight.

@@ -22,7 +22,6 @@ from torch.nn.functional import linear, pad
 
 from .modes import Layout
 
-__all__ = ["LoRAPlan"]
 
 FORMS = ("factors", "cores", "dense")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..shapes import check_modes, factorize, tt_ranks, whole
 
-__all__ = ["Layout", "automatic_modes"]
+__all__ = ["automatic_modes"]
 
 MAX_MODE = 12
 
