@@ -22,7 +22,6 @@ from torch.nn.functional import linear, pad
 
 from .modes import Layout
 
-
 FORMS = ("factors", "cores", "dense")
 
 
@@ -61,7 +60,7 @@ def cost(form: str, layout: Layout, batch: int, training: bool) -> LoRAPlan:
     sides = layout.cores[: layout.left], layout.cores[layout.left : layout.right], layout.cores[layout.right :]
     collapse = _collapsing(sides[0]) + _collapsing(sides[2][::-1])
     r_left, r_right = layout.ranks[layout.left], layout.ranks[layout.right]
-    mixed = _collapsing(sides[1]) if sides[1] else 0
+    mixed = r_left * _collapsing(sides[1])
     if form == "factors":
         macs = passes * (collapse + batch * r_left * (rows + cols))
         moved = passes * batch * (cols + 2 * rows + 2 * r_left)  # x, the answer before and after, the narrow state
