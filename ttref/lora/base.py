@@ -69,7 +69,9 @@ def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = 
         weight = merged_weight(layer, deltas)
         if isinstance(layer, nn.Linear):
             return linear(x, weight, layer.bias)
-        return torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[1])
+        # As the weight lies, so that an update of zero changes no bit of the answer.
+        y = torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), weight.contiguous())
+        return y.reshape(*x.shape[:-1], weight.shape[1])
     y = layer(x)
     flat = y.reshape(-1, y.shape[-1])
     for delta, found in zip(deltas, plans, strict=True):
