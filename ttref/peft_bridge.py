@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 
 from .lora.base import adapted, delta_for, merged_weight, stored, widths
 from .lora.delta import TTDelta
+from .lora.model import check_shape_names, modes_for
 
 __all__ = ["TTLoraConfig"]
 
@@ -34,6 +35,10 @@ class TTPeftType(enum.StrEnum):
     """PEFT's own enumeration of methods is closed. A member of this one equals, and hashes as, its string in a file."""
 
     TTLORA = "TTLORA"
+
+    def __str__(self) -> str:
+        """PEFT's status report cuts the method's name off behind a dot."""
+        return f"{type(self).__name__}.{self.name}"
 
 
 @dataclass
@@ -94,12 +99,6 @@ class TTLoraConfig(PeftConfig):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
 
-    def shape_for(self, module: str) -> list[int] | None:
-        """The modes for the module of this name, or None where they are chosen."""
-        if not isinstance(self.shape, dict):
-            return self.shape
-        return next((modes for end, modes in self.shape.items() if module == end or module.endswith("." + end)), None)
-
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
     """A frozen layer with one :class:`TTDelta` for each adapter, under PEFT's verbs."""
@@ -125,7 +124,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             self.base_layer,
             rank=config.rank,
             alpha=config.alpha,
-            shape=config.shape_for(module),
+            shape=modes_for(module, config.shape),
             init=config.init,
             dropout=config.dropout,
         )
@@ -150,7 +149,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"merging {', '.join(names)} would give NaN or infinite weights; nothing was merged")
         if self._kept is None:
             self._kept = self.base_layer.weight.data
-        self.base_layer.weight.data = weight.contiguous()
+        self.base_layer.weight.data = weight
         self.merged_adapters += names
 
     @torch.no_grad()
@@ -161,6 +160,12 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             return
         self.base_layer.weight.data, self._kept = self._kept, None
         self.merged_adapters.clear()
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that ``forward`` multiplies by, for code that reads it past ``forward``."""
+        deltas = [] if self.disable_adapters or self.merged else self._active_deltas()
+        return merged_weight(self.base_layer, deltas) if deltas else self.base_layer.weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """PEFT may turn the update into plain LoRA by its own decomposition."""
@@ -185,6 +190,29 @@ class TTLoraModel(BaseTuner):
     prefix = "ttlora_"  # parameters with this in their names are trained, all others frozen
     tuner_layer_cls = TTLoraLayer
     target_module_mapping: dict[str, list[str]] = {}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **options: Any) -> None:
+        """As PEFT does it, but a layer that does not fit leaves the model as it was, also in the first adapter."""
+        check_shape_names([name for name, _ in model.named_modules()], self.peft_config[adapter_name].shape)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **options)
+        except BaseException:
+            for name, layer in [found for found in model.named_modules() if isinstance(found[1], TTLoraLayer)]:
+                if adapter_name in layer.ttlora_delta:
+                    del layer.ttlora_delta[adapter_name]
+                if not layer.ttlora_delta:
+                    parent, _, leaf = name.rpartition(".")
+                    setattr(model.get_submodule(parent), leaf, layer.base_layer)
+            raise
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """PEFT's hook between names in the model and names in the file, for saving and loading both.
+
+        Its own version finds the adapter's name as the last part or the last but one; here ``cores.0`` follows it.
+        """
+        head, mark, tail = key.rpartition(".ttlora_delta.")
+        return f"{head}{mark}{tail.removeprefix(adapter_name + '.')}"
 
     def _create_and_replace(
         self,

@@ -33,7 +33,10 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     # Packages that quantize put their own kind of tensor here, or an integer one: neither can be added to.
     if type(weight) is not nn.Parameter or weight.dtype not in _FLOATS or weight.ndim != 2:
         kind = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'unknown dtype')}"
-        raise TypeError(f"its weight is a {kind}, quantized it seems; load the model with plain floating-point weights")
+        raise TypeError(
+            f"its weight is a {kind}, no plain floating-point parameter (quantized, pruned or not yet built?); "
+            "load the model with plain weights"
+        )
     out_features, in_features = weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1]
     return out_features, in_features
 
@@ -56,7 +59,8 @@ def merged_weight(layer: nn.Module, deltas: Sequence[TTDelta]) -> Tensor:
     weight = stored(layer, layer.weight)
     for delta in deltas:
         weight = delta.add_to(weight)
-    return stored(layer, weight)
+    # Laid out as the layer has it, so that an update of zero changes no bit of any product.
+    return stored(layer, weight).clone(memory_format=torch.contiguous_format) if _is_conv1d(layer) else weight
 
 
 def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = "auto") -> Tensor:
@@ -69,8 +73,7 @@ def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = 
         weight = merged_weight(layer, deltas)
         if isinstance(layer, nn.Linear):
             return linear(x, weight, layer.bias)
-        # As the weight lies, so that an update of zero changes no bit of the answer.
-        y = torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), weight.contiguous())
+        y = torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], weight.shape[1])
     y = layer(x)
     flat = y.reshape(-1, y.shape[-1])

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class TTDelta(nn.Module):
         self.layout = layout(out_features, in_features, shape, rank)
         self.out_features, self.in_features = out_features, in_features
         self.alpha, self.init = float(alpha), init
-        if isinstance(rank, int) and len(self.ranks) > 2 and rank > max(self.ranks):
+        if isinstance(rank, Integral) and len(self.ranks) > 2 and rank > max(self.ranks):
             warnings.warn(
                 f"rank {rank} exceeds what modes {self.shape} can use; it is clipped to {self.ranks}", stacklevel=3
             )
@@ -113,8 +113,8 @@ class TTDelta(nn.Module):
         """``y + alpha * update x`` for vectors ``(batch, out)`` and ``(batch, in)``, by "factors" or "cores"."""
         if form == "cores":
             with self._in_full_precision():
-                cores = [core.to(x.dtype) for core in self.cores]
-                return y.add(forms.walk(cores, self.layout, x, self.out_features).to(y.dtype), alpha=self.alpha)
+                cores = [core.to(y.dtype) for core in self.cores]
+                return y.add(forms.walk(cores, self.layout, x.to(y.dtype), self.out_features), alpha=self.alpha)
         with self._in_full_precision():
             left, right = self._matrices()
         left, right = left.to(y.dtype), right.to(y.dtype)
@@ -125,8 +125,7 @@ class TTDelta(nn.Module):
         return f"shape={self.shape}, ranks={self.ranks}, alpha={self.alpha:g}, params={self.params}"
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        cores = list(self.cores._parameters.values())  # as list(self.cores), in a fifth of the time
-        return forms.matrices(cores, self.layout, self.out_features, self.in_features)
+        return forms.matrices(list(self.cores), self.layout, self.out_features, self.in_features)
 
     def _in_full_precision(self) -> torch.autocast | nullcontext:
         """Cores are small: under autocast their products would lose digits and save no time."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import adapted, delta_for, may_be_dense, merged_weight, plan, stored, widths
+from .delta import TTDelta
 from .forms import LoRAPlan
 
 __all__ = ["TTLoRALinear"]
@@ -72,8 +73,18 @@ class TTLoRALinear(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.delta = delta_for(base_layer, rank=rank, alpha=alpha, shape=shape, init=init, dropout=dropout)
-        self.base_layer = base_layer
+        self._adopt(base_layer, delta_for(base_layer, rank=rank, alpha=alpha, shape=shape, init=init, dropout=dropout))
+
+    @classmethod
+    def around(cls, base_layer: nn.Module, delta: TTDelta) -> TTLoRALinear:
+        """A layer from a frozen layer and an update that exists already, as loading makes it; nothing is drawn."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._adopt(base_layer, delta.to(base_layer.weight.device))
+        return layer
+
+    def _adopt(self, base_layer: nn.Module, delta: TTDelta) -> None:
+        self.delta, self.base_layer = delta, base_layer
         self.out_features, self.in_features = widths(base_layer)
         self.form = "auto"
         self.train(base_layer.training)
@@ -117,7 +128,7 @@ class TTLoRALinear(nn.Module):
         if safe_merge and not weight.isfinite().all():
             raise ValueError("the base weight plus the update has NaN or infinite entries; nothing was merged")
         self._kept = self.base_layer.weight.data
-        self.base_layer.weight.data = weight.contiguous()
+        self.base_layer.weight.data = weight
 
     @torch.no_grad()
     def unmerge(self) -> None:

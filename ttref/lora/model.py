@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -37,8 +37,8 @@ def add_tt_lora(
         target_modules: A string, or several. It matches a module that is named so, or whose name ends in "." and it.
         rank: Cap on the TT-ranks, as in :class:`TTLoRALinear`.
         alpha: The update is multiplied by it.
-        shape: Modes for every layer, or a dict from target to modes when widths differ. Left out, or absent from the
-            dict, they are chosen for each layer.
+        shape: Modes for every layer, or a dict from names to modes when widths differ; of several names that match a
+            layer, the longest counts. Left out, or absent from the dict, they are chosen for each layer.
         init: "zero_last", "orthogonal" or "paper", as in :class:`TTLoRALinear`.
         dropout: Probability of dropping an entry on the adapter's way, while training.
         modules_to_save: Modules to train and save in full, matched alike: a new classification head.
@@ -65,23 +65,17 @@ def add_tt_lora(
     targets, saved = _names("target_modules", target_modules), _names("modules_to_save", modules_to_save)
     if not targets:
         raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
-    if isinstance(shape, Mapping) and (unknown := set(shape) - set(targets)):
-        raise ValueError(f"shape names {sorted(unknown)}, which target_modules does not: {targets}")
     found = {target: matching(model, target) for target in (*targets, *saved)}
     layers: dict[str, TTLoRALinear] = {}
-    for target in targets:
-        modes = shape.get(target) if isinstance(shape, Mapping) else shape
-        for name in found[target]:
-            if name in layers:
-                continue
-            try:
-                layers[name] = TTLoRALinear(
-                    model.get_submodule(name), rank=rank, alpha=alpha, shape=modes, init=init, dropout=dropout
-                )
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from error
+    names = list(dict.fromkeys(name for target in targets for name in found[target]))
+    check_shape_names(names, shape)
+    for name in names:
+        base, modes = model.get_submodule(name), modes_for(name, shape)
+        try:
+            layers[name] = TTLoRALinear(base, rank=rank, alpha=alpha, shape=modes, init=init, dropout=dropout)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
     along = [name for target in saved for name in found[target]]
-    _check_saved_along(model, {*along, *saved_along(model)}, {*layers, *adapters(model)})
     install(model, layers, along)
     return model
 
@@ -100,8 +94,9 @@ def _check_saved_along(model: nn.Module, along: set[str], layers: set[str]) -> N
                 )
 
 
-def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Iterable[str]) -> None:
+def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Sequence[str]) -> None:
     """Put layers in place, all or none; then freeze everything but cores and what is saved along."""
+    _check_saved_along(model, {*along, *saved_along(model)}, {*layers, *adapters(model)})
     replaced: dict[str, nn.Module] = {}
     try:
         for name, layer in layers.items():
@@ -184,8 +179,9 @@ def saved_along(model: nn.Module) -> list[str]:
 def matching(model: nn.Module, target: str) -> list[str]:
     """Names of the modules that a target names, or an error that lists what there is. Adapters have no inside here."""
     inside = tuple(f"{name}." for name in adapters(model))
-    names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-    found = [name for name in names if name == target or name.endswith("." + target)]
+    everything = model.named_modules(remove_duplicate=False)
+    names = [name for name, _ in everything if name and not name.startswith(inside)]
+    found = [name for name in names if _names_it(target, name)]
     if not found:
         known = dict.fromkeys(
             name.rpartition(".")[2] for name in names if isinstance(model.get_submodule(name), nn.Linear)
@@ -197,7 +193,28 @@ def matching(model: nn.Module, target: str) -> list[str]:
     return found
 
 
+def modes_for(name: str, shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> Sequence[int] | None:
+    """The modes given for the layer of this name, or None where they are to be chosen."""
+    if not isinstance(shape, Mapping):
+        return shape
+    fitting = [key for key in shape if _names_it(key, name)]
+    return shape[max(fitting, key=len)] if fitting else None
+
+
+def check_shape_names(names: Collection[str], shape: object) -> None:
+    """Every name in a dict of modes is that of one of these layers: a misspelt one would be passed over in silence."""
+    for key in shape if isinstance(shape, Mapping) else ():
+        if not any(_names_it(key, name) for name in names):
+            raise ValueError(f"shape gives modes for {key!r}, but no layer to adapt is named so or ends in '.{key}'")
+
+
+def _names_it(target: str, name: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
 def _names(argument: str, value: str | Sequence[str]) -> list[str]:
+    if not isinstance(value, Sequence) and not isinstance(value, set):
+        raise TypeError(f"{argument} must be a module name or several, got {value!r}")
     names = [value] if isinstance(value, str) else list(value)
     for name in names:
         if not isinstance(name, str) or not name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import read, serialize, write
+from ..truncation import check_float
 from .base import widths
 from .delta import TTDelta
 from .layer import TTLoRALinear
@@ -24,15 +26,15 @@ DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
 def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     """Write cores, and modules saved along, to one safetensors file with a JSON header.
 
-    The header holds each layer's shape, ranks, alpha and dropout, and a sha256 of the base model: of every parameter
-    and buffer that the file does not hold, with unmerged weights.
+    The header holds each layer's shape, ranks, alpha and dropout, and a sha256 of the base model: of every tensor in
+    its ``state_dict()`` that the file does not hold, with unmerged weights.
 
     Args:
         model: A model with TT-LoRA layers, merged or not.
         path: The file; its folder must exist. Written whole or not at all.
 
     Raises:
-        ValueError: The model has no TT-LoRA layers.
+        ValueError: The model has no TT-LoRA layers, or numbers among them that are NaN or infinite.
         FileNotFoundError: No such folder.
         ModuleNotFoundError: safetensors is missing; the message holds the install line.
 
@@ -58,7 +60,9 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
         raise ValueError("the model has no TT-LoRA layers to save; add_tt_lora puts them in")
     along = saved_along(model)
     tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
+    cores = set(tensors)
     tensors |= _saved_along(model, along)
+    _check_finite(tensors, cores)
     header = {
         "layers": {
             name: {
@@ -76,7 +80,8 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
         "modules_to_save": along,
         "base": _fingerprint(model, along)[0],
     }
-    write(path, KIND, {name: tensor.detach() for name, tensor in tensors.items()}, header)
+    # Copies, because the format refuses two names for one memory.
+    write(path, KIND, {name: tensor.detach().clone() for name, tensor in tensors.items()}, header)
 
 
 def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
@@ -104,7 +109,7 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
     Example:
         See :func:`save_tt_lora`.
     """
-    tensors, header = read(path, KIND, _checked)
+    tensors, header, deltas = read(path, KIND, _checked)
     if present := adapters(model):
         raise ValueError(
             f"the model has TT-LoRA layers already, such as {next(iter(present))}; load into the base model, or "
@@ -113,15 +118,7 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
     _check_belongs(model, tensors, header, path)
     if check_base:
         _check_fingerprint(model, header, path)
-    layers = {}
-    for name, about in header["layers"].items():
-        layer = TTLoRALinear(model.get_submodule(name), **_options(about))
-        if layer.shape != tuple(about["shape"]) or layer.ranks != tuple(about["ranks"]):
-            raise ValueError(f"{path} has modes {about['shape']} for {name}, where this ttref chooses {layer.shape}")
-        with torch.no_grad():
-            for k, core in enumerate(layer.cores):
-                core.copy_(tensors[f"{name}.cores.{k}"])
-        layers[name] = layer
+    layers = {name: TTLoRALinear.around(model.get_submodule(name), delta) for name, delta in deltas.items()}
     along = header["modules_to_save"]
     install(model, layers, along)
     with torch.no_grad():
@@ -130,28 +127,43 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
     return model
 
 
-def _checked(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The file's contents if they are complete in themselves."""
-    wanted = set()
+def _checked(
+    tensors: dict[str, Tensor], header: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, TTDelta]]:
+    """The file's contents, and the updates made of them, if they are complete in themselves."""
+    deltas, wanted = {}, set()
     base = header["base"]
     if not header["layers"] or not isinstance(base["sha256"] + base["each"], str):
         raise ValueError("its header has no layers or no base")
     for name, about in header["layers"].items():
         if not isinstance(about["automatic"], bool) or [type(width) for width in about["features"]] != [int, int]:
             raise TypeError(f"the header's entry for {name} has a value of the wrong type")
-        # Building it on no memory checks all the rest: types, ranges, and whether shape and ranks go together.
-        TTDelta(*about["features"], **_options(about), device="meta")
-        for k, shape in enumerate(zip(about["ranks"][:-1], about["shape"], about["ranks"][1:], strict=True)):
+        # Building it without memory checks all the rest: types, ranges, and whether shape and ranks go together.
+        delta = TTDelta(*about["features"], **_options(about), device="meta")
+        if delta.shape != tuple(about["shape"]) or delta.ranks != tuple(about["ranks"]):
+            raise ValueError(f"{name} has modes {about['shape']} and ranks {about['ranks']}, which do not go together")
+        for k, core in enumerate(delta.cores):
             wanted.add(key := f"{name}.cores.{k}")
-            if tuple(tensors[key].shape) != tuple(shape):
-                raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, and the header says {tuple(shape)}")
+            check_float(key, tensors[key])
+            if tensors[key].shape != core.shape:
+                raise ValueError(
+                    f"{key} has shape {tuple(tensors[key].shape)}, and the header says {tuple(core.shape)}"
+                )
+            delta.cores[k] = nn.Parameter(tensors[key])
+        deltas[name] = delta
     along = tuple(f"{name}." for name in header["modules_to_save"])
-    for key, tensor in tensors.items():
+    for key in tensors:
         if key not in wanted and not key.startswith(along):
             raise ValueError(f"it holds {key}, which its header does not name")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{key} has entries that are NaN or infinite")
-    return tensors, header
+    _check_finite(tensors, wanted)
+    return tensors, header, deltas
+
+
+def _check_finite(tensors: dict[str, Tensor], cores: Collection[str]) -> None:
+    """An adapter with NaN among its numbers is a training that failed; other buffers may hold infinities on purpose."""
+    for key, tensor in tensors.items():
+        if tensor.isnan().any() or (key in cores and tensor.isinf().any()):
+            raise ValueError(f"{key} has entries that are NaN or infinite, as after a training that went wrong")
 
 
 def _options(about: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +183,8 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[st
             features = widths(modules[name])
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from error
+        if modules[name].weight.is_meta:
+            raise ValueError(f"{name} has no numbers yet (meta device); load the base model's weights first")
         if list(features) != about["features"]:
             raise ValueError(
                 f"{path} adapts {name} with {about['features'][0]} outputs and {about['features'][1]} inputs, but here "
@@ -192,13 +206,15 @@ def _saved_along(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
         f"{name}.{key}": tensor
         for name in names
         for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor)
     }
 
 
 def _fingerprint(model: nn.Module, along: list[str]) -> tuple[dict[str, str], list[str]]:
     """A hash of everything in the model that the file does not hold, the first digits of each tensor's, the names."""
     layers, hashes = adapters(model), {}
-    for key, tensor in model.state_dict().items():
+    tensors = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    for key, tensor in tensors.items():
         owner = next((name for name in layers if key.startswith(f"{name}.")), None)
         if owner is not None:
             if key.startswith(f"{owner}.delta."):
@@ -227,6 +243,7 @@ def _check_fingerprint(model: nn.Module, header: dict[str, Any], path: str | Pat
         ]
         differs = f"{len(differing)} of {count} tensors differ, the first is {differing[0]}" if differing else "names"
     raise ValueError(
-        f"{path} was trained on another base model ({differs}); load it into that one. A head that starts at random "
-        "belongs in modules_to_save; for the same model in another dtype, pass check_base=False"
+        f"{path} was trained on another base model ({differs}); load it into that one. A head that starts at random, "
+        "and statistics that move while training, belong in modules_to_save; for the same model in another dtype, "
+        "pass check_base=False"
     )
