@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,7 +96,7 @@ def models() -> dict[str, nn.Module]:
 
 
 def step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
-    """Forward, backward and Adam; without an adapter the gradient only passes through, which is the least there is."""
+    """Forward, backward and Adam; without an adapter the gradient only passes through to the first layer."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-6) if parameters else None
     table = model.get_input_embeddings()
@@ -190,7 +190,7 @@ def weights(found: dict[str, nn.Module]) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for name in (OURS, "the same through PEFT", "TT-LoRA, rank 8", "PEFT LoRA, r = 1", PEER):
             model, place = found[name], Path(folder, name.replace(" ", "_"))
-            if hasattr(model, "save_pretrained") and hasattr(model, "peft_config"):
+            if isinstance(model, PeftModel):
                 model.save_pretrained(place)
                 file = place / "adapter_model.safetensors"
             else:

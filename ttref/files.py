@@ -21,10 +21,13 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # not tempfile's, which nobody else may read
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     about = {"format": f"ttref.{kind}", "version": VERSION, "header": json.dumps(header)}
     try:
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, about)
+        # Not save_file, whose files nobody but their owner may read.
+        fresh.write_bytes(
+            safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
+        )
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

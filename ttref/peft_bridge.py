@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 
 from .lora.base import adapted, delta_for, merged_weight, stored, widths
 from .lora.delta import TTDelta
-from .lora.model import check_shape_names, modes_for
+from .lora.model import check_shape_names, modes_for, put
 
 __all__ = ["TTLoraConfig"]
 
@@ -201,8 +201,7 @@ class TTLoraModel(BaseTuner):
                 if adapter_name in layer.ttlora_delta:
                     del layer.ttlora_delta[adapter_name]
                 if not layer.ttlora_delta:
-                    parent, _, leaf = name.rpartition(".")
-                    setattr(model.get_submodule(parent), leaf, layer.base_layer)
+                    put(model, name, layer.base_layer)
             raise
 
     @classmethod

@@ -25,7 +25,7 @@ def widths(layer: nn.Module) -> tuple[int, int]:
         )
     if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
         raise TypeError(
-            "nn.MultiheadAttention reads this layer's weight past its forward, so an adapter would be ignored"
+            "nn.MultiheadAttention reads its weight past forward, so an adapter would be ignored; leave it out"
         )
     if nn.utils.parametrize.is_parametrized(layer):
         raise TypeError("its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations comes first")
@@ -66,7 +66,7 @@ def merged_weight(layer: nn.Module, deltas: Sequence[TTDelta]) -> Tensor:
 def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = "auto") -> Tensor:
     """What the frozen layer with these updates makes of ``(*batch, in)``, in the cheapest form or the one named."""
     dense = may_be_dense(layer, deltas)
-    if x.shape[-1] != deltas[0].in_features:
+    if x.ndim == 0 or x.shape[-1] != deltas[0].in_features:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {deltas[0].in_features}")
     plans = [plan(delta, math.prod(x.shape[:-1]), form, dense) for delta in deltas]
     if all([found.form == "dense" for found in plans]):

@@ -104,7 +104,8 @@ class TTDelta(nn.Module):
         """``weight + update`` for a weight ``(out_features, in_features)``, in the weight's dtype. Differentiable."""
         with self._in_full_precision():
             left, right = self._matrices()
-            wide = weight.to(left.dtype)
+            wide = weight.to(torch.promote_types(weight.dtype, left.dtype))
+            left, right = left.to(wide.dtype), right.to(wide.dtype)
             if self.layout.left == self.layout.right:
                 return torch.addmm(wide, left, right, alpha=self.alpha).to(weight.dtype)
             return wide.add((left @ right).reshape(wide.shape), alpha=self.alpha).to(weight.dtype)

@@ -41,7 +41,8 @@ class TTLoRALinear(nn.Module):
         boundary_rank: Rank of the bond between rows and columns: no update has a larger matrix rank. None where a mode
             straddles the boundary.
         merged: Whether the base weight holds the update now.
-        form: "auto", or the form that ``forward`` must take: "factors", "cores" or "dense".
+        form: "auto", or the form that ``forward`` must take: "factors", "cores" or "dense". Name one before exporting
+            with a dynamic batch, which "auto" would cut at the sizes where the cheapest form changes.
 
     Raises:
         TypeError: A base layer that is quantized, parametrized, already adapted or of another kind; wrong types.
@@ -114,6 +115,7 @@ class TTLoRALinear(nn.Module):
 
         The weight as it was is kept, which takes its memory once more, until :meth:`unmerge` or until
         :func:`merge_tt_lora` drops it. Meanwhile ``state_dict()`` holds the merged weight: unmerge before saving that.
+        A step that an optimizer takes on the merged weight is lost when it is unmerged.
 
         Args:
             safe_merge: Refuse a sum that is not finite, and leave the weight as it is.
@@ -145,7 +147,10 @@ class TTLoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that ``forward`` multiplies by, rebuilt at every access unless merged; for code that reads it."""
+        """The weight that ``forward`` multiplies by, for code that reads it; rebuilt at every access unless merged.
+
+        A model that reads it in each forward pass (T5 does, for its dtype) pays out in r multiply-adds every time.
+        """
         return self.base_layer.weight if self.merged else merged_weight(self.base_layer, [self.delta])
 
     @property

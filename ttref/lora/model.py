@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from ..surgery import swap_layer
 from .layer import TTLoRALinear
 
 __all__ = ["add_tt_lora", "merge_tt_lora"]
@@ -30,7 +29,8 @@ def add_tt_lora(
     """Put a :class:`TTLoRALinear` around the named layers and freeze the rest. Nothing changes if one does not fit.
 
     Everything but the cores stops requiring a gradient, ``modules_to_save`` excepted. Adapters that the model has
-    already stay, and stay trainable.
+    already stay, and stay trainable. Save with :func:`save_tt_lora`; a model's own ``save_pretrained`` is for after
+    :func:`merge_tt_lora`, since the adapted layers have other names in its state.
 
     Args:
         model: The model, changed in place.
@@ -80,40 +80,53 @@ def add_tt_lora(
     return model
 
 
-def _check_saved_along(model: nn.Module, along: set[str], layers: set[str]) -> None:
-    """What is trained and saved in full holds no adapter, and no parameter that something else uses too."""
-    for name in along:
-        if clash := [layer for layer in layers if layer == name or layer.startswith(name + ".")]:
-            raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
-        own = {id(parameter) for parameter in model.get_submodule(name).parameters()}
-        for other, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) in own and not other.startswith(name + "."):
-                raise ValueError(
-                    f"{name} is to be trained and saved, but it shares a parameter with {other}, which would change "
-                    "too; give it a copy first: layer.weight = nn.Parameter(layer.weight.detach().clone())"
-                )
-
-
 def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Sequence[str]) -> None:
     """Put layers in place, all or none; then freeze everything but cores and what is saved along."""
-    _check_saved_along(model, {*along, *saved_along(model)}, {*layers, *adapters(model)})
-    replaced: dict[str, nn.Module] = {}
+    saved = {*along, *saved_along(model)}
+    for name in saved:
+        if clash := [layer for layer in (*layers, *adapters(model)) if layer == name or layer.startswith(name + ".")]:
+            raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
+    _check_unshared(model, {*layers, *saved})
+    before = {name: model.get_submodule(name) for name in layers}
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for name, layer in layers.items():
-            replaced[name] = swap_layer(model, name, layer)
+            put(model, name, layer)
+        model.requires_grad_(False)
+        for name in saved:
+            model.get_submodule(name).requires_grad_(True)
+        for layer in adapters(model).values():
+            layer.cores.requires_grad_(True)
     except BaseException:
-        for name, layer in replaced.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, layer)
+        for name, layer in before.items():
+            put(model, name, layer)
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
         raise
     for name in along:
         setattr(model.get_submodule(name), SAVED_ALONG, True)
-    model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, TTLoRALinear):
-            module.cores.requires_grad_(True)
-        elif getattr(module, SAVED_ALONG, False):
-            module.requires_grad_(True)
+
+
+def _check_unshared(model: nn.Module, names: Collection[str]) -> None:
+    """No parameter of these modules is used elsewhere too: merging or training would change that other place."""
+    uses: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append(name)
+    for name in names:
+        for parameter in model.get_submodule(name).parameters():
+            others = [other for other in uses[id(parameter)] if not other.startswith(name + ".")]
+            if others:
+                raise ValueError(
+                    f"{name} shares a parameter with {others[0]}, which would change too; give it a copy first: "
+                    "layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                )
+
+
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Let the module of this name be another one."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def merge_tt_lora(model: nn.Module) -> nn.Module:
@@ -156,8 +169,7 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
             layer.unmerge()
         raise
     for name, layer in layers.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.base_layer)
+        put(model, name, layer.base_layer)
     for module in model.modules():
         if hasattr(module, SAVED_ALONG):
             delattr(module, SAVED_ALONG)

@@ -20,6 +20,7 @@ from .model import adapters, install, saved_along
 __all__ = ["load_tt_lora", "save_tt_lora"]
 
 KIND = "TT-LoRA"
+MOST_FEATURES = 1 << 27  # no layer is wider; choosing modes for an absurd width would take minutes
 DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
 
 
@@ -84,6 +85,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     write(path, KIND, {name: tensor.detach().clone() for name, tensor in tensors.items()}, header)
 
 
+@torch.inference_mode(False)  # cores made in inference mode could never be trained
 def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
     """Put saved adapters, and modules saved along, into the model they were trained on.
 
@@ -138,6 +140,8 @@ def _checked(
     for name, about in header["layers"].items():
         if not isinstance(about["automatic"], bool) or [type(width) for width in about["features"]] != [int, int]:
             raise TypeError(f"the header's entry for {name} has a value of the wrong type")
+        if not 1 <= min(about["features"]) <= max(about["features"]) <= MOST_FEATURES:
+            raise ValueError(f"the header's entry for {name} has widths {about['features']}")
         # Building it without memory checks all the rest: types, ranges, and whether shape and ranks go together.
         delta = TTDelta(*about["features"], **_options(about), device="meta")
         if delta.shape != tuple(about["shape"]) or delta.ranks != tuple(about["ranks"]):
@@ -149,7 +153,7 @@ def _checked(
                 raise ValueError(
                     f"{key} has shape {tuple(tensors[key].shape)}, and the header says {tuple(core.shape)}"
                 )
-            delta.cores[k] = nn.Parameter(tensors[key])
+            delta.cores[k] = nn.Parameter(tensors[key].clone())  # the file itself must not stay the memory
         deltas[name] = delta
     along = tuple(f"{name}." for name in header["modules_to_save"])
     for key in tensors:
