@@ -32,9 +32,9 @@ def main(parts: list[str]) -> None:
         print(table(results))
         record(tables_figure, limits, cases=results)
     if "adapters" in parts:
-        results = [
-            run(case, limits, adapters.ROUNDS) | extra for case, extra in tqdm(adapters.cases(), desc="adapters")
-        ]
+        # All on the same threads: each contender is mostly the same model.
+        cases = tqdm(adapters.cases(), desc="adapters")
+        results = [run(case, limits, adapters.ROUNDS, limits["threads"]) | extra for case, extra in cases]
         print(table(results))
         record(adapters_figure, limits, cases=results)
 

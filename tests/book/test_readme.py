@@ -8,7 +8,8 @@ from book.tools.notebooks import ROOT
 
 
 def test_the_examples_run():
-    train, layer, table, adapter = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    train, layer, table, adapter = re.findall(r"(?s)```python\n(.*?)```", readme)
     shapes, numbers, close = run(train)
     assert {max(shape) for shape in eval(shapes)} == {2}
     assert numbers == "72"
