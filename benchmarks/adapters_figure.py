@@ -37,7 +37,7 @@ def draw(results: dict) -> Figure:
         for place, row in enumerate(rows):
             color = "0.45" if row["name"] == BASE else figures.OKABE_ITO[1 if "PEFT LoRA" in row["name"] else 0]
             low, middle, high = (row[key] / 1000 for key in ("low_us", "median_us", "high_us"))
-            ax.plot([low, high], [place, place], color=color, lw=1.5)
+            ax.plot([low, high], [place, place], color=color, lw=1.5, marker="none")
             ax.plot(middle, place, color=color, marker="x" if row["name"] == BASE else "o")
         base = next(row["median_us"] for row in rows if row["name"] == BASE) / 1000
         ax.axvline(base, color="0.45", ls="--", lw=1)

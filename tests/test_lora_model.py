@@ -1,0 +1,526 @@
+"""Adapters in whole models: which layers a name finds, what is frozen, and that what is refused changes nothing."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from adapters import (
+    FLOATS,
+    anatomy,
+    answers,
+    bits,
+    scatter_all,
+    tiny_bert,
+    tiny_classifier,
+    tiny_gpt2,
+    tiny_llama,
+    tokens,
+    trained,
+)
+from torch import nn
+
+from ttref import TTLoRALinear, add_tt_lora, merge_tt_lora
+
+pytestmark = pytest.mark.filterwarnings("ignore:rank .* exceeds what modes")
+MODELS = {
+    "bert": (tiny_bert, ["query", "value"]),
+    "classifier": (tiny_classifier, ["query", "value", "intermediate.dense"]),
+    "llama": (tiny_llama, ["q_proj", "k_proj", "v_proj", "down_proj"]),
+    "gpt2": (tiny_gpt2, ["c_attn", "c_proj"]),
+}
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def adapters(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, TTLoRALinear)}
+
+
+def added(name="bert", dtype=torch.float32, **options):
+    make, targets = MODELS[name]
+    torch.manual_seed(1)
+    return add_tt_lora(make(dtype=dtype), targets, **{"rank": 2, "alpha": 1.5, **options})
+
+
+# Which layers, and what is trained
+
+
+@models
+def test_the_named_layers_and_no_others(name):
+    make, targets = MODELS[name]
+    model, base = make(), make()
+    assert add_tt_lora(model, targets, rank=2, alpha=1.5) is model
+    expected = {
+        known
+        for known, module in base.named_modules()
+        if any(("." + known).endswith("." + target) for target in targets)
+    }
+    assert set(adapters(model)) == expected and len(expected) >= 4
+    for known, layer in adapters(model).items():
+        plain = base.get_submodule(known)
+        assert type(layer.base_layer) is type(plain) and torch.equal(layer.base_layer.weight, plain.weight)
+        assert (layer.rank, layer.alpha) == (2, 1.5)
+    assert trained(model) == {
+        f"{known}.delta.cores.{k}" for known, layer in adapters(model).items() for k in range(len(layer.shape))
+    }
+
+
+@models
+@pytest.mark.parametrize("dtype", FLOATS[1:3])
+@pytest.mark.parametrize("init", ["zero_last", "orthogonal"])
+def test_step_zero_is_the_base_model(name, dtype, init):
+    make, targets = MODELS[name]
+    base = make(dtype=dtype).eval()
+    model = add_tt_lora(copy.deepcopy(base), targets, rank=2, alpha=100, init=init)
+    assert torch.equal(answers(model), answers(base))
+
+
+class Names(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(6, 6)
+        self.myquery = nn.Linear(6, 6)
+        self.query_2 = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"query": nn.Linear(6, 6), "key": nn.Linear(6, 4)}) for _ in range(12)
+        )
+        self.inner = nn.Sequential(nn.Linear(6, 6))
+        self.query_of = nn.ModuleDict({"proj": nn.Linear(6, 6)})
+
+
+@pytest.mark.parametrize(
+    "targets, expected",
+    [
+        ("query", {"query", *(f"blocks.{k}.query" for k in range(12))}),
+        (["query"], {"query", *(f"blocks.{k}.query" for k in range(12))}),
+        ("blocks.1.query", {"blocks.1.query"}),
+        ("1.query", {"blocks.1.query"}),
+        (("1.query", "11.query", "11.key"), {"blocks.1.query", "blocks.11.query", "blocks.11.key"}),
+        (["1.query", "query_2", "blocks.1.query"], {"blocks.1.query", "query_2"}),
+        ("proj", {"query_of.proj"}),
+        ("myquery", {"myquery"}),
+        ("0", None),
+        ("inner.0", {"inner.0"}),
+        ({"key"}, {f"blocks.{k}.key" for k in range(12)}),
+    ],
+)
+def test_the_matching_rule(targets, expected):
+    model = Names()
+    if expected is None:  # blocks.0 is a ModuleDict
+        before = anatomy(model)
+        with pytest.raises(TypeError, match="^blocks.0: TT-LoRA adapts nn.Linear and GPT-2's Conv1D, not .*ModuleDict"):
+            add_tt_lora(model, targets, rank=1, alpha=1)
+        assert anatomy(model) == before
+    else:
+        add_tt_lora(model, targets, rank=1, alpha=1)
+        assert set(adapters(model)) == expected
+
+
+def test_shapes_by_target():
+    """Four query heads to two key and value heads: widths differ, and so must the modes."""
+    shapes = {"q_proj": (4, 6, 4, 6), "v_proj": (3, 4, 2, 12)}
+    model = add_tt_lora(tiny_llama(), ["q_proj", "k_proj", "v_proj"], rank=2, alpha=1, shape=shapes)
+    found = {name.rpartition(".")[2]: layer.shape for name, layer in adapters(model).items()}
+    automatic = TTLoRALinear(nn.Linear(24, 12), rank=2, alpha=1).shape
+    assert found == {"q_proj": (4, 6, 4, 6), "v_proj": (3, 4, 2, 12), "k_proj": automatic}
+    model = add_tt_lora(tiny_llama(), "q_proj", rank=(1, 2, 3, 2, 1), alpha=1, shape=[4, 6, 4, 6])
+    assert {layer.ranks for layer in adapters(model).values()} == {(1, 2, 3, 2, 1)}
+
+
+def test_the_longest_name_decides_on_the_modes():
+    shapes = {"query": (24, 24), "1.attention.self.query": (4, 6, 4, 6), "self.query": (2, 12, 24)}
+    for order in itertools.permutations(shapes):
+        model = add_tt_lora(tiny_bert(), "query", rank=2, alpha=1, shape={key: shapes[key] for key in order})
+        assert [layer.shape for layer in adapters(model).values()] == [(2, 12, 24), (4, 6, 4, 6)]
+
+
+def test_options_reach_every_layer():
+    model = added(init="orthogonal", dropout=0.25, rank=3, alpha=-2)
+    for layer in adapters(model).values():
+        assert (layer.rank, layer.alpha, layer.delta.init, layer.delta.dropout.p) == (3, -2.0, "orthogonal", 0.25)
+        assert layer.form == "auto" and not layer.merged
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_stays(training):
+    model = added()
+    before = tiny_bert().train(training)
+    model = add_tt_lora(before, "query", rank=2, alpha=1, dropout=0.5)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_modules_to_save_are_trained_in_full():
+    model = added("classifier", modules_to_save="classifier")
+    cores = {name for name in trained(model) if ".delta.cores." in name}
+    assert trained(model) - cores == {"classifier.weight", "classifier.bias"} and len(cores) == 24
+    model = added("classifier", modules_to_save=["pooler.dense", "1.output.LayerNorm"])
+    assert {name for name in trained(model) if ".delta." not in name} == {
+        *(f"bert.pooler.dense.{part}" for part in ("weight", "bias")),
+        *(f"bert.encoder.layer.1.output.LayerNorm.{part}" for part in ("weight", "bias")),
+    }
+    # A module of modules, and what was frozen before.
+    base = tiny_classifier().requires_grad_(False)
+    model = add_tt_lora(base, "query", rank=2, alpha=1, modules_to_save=("pooler", "classifier"))
+    assert {name.partition(".delta")[0] for name in trained(model)} == {
+        *adapters(model),
+        *(f"bert.pooler.dense.{part}" for part in ("weight", "bias")),
+        *(f"classifier.{part}" for part in ("weight", "bias")),
+    }
+
+
+def test_a_second_call_keeps_the_first():
+    model = add_tt_lora(tiny_classifier(), "query", rank=2, alpha=1, modules_to_save="classifier")
+    scatter_all(model)
+    first = adapters(model)
+    kept = {name: [bits(core) for core in layer.cores] for name, layer in first.items()}
+    before = trained(model)
+    add_tt_lora(model, "value", rank=3, alpha=2, modules_to_save="pooler")
+    assert {name: layer for name, layer in adapters(model).items() if name in first} == first
+    assert kept == {name: [bits(core) for core in layer.cores] for name, layer in first.items()}
+    new = {name for name in adapters(model) if name.endswith("value")}
+    pooler = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert trained(model) == before | pooler | {f"{name}.delta.cores.{k}" for name in new for k in range(4)}
+
+
+@models
+def test_training_moves_only_what_is_trained(name):
+    saved = {"classifier": "classifier"}.get(name, ())
+    model = added(name, modules_to_save=saved).eval()
+    before = {key: bits(value) for key, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        made = model(input_ids=tokens())
+        (made.logits if "logits" in made else made.last_hidden_state).square().mean().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+        optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if bits(value) != before[key]}
+    assert moved == trained(model)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_gradient_checkpointing_of_transformers(name, reentrant):
+    """The same gradients, dropout on the adapters' way included: the seed is put back for the second forward."""
+
+    def gradients(model):
+        model.train()
+        torch.manual_seed(0)
+        made = model(input_ids=tokens())
+        (made.logits if "logits" in made else made.last_hidden_state).square().mean().backward()
+        return {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+
+    plain = scatter_all(added(name, dropout=0.3))
+    checked = copy.deepcopy(plain)
+    checked.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    checked.enable_input_require_grads()
+    assert checked.is_gradient_checkpointing
+    expected, found = gradients(plain), gradients(checked)
+    assert found.keys() == expected.keys() == trained(plain)
+    for key, gradient in expected.items():
+        assert gradient is not None and torch.equal(found[key], gradient), key
+
+
+@models
+def test_copies_and_pickles(name):
+    model = scatter_all(added(name, modules_to_save="classifier" if name == "classifier" else ())).eval()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(answers(again), answers(model)) and trained(again) == trained(model)
+        add_tt_lora(again, {"gpt2": "c_fc", "llama": "up_proj"}.get(name, "key"), rank=1, alpha=1)
+        assert trained(again) > trained(model)  # a head that is saved along is still known
+
+
+# Merging
+
+
+@models
+def test_a_merged_model_is_plain_again(name):
+    make, targets = MODELS[name]
+    base, model = make(), scatter_all(added(name)).eval()
+    before, sizes = answers(model), {key: value.shape for key, value in base.state_dict().items()}
+    assert merge_tt_lora(model) is model and not adapters(model)
+    assert {key: value.shape for key, value in model.state_dict().items()} == sizes
+    assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]
+    assert list(dict(model.named_modules())) == list(dict(base.named_modules()))
+    torch.testing.assert_close(answers(model), before, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(answers(model), answers(base.eval()))
+    # Only the targets' weights have changed.
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, base.state_dict()[key])}
+    ends = tuple(f"{target}.weight" for target in targets)
+    assert changed == {key for key in sizes if key.endswith(ends)}
+    # And once more, from the start.
+    assert adapters(add_tt_lora(model, targets, rank=1, alpha=1))
+
+
+def test_after_merging_the_head_stays_trainable():
+    model = merge_tt_lora(added("classifier", modules_to_save="classifier"))
+    assert trained(model) == {"classifier.weight", "classifier.bias"}
+    plain = tiny_classifier()
+    for one, other in zip(model.modules(), plain.modules(), strict=True):
+        assert set(vars(one)) == set(vars(other))
+    # A later adapter starts afresh: the head is frozen unless named again.
+    add_tt_lora(model, "query", rank=2, alpha=1)
+    assert all(".delta.cores." in name for name in trained(model))
+
+
+# What is refused
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body = nn.Embedding(20, 12), nn.Linear(12, 12)
+        self.head, self.twice = nn.Linear(12, 20, bias=False), nn.ModuleDict({"a": nn.Linear(12, 12)})
+        self.head.weight = self.embed.weight
+        self.twice["b"] = self.twice["a"]
+
+
+class Params4bit(nn.Parameter):
+    """As the packages that quantize: a parameter of a kind of its own."""
+
+
+def holding(layer):
+    """The layer to refuse comes last, after one that could be adapted."""
+    return nn.ModuleDict({"first": nn.Linear(12, 12), "bad": layer})
+
+
+def with_weight(weight):
+    layer = nn.Linear(12, 12)
+    layer.weight = weight
+    return layer
+
+
+def four_bit():
+    return with_weight(Params4bit(torch.zeros(12, 12), requires_grad=False))
+
+
+def packed():
+    return with_weight(Params4bit(torch.zeros(72, 1, dtype=torch.uint8), requires_grad=False))
+
+
+def eight_bit():
+    return with_weight(nn.Parameter(torch.zeros(12, 12, dtype=torch.int8), requires_grad=False))
+
+
+def dynamic():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(12, 12)), {nn.Linear})
+    return model[0]
+
+
+def complex_weight():
+    return with_weight(nn.Parameter(torch.zeros(12, 12, dtype=torch.complex64)))
+
+
+def of_peft(kind):
+    def make():
+        import peft
+
+        config = {
+            "lora": peft.LoraConfig(r=2, target_modules=["0"]),
+            "ia3": peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
+        }
+        return peft.get_peft_model(nn.Sequential(nn.Linear(12, 12)), config[kind]).base_model.model[0]
+
+    return make
+
+
+BAD_LAYERS = {
+    "embedding": (lambda: nn.Embedding(12, 12), "not torch.nn.modules.sparse.Embedding"),
+    "convolution": (lambda: nn.Conv1d(12, 12, 1), "not torch.nn.modules.conv.Conv1d"),
+    "bilinear": (lambda: nn.Bilinear(3, 4, 12), "TT-LoRA adapts"),
+    "norm": (lambda: nn.LayerNorm(12), "TT-LoRA adapts"),
+    "adapted": (lambda: TTLoRALinear(nn.Linear(12, 12), rank=1, alpha=1), "already adapted .a TTLoRALinear."),
+    "PEFT's LoRA": (of_peft("lora"), "already adapted"),
+    "PEFT's IA3": (of_peft("ia3"), "already adapted"),
+    "four bits": (four_bit, "Params4bit of torch.float32, no plain .*quantized"),
+    "packed": (packed, "Params4bit of torch.uint8, no plain"),
+    "eight bits": (eight_bit, "Parameter of torch.int8, no plain"),
+    "dynamically quantized": (dynamic, "not torch.*quantized.*Linear"),
+    "complex": (complex_weight, "complex64"),
+    "parametrized": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)), "is parametrized"),
+    "weight norm of old": (lambda: torch.nn.utils.weight_norm(nn.Linear(12, 12)), "its weight is a Tensor"),
+    "pruned": (lambda: torch.nn.utils.prune.random_unstructured(nn.Linear(12, 12), "weight", 0.5), "is a Tensor"),
+    "lazy": (lambda: nn.LazyLinear(12), "UninitializedParameter"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bad", BAD_LAYERS)
+def test_layers_that_cannot_be_adapted(bad):
+    import torch.nn.utils.prune  # noqa: F401
+
+    make, message = BAD_LAYERS[bad]
+    model = holding(make())
+    before = anatomy(model) if bad not in ("lazy", "dynamically quantized") else None
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match=f"^bad: .*{message}"):
+        add_tt_lora(model, ["first", "bad"], rank=1, alpha=1)
+    assert [type(module) for module in model.modules()] == types
+    assert before is None or anatomy(model) == before
+    assert model["first"].weight.requires_grad
+    if bad != "adapted":
+        with pytest.raises(TypeError, match=message):
+            TTLoRALinear(model["bad"], rank=1, alpha=1)
+
+
+def failing():
+    """Model, arguments, error, message."""
+    bert = lambda **more: {"rank": 2, "alpha": 1, "target_modules": "query", **more}  # noqa: E731
+    yield tiny_bert, bert(target_modules="nothing"), ValueError, "no module is named 'nothing'.*query, key, value, den"
+    yield tiny_bert, bert(target_modules=["query", "que"]), ValueError, "no module is named 'que'"
+    yield tiny_bert, bert(target_modules="QUERY"), ValueError, "no module is named 'QUERY'"
+    yield tiny_bert, bert(target_modules=".query"), ValueError, "no module"
+    yield tiny_bert, bert(target_modules="quer."), ValueError, "no module"
+    yield tiny_bert, bert(target_modules=[]), ValueError, "target_modules is empty"
+    yield tiny_bert, bert(target_modules=""), (TypeError, ValueError), "target_modules"
+    yield tiny_bert, bert(target_modules=None), TypeError, "target_modules must be a module name or several, got None"
+    yield tiny_bert, bert(target_modules=3), TypeError, "target_modules must be a module name or several, got 3"
+    yield tiny_bert, bert(modules_to_save=None), TypeError, "modules_to_save must be a module name or several, got None"
+    yield tiny_bert, bert(shape={"uery": (4, 6, 4, 6)}), ValueError, "shape gives modes for 'uery'"
+    yield tiny_bert, bert(target_modules=["query", 3]), TypeError, "target_modules must be .* got 3"
+    yield tiny_bert, bert(target_modules=["query", None]), TypeError, "target_modules must be"
+    yield tiny_bert, bert(target_modules=["query", "encoder"]), TypeError, "^encoder: TT-LoRA adapts"
+    yield tiny_bert, bert(modules_to_save="nothing"), ValueError, "no module is named 'nothing'"
+    yield tiny_bert, bert(modules_to_save="query"), ValueError, "is to be saved in full, but .*query"
+    yield tiny_bert, bert(modules_to_save="encoder"), ValueError, "encoder is to be saved in full, but .*query"
+    yield tiny_bert, bert(modules_to_save=[3]), TypeError, "modules_to_save must be"
+    yield tiny_bert, bert(shape={"value": (4, 6, 4, 6)}), ValueError, "shape gives modes for 'value', but no layer"
+    yield tiny_bert, bert(shape=(4, 6, 4, 5)), ValueError, r"^encoder.layer.0.attention.self.query: .*multiplies to 480"
+    yield (
+        tiny_bert,
+        bert(target_modules=["query", "intermediate.dense"], shape=(4, 6, 4, 6)),
+        ValueError,
+        ("^encoder.layer.0.intermediate.dense: .*multiplies to 576, but a 36 x 24"),
+    )
+    yield (
+        tiny_bert,
+        bert(target_modules=["query", "1.output.dense"], shape={"1.output.dense": (2, 3)}),
+        ValueError,
+        ("layer.1.output.dense: "),
+    )
+    yield tiny_bert, bert(rank=0), ValueError, "query: rank must be"
+    yield tiny_bert, bert(rank="4"), TypeError, "query: "
+    yield tiny_bert, bert(rank=(1, 2, 1)), ValueError, "query: rank has 3 entries"
+    yield tiny_bert, bert(alpha=0), ValueError, "query: alpha"
+    yield tiny_bert, bert(alpha="1"), TypeError, "query: alpha"
+    yield tiny_bert, bert(init="ones"), ValueError, "query: init must be"
+    yield tiny_bert, bert(dropout=2), ValueError, "query: dropout"
+    yield tiny_llama, bert(target_modules=["q_proj", "v_proj"], shape=(4, 6, 4, 6)), ValueError, "v_proj: .*288 entries"
+    yield tiny_gpt2, bert(target_modules=["c_attn", "lm_head"]), ValueError, "lm_head shares a parameter with .*wte"
+    yield tiny_gpt2, bert(target_modules="c_attn", modules_to_save="lm_head"), ValueError, "lm_head .*shares a param"
+    yield Tied, bert(target_modules=["body", "head"]), ValueError, "head shares a parameter with embed.weight"
+    yield Tied, bert(target_modules=["body", "twice.a"]), ValueError, "twice.a shares a parameter with twice.b"
+    yield Tied, bert(target_modules="body", modules_to_save="embed"), ValueError, "embed .*shares a parameter with head"
+    attention = lambda: nn.TransformerEncoderLayer(12, 2, 24)  # noqa: E731
+    yield (
+        attention,
+        bert(target_modules=["linear1", "out_proj"]),
+        TypeError,
+        ("^self_attn.out_proj: nn.MultiheadAttention reads"),
+    )
+
+
+@pytest.mark.parametrize("frozen", [None, "half"])
+@pytest.mark.parametrize("make, arguments, error, message", [pytest.param(*case) for case in failing()])
+def test_whatever_fails_leaves_the_model_as_it_was(make, arguments, error, message, frozen):
+    model = make()
+    if frozen:
+        for k, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(k % 2 == 0)
+    arguments = dict(arguments)
+    before = anatomy(model)
+    with pytest.raises(error, match=message):
+        add_tt_lora(model, arguments.pop("target_modules"), **arguments)
+    assert anatomy(model) == before
+
+
+def test_a_second_call_that_fails_leaves_the_first():
+    model = added("classifier", modules_to_save="classifier")
+    before = anatomy(model)
+    for targets, options, message in [
+        ("query", {}, "query: it is already adapted"),
+        (["key", "query"], {}, "already adapted"),
+        (["key", "pooler"], {}, "pooler: "),
+        ("classifier", {}, "classifier is to be saved in full, but classifier in it is adapted"),
+        ("key", {"modules_to_save": "attention"}, "attention is to be saved in full"),
+        ("base_layer", {}, "no module is named 'base_layer'"),
+        ("cores", {}, "no module is named 'cores'"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            add_tt_lora(model, targets, rank=2, alpha=1, **options)
+        assert anatomy(model) == before
+
+
+def test_a_layer_inside_what_is_saved_in_full():
+    """Now and in a later call alike: two ways to train one weight."""
+    model = nn.ModuleDict({"head": nn.Sequential(nn.Linear(6, 6)), "query": nn.Linear(6, 6)})
+    add_tt_lora(model, "query", rank=1, alpha=1, modules_to_save="head")
+    before = anatomy(model)
+    with pytest.raises(ValueError, match="head is to be saved in full, but head.0 in it is adapted"):
+        add_tt_lora(model, "head.0", rank=1, alpha=1)
+    assert anatomy(model) == before
+
+
+def test_no_linear_layers_at_all():
+    model = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4))
+    with pytest.raises(ValueError, match="nothing: there are none"):
+        add_tt_lora(model, "query", rank=1, alpha=1)
+    with pytest.raises(ValueError, match="has no TT-LoRA layers"):
+        merge_tt_lora(model)
+
+
+class Breaks(nn.Module):
+    """Something nobody foresaw, at the third layer that is put in or once everything is frozen."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.calls = where, 0
+        self.one, self.two, self.three, self.head = (nn.Linear(6, 6) for _ in range(4))
+        self.two.requires_grad_(False)
+
+    def __setattr__(self, name, value):
+        if isinstance(value, TTLoRALinear) and self.where == name:
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+    def requires_grad_(self, requires_grad=True):
+        super().requires_grad_(requires_grad)
+        if self.where == "frozen":
+            raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("where", ["one", "three", "frozen"])
+def test_an_interruption_in_the_middle(where):
+    model = Breaks(where)
+    before = anatomy(model)
+    with pytest.raises(KeyboardInterrupt):
+        add_tt_lora(model, ["one", "two", "three"], rank=2, alpha=1, modules_to_save="head")
+    assert anatomy(model) == before
+    model.where = None
+    add_tt_lora(model, ["one", "two", "three"], rank=2, alpha=1)
+    assert all(".delta." in name for name in trained(model)), "nothing remembers the head"
+
+
+def test_merging_that_fails_leaves_the_model_as_it_was():
+    model = scatter_all(added("classifier", modules_to_save="classifier"))
+    last = list(adapters(model).values())[-1]
+    with torch.no_grad():
+        last.cores[0].fill_(math.nan)
+    before = anatomy(model)
+    with pytest.raises(ValueError, match="bert.encoder.layer.1.intermediate.dense: .*NaN or infinite"):
+        merge_tt_lora(model)
+    assert anatomy(model) == before
+
+
+def test_on_the_meta_device():
+    """A model of any size, planned before its numbers are there."""
+    with torch.device("meta"):
+        model = tiny_llama()
+    add_tt_lora(model, ["q_proj", "v_proj"], rank=2, alpha=1)
+    assert all(p.is_meta for p in model.parameters())
+    assert sum(layer.params for layer in adapters(model).values()) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
