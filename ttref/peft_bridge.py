@@ -116,6 +116,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.register_buffer("_kept", None, persistent=False)
+        self.train(base_layer.training)
         self.update_layer(adapter_name, config, module)
 
     def update_layer(self, adapter_name: str, config: TTLoraConfig, module: str) -> None:
@@ -230,8 +231,6 @@ class TTLoraModel(BaseTuner):
             layer = TTLoraLayer(target, adapter_name, config, current_key)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # a second adapter is trained only once it is made active
         self._replace_module(parent, target_name, layer, target)
 
 
