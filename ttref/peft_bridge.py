@@ -50,7 +50,7 @@ class TTLoraConfig(PeftConfig):
         alpha: The update is multiplied by it. PEFT's LoRA multiplies by ``lora_alpha / r``: give that quotient here.
         shape: Modes of the rows, then of the columns; or a dict from the end of a module's name to modes. Chosen for
             each layer where left out.
-        init: "zero_last", "orthogonal" or "paper"; see :class:`ttref.TTLoRALinear`.
+        init: "zero_last", "orthogonal" or "paper"; see :class:`~ttref.lora.layer.TTLoRALinear`.
         dropout: Probability of dropping an entry on the adapter's way, while training.
         target_modules: Names, or a regular expression, as in every method of PEFT.
         exclude_modules: Likewise, modules to leave alone.
@@ -63,7 +63,7 @@ class TTLoraConfig(PeftConfig):
         ValueError: No target modules, or another bias.
 
     Cost:
-        None by itself; the layers cost what :class:`ttref.TTLoRALinear` costs.
+        None by itself; the layers cost what :class:`~ttref.lora.layer.TTLoRALinear` costs.
 
     Source:
         Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA).
