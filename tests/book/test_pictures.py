@@ -93,12 +93,9 @@ def test_recorded_tables_keep_what_the_page_says():
 def test_recorded_adapters_keep_what_the_page_says():
     results = json.loads((RESULTS / "adapters.json").read_text(encoding="utf-8"))
     peer, base, rebuilt = "PEFT LoRA, r = 8", adapters.BASE, "rebuilt as in the published code"
-    training, apart = (adapters.ratios(results, kind) for kind in ("train", "apart"))
+    training, apart, merged = (adapters.ratios(results, kind) for kind in ("train", "apart", "merged"))
     assert training[peer] >= 1 / 1.1 and apart[peer] >= 1 / 1.05
-    # The very same products: only the fastest rounds say so on a machine that others use too.
-    (merged,) = (case for case in results["cases"] if case["kind"] == "merged")
-    fastest = {row["name"]: row["low_us"] for row in merged["rows"]}
-    assert abs(fastest[base] / fastest[next(iter(fastest))] - 1) <= 0.05
+    assert abs(merged[base] - 1) <= 0.05
     assert training[rebuilt] > 1.05 and apart[rebuilt] > 1.05
     weights = {row["name"]: row for row in results["cases"][0]["weights"]}
     ours = next(row for name, row in weights.items() if name.startswith("TT-LoRA, rank 4"))
