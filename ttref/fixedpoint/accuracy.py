@@ -1,0 +1,265 @@
+"""How far integers are from the real train: what is guaranteed, what is to be expected, what is measured.
+
+The output differs from ``W x`` for two reasons. Rounded cores and a rounded input make another linear map of another
+vector; that part is known exactly before any integer is multiplied. And each stage rounds what it writes. The rounding
+at stage ``s`` reaches the output through the cores to its left, whose product ``L`` is a matrix: with errors of at most
+``h`` the output moves by at most ``h`` times the sum of ``|L|`` along a row, and independent errors of variance ``v``
+add ``v`` times the sum of its squares. Both are sums over the same matrix; the distance between them is the distance
+between a guarantee and what happens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ttref.fixedpoint import arithmetic as fp
+from ttref.fixedpoint.contract import QuantizedTT
+from ttref.fixedpoint.errors import FormatError
+from ttref.fixedpoint.ranges import possible_overflows
+from ttref.fixedpoint.stages import contract_float
+
+__all__ = ["error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"]
+
+
+def error_bound(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> np.ndarray:
+    """For these inputs, a bound on every entry of ``|qtt.matvec_float(x) - W x|`` that is never violated.
+
+    Args:
+        cores: The real train ``W`` that ``qtt`` was made from, in any gauge.
+        qtt: The integer train.
+        x: Inputs ``(N, in_features)``.
+
+    Returns:
+        float64 ``(N, out_features)``, at least 0. The error of rounded cores and inputs, exact, plus half an LSB (a
+        whole one under ``TRN``) for each rounding of each stage, times the absolute row sums of what follows it.
+
+    Raises:
+        ValueError: Some value overflowed on the way: nothing bounds the error then.
+        ValueError: ``cores`` and ``qtt`` have different modes.
+
+    Cost:
+        Three contractions in float64 and the products of the first ``k`` cores, ``prod(m_1..m_k) prod(n_1..n_k) r_k``
+        numbers each: at most the dense matrix times ``r_{d-1} / (m_d n_d)``.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> cores, x = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))], rng.normal(size=(50, 16))
+        >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=8, calibration=x)
+        >>> error = np.abs(q.matvec_float(x) - contract_float(cores, x))
+        >>> bool((error <= error_bound(cores, q, x)).all())
+        True
+    """
+    cores = _checked(cores, qtt)
+    xq = _no_overflow(qtt, x)
+    difference, slack = _known_error(cores, qtt, x, xq)
+    return np.abs(difference) + slack + _guaranteed(qtt)
+
+
+def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: float) -> float:
+    """A bound on the error of every output for all inputs of magnitude up to ``x_max``: no data needed.
+
+    Args:
+        cores: The real train that ``qtt`` was made from, in any gauge.
+        qtt: The integer train. Its formats must rule out overflow for such inputs, as
+            ``QuantizedTT.from_float(x_max=...)`` makes them.
+        x_max: Largest magnitude of an input's entry.
+
+    Returns:
+        The bound, in the units of the output.
+
+    Raises:
+        FormatError: Some input within ``x_max`` might overflow; the message names the stage.
+        ValueError: ``cores`` and ``qtt`` have different modes, or ``x_max`` is negative or not finite.
+
+    Cost:
+        The two dense matrices are formed: ``in_features`` contractions each.
+
+    Example:
+        >>> cores = [np.full((1, 2, 2, 1), 0.3), np.full((1, 2, 2, 1), 0.7)]
+        >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=10, x_max=1.0)
+        >>> 0.001 < error_bound_prior(cores, q, 1.0) < 0.02
+        True
+    """
+    cores = _checked(cores, qtt)
+    if not 0 <= x_max < math.inf:
+        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
+    _no_overflow_within(qtt, x_max)
+    real, rounded = _dense(cores), _dense(qtt.float_cores)
+    into = qtt.stage_formats[0]
+    step = into.lsb * (1.0 if into.rounding == "TRN" else 0.5)
+    from_inputs = np.abs(rounded - real).sum(-1) * x_max + np.abs(rounded).sum(-1) * step
+    sizes = _dense([np.abs(core) for core in cores]) + _dense([np.abs(core) for core in qtt.float_cores])
+    slack = _slack(cores) * sizes.sum(-1) * (x_max + step)
+    return float((from_inputs + slack + _guaranteed(qtt)).max())
+
+
+def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> float:
+    """The signal-to-quantization-noise ratio to expect, in dB, if every rounding of a stage were independent noise.
+
+    Args:
+        cores: The real train that ``qtt`` was made from, in any gauge.
+        qtt: The integer train.
+        x: A sample of inputs ``(N, in_features)``. No integer product is computed with it but the check for overflow.
+
+    Returns:
+        ``10 log10`` of the power of ``W x`` over that of the error: rounded cores and inputs exactly, each stage's
+        rounding as white noise. Rounding off ``s`` bits has variance ``lsb^2 (1 - 4^-s) / 12``; under ``TRN`` its mean
+        is ``-lsb (1 - 2^-s) / 2``, and means add up along the train where variances would average out.
+
+    Raises:
+        ValueError: Some value overflowed, or the trains have different modes.
+
+    Source:
+        Bennett, "Spectra of quantized signals" (1948), and Widrow's conditions for it; the exact variance of dropped
+        bits follows by summing over the 2^s equally likely remainders.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> cores, x = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))], rng.normal(size=(500, 16))
+        >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=8, calibration=x)
+        >>> measured = sqnr_db(contract_float(cores, x), q.matvec_float(x))
+        >>> abs(predicted_sqnr_db(cores, q, x) - measured) < 0.5
+        True
+    """
+    cores = _checked(cores, qtt)
+    xq = _no_overflow(qtt, x)
+    difference, _ = _known_error(cores, qtt, x, xq)
+    mean, variance = 0.0, 0.0
+    for left, (lsb, bits, rounding) in zip(_lefts(qtt), _drops(qtt), strict=True):
+        dropped = 2.0**-bits
+        offset = {"TRN": dropped - 1, "RND": dropped, "RND_CONV": 0.0}[rounding] * lsb / 2 if bits else 0.0
+        mean = mean + offset * _spread_over(left.sum((-1, -2)), qtt)
+        variance = variance + lsb**2 * (1 - dropped**2) / 12 * _spread_over((left**2).sum((-1, -2)), qtt)
+    signal = np.mean(contract_float(cores, np.asarray(x, dtype=np.float64)) ** 2)
+    noise = np.mean((difference + mean) ** 2 + variance)
+    return _decibel(float(signal), float(noise))
+
+
+def sqnr_db(reference: Any, test: Any) -> float:
+    """Signal-to-quantization-noise ratio: ``10 log10`` of the power of ``reference`` over that of ``test - reference``.
+
+    Args:
+        reference: What it should be, any shape.
+        test: What it is, the same shape.
+
+    Returns:
+        dB; infinity where both agree, minus infinity where the reference is all zero and the test is not.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> round(sqnr_db([1.0, -1.0], [1.1, -1.1]), 6)
+        20.0
+    """
+    reference, test = np.asarray(reference, dtype=np.float64), np.asarray(test, dtype=np.float64)
+    if reference.shape != test.shape:
+        raise ValueError(f"the reference has shape {reference.shape}, the test {test.shape}")
+    return _decibel(float(np.sum(reference**2)), float(np.sum((reference - test) ** 2)))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _checked(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> list[np.ndarray]:
+    cores = [np.asarray(core, dtype=np.float64) for core in cores]
+    modes = [core.shape[:-4] + core.shape[-3:-1] for core in cores]
+    if modes != [core.shape[:-4] + core.shape[-3:-1] for core in qtt.cores]:
+        raise ValueError(
+            f"the real train has modes {modes}, the integer train "
+            f"{[core.shape[:-4] + core.shape[-3:-1] for core in qtt.cores]}"
+        )
+    return cores
+
+
+def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
+    xq, first = fp.quantize(x, qtt.stage_formats[0])
+    _, stats = qtt.matvec(xq, return_stats=True)
+    for s, stat in enumerate([first, *stats]):
+        if stat.count:
+            raise ValueError(
+                f"{stat.count} of {stat.total} values overflowed in {'the input' if s == 0 else f'stage {s - 1}'}, "
+                f"{qtt.stage_formats[s]}; errors are predictable only without overflow. Calibrate on these inputs, or "
+                "make the formats with x_max="
+            )
+    return xq
+
+
+def _no_overflow_within(qtt: QuantizedTT, x_max: float) -> None:
+    counts = possible_overflows(qtt.cores, qtt.core_formats, qtt.stage_formats, x_max)
+    for s, (fmt, count) in enumerate(zip(qtt.stage_formats, counts, strict=True)):
+        if count:
+            where = "the input" if s == 0 else f"stage {s - 1}"
+            raise FormatError(
+                f"inputs of magnitude {x_max:g} might overflow in {where}, {fmt}; "
+                "make the formats with from_float(x_max=...), or give this one more integer bits"
+            )
+
+
+def _dense(cores: Sequence[np.ndarray]) -> np.ndarray:
+    """The whole matrix, ``(*batch, out_features, in_features)``."""
+    units = np.eye(math.prod(core.shape[-2] for core in cores))
+    if cores[0].ndim == 4:
+        return contract_float(cores, units).T
+    return np.stack([contract_float(cores, unit) for unit in units], -1)
+
+
+def _known_error(
+    cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any, xq: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The error of rounded cores and inputs without any rounding on the way, and what float64 may add to it."""
+    x = np.asarray(x, dtype=np.float64)
+    rounded = fp.dequantize(xq, qtt.stage_formats[0])
+    difference = contract_float(qtt.float_cores, rounded) - contract_float(cores, x)
+    size = contract_float([np.abs(c) for c in cores], np.abs(x))
+    size = size + contract_float([np.abs(c) for c in qtt.float_cores], np.abs(rounded))
+    return difference, _slack(cores) * size
+
+
+def _slack(cores: Sequence[np.ndarray]) -> float:
+    """Relative error that float64 sums of such lengths cannot exceed, generously."""
+    return 4 * np.finfo(np.float64).eps * sum(core.shape[-2] * core.shape[-1] + 2 for core in cores)
+
+
+def _lefts(qtt: QuantizedTT) -> Iterator[np.ndarray]:
+    """For each stage, how what it writes reaches the output: the product of the cores to its left.
+
+    In the order of execution, ``(*batch, rows m_1..m_{k-1}, columns n_1..n_{k-1}, bond r_{k-1})``.
+    """
+    left = np.ones((*qtt.cores[0].shape[:-4], 1, 1, 1))
+    lefts = [left]
+    for core in qtt.float_cores[:-1]:
+        grown = np.einsum("...pqa,...amnb->...pmqnb", left, core)
+        *batch, p, m, q, n, b = grown.shape
+        left = grown.reshape(*batch, p * m, q * n, b)
+        lefts.append(left)
+    return reversed(lefts)
+
+
+def _drops(qtt: QuantizedTT) -> Iterator[tuple[float, int, str]]:
+    """For each stage: the LSB it writes, how many bits it rounds off, and how."""
+    for s, stage in enumerate(qtt.stages):
+        after = qtt.stage_formats[s + 1]
+        point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
+        yield after.lsb, max(0, point - after.frac_bits), after.rounding
+
+
+def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:
+    """A value for each ``m_1..m_{k-1}``, repeated for the modes to its right."""
+    return np.repeat(rows, qtt.out_features // rows.shape[-1], axis=-1)
+
+
+def _guaranteed(qtt: QuantizedTT) -> np.ndarray:
+    total = 0.0
+    for left, (lsb, bits, rounding) in zip(_lefts(qtt), _drops(qtt), strict=True):
+        # Of s bits, rounding loses at most a half LSB, cutting all remainders below one.
+        step = 0.0 if not bits else lsb * (1 - 2.0**-bits) if rounding == "TRN" else lsb / 2
+        total = total + step * _spread_over(np.abs(left).sum((-1, -2)), qtt)
+    return total

@@ -1,0 +1,41 @@
+"""What can go wrong in fixed point: a format that makes no sense, an accumulator too narrow, a value out of range."""
+
+from __future__ import annotations
+
+__all__ = ["FormatError", "AccumulatorOverflow", "FixedPointOverflow"]
+
+
+class FormatError(ValueError):
+    """A number format cannot be what was asked: unknown text, mode or width, or data it can never hold.
+
+    Example:
+        >>> from ttref.fixedpoint import FixedPointFormat
+        >>> FixedPointFormat(0, 0)
+        Traceback (most recent call last):
+        ...
+        ttref.fixedpoint.errors.FormatError: width must be 1 to 32 bits, got 0
+    """
+
+
+class AccumulatorOverflow(OverflowError):
+    """The formats of a product allow sums that 62 bits cannot hold. Raised before anything is computed.
+
+    Example:
+        >>> from ttref.fixedpoint import FixedPointFormat, accumulator_width
+        >>> wide = FixedPointFormat(32, 1)
+        >>> accumulator_width(wide, wide, 16)         # a QuantizedTT of such formats is refused
+        68
+    """
+
+
+class FixedPointOverflow(OverflowError):
+    """A value left the range of a format whose overflow mode is ``RAISE``. The message names the entry.
+
+    Example:
+        >>> from ttref.fixedpoint import FixedPointFormat, quantize
+        >>> quantize([0.5, 3.0], FixedPointFormat(8, 1, overflow="RAISE"))
+        Traceback (most recent call last):
+        ...
+        ttref.fixedpoint.errors.FixedPointOverflow: 1 of 2 values leave the range of ap_fixed<8,1,AP_TRN,RAISE>, \
+-128 to 127 in LSBs; the worst is 384 at index (1,). Give the format more integer bits, or SAT or WRAP
+    """

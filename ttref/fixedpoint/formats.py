@@ -1,0 +1,183 @@
+"""Fixed-point numbers: an integer and a binary point that everyone has agreed on.
+
+A format has ``width`` bits, ``int_bits`` of them left of the point (the sign included), as AMD's ``ap_fixed`` counts::
+
+    ap_fixed<8,3>      s i i . f f f f f         value = integer * 2^-5,  range -4 to 4 - 2^-5
+
+Nothing is stored but integers. What happens to bits that do not fit, at the right (rounding) and at the left
+(overflow), is part of the format.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttref.fixedpoint.errors import FormatError
+
+__all__ = ["FixedPointFormat"]
+
+ROUNDINGS = ("TRN", "RND", "RND_CONV")
+OVERFLOWS = ("WRAP", "SAT", "RAISE")
+_TEXT = re.compile(r"\s*(?:ap_)?(u?)fixed\s*<([^<>]*)>\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FixedPointFormat:
+    """A signed or unsigned fixed-point format in the terms of ``ap_fixed<W, I, Q, O>``.
+
+    Args:
+        width: W, all bits, 1 to 32.
+        int_bits: I, bits left of the binary point, the sign among them. It may be negative or larger than ``width``:
+            then the point lies outside of the stored bits.
+        rounding: Q, where bits are dropped at the right: ``"TRN"`` towards minus infinity (cut them off), ``"RND"`` to
+            the nearest, ties up, ``"RND_CONV"`` to the nearest, ties to the even neighbor.
+        overflow: O, where a value does not fit: ``"WRAP"`` keeps the low bits, ``"SAT"`` takes the nearest end of the
+            range, ``"RAISE"`` is an error (ours: no hardware does it).
+        signed: Two's complement, or no sign.
+
+    AMD's prefix ``AP_`` is accepted in modes. Modes left out are AMD's: ``TRN`` and ``WRAP``.
+
+    Raises:
+        FormatError: A width outside of 1 to 32, a binary point beyond 256 bits, or an unknown mode.
+        TypeError: ``width`` or ``int_bits`` is not an integer.
+
+    Source:
+        AMD Vitis HLS user guide UG1399, "Arbitrary Precision Fixed-Point Data Types".
+
+    Example:
+        >>> f = FixedPointFormat(8, 3, rounding="RND_CONV", overflow="SAT")
+        >>> print(f, f.lsb, f.min, f.max)
+        ap_fixed<8,3,AP_RND_CONV,AP_SAT> 0.03125 -4.0 3.96875
+        >>> FixedPointFormat.parse("fixed<16,6>").hls4ml
+        'fixed<16,6,TRN,WRAP>'
+    """
+
+    width: int
+    int_bits: int
+    rounding: str = "TRN"
+    overflow: str = "WRAP"
+    signed: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("width", "int_bits"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        if not 1 <= self.width <= 32:
+            raise FormatError(f"width must be 1 to 32 bits, got {self.width}")
+        if abs(self.int_bits) > 256:
+            raise FormatError(f"int_bits must be between -256 and 256, got {self.int_bits}")
+        object.__setattr__(self, "rounding", _mode("rounding", self.rounding, ROUNDINGS))
+        object.__setattr__(self, "overflow", _mode("overflow", self.overflow, OVERFLOWS))
+        object.__setattr__(self, "signed", bool(self.signed))
+
+    @property
+    def frac_bits(self) -> int:
+        """Bits right of the binary point: ``width - int_bits``."""
+        return self.width - self.int_bits
+
+    @property
+    def lsb(self) -> float:
+        """The value of the last bit, ``2^-frac_bits``: the distance between neighbors."""
+        return 2.0**-self.frac_bits
+
+    @property
+    def min_int(self) -> int:
+        """The smallest stored integer."""
+        return -(2 ** (self.width - 1)) if self.signed else 0
+
+    @property
+    def max_int(self) -> int:
+        """The largest stored integer."""
+        return 2 ** (self.width - self.signed) - 1
+
+    @property
+    def min(self) -> float:
+        """The smallest value."""
+        return self.min_int * self.lsb
+
+    @property
+    def max(self) -> float:
+        """The largest value."""
+        return self.max_int * self.lsb
+
+    @property
+    def hls4ml(self) -> str:
+        """The format as hls4ml writes it: the same four parameters without AMD's prefixes."""
+        return f"{'' if self.signed else 'u'}fixed<{self.width},{self.int_bits},{self.rounding},{self.overflow}>"
+
+    def __str__(self) -> str:
+        overflow = self.overflow if self.overflow == "RAISE" else f"AP_{self.overflow}"
+        return f"ap_{'' if self.signed else 'u'}fixed<{self.width},{self.int_bits},AP_{self.rounding},{overflow}>"
+
+    @classmethod
+    def parse(cls, text: str) -> FixedPointFormat:
+        """Read ``ap_fixed<W,I,Q,O>``, ``ap_ufixed<...>``, and hls4ml's ``fixed<...>`` and ``ufixed<...>``.
+
+        Args:
+            text: W and I are needed; Q and O may be left out and are ``TRN`` and ``WRAP`` then. ``str()`` of a format
+                and its ``hls4ml`` are read back as the same format.
+
+        Returns:
+            The format.
+
+        Raises:
+            FormatError: The text is not such a format, or names a mode that is not built here.
+            TypeError: Not a string.
+
+        Example:
+            >>> FixedPointFormat.parse("ap_fixed<16, 6, AP_RND_CONV, AP_SAT>").frac_bits
+            10
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a format is read from text such as 'ap_fixed<16,6>', got {type(text).__name__}")
+        match = _TEXT.fullmatch(text)
+        parts = [part.strip() for part in match[2].split(",")] if match else []
+        # AMD's fifth parameter counts the bits that stay saturated under WRAP; its default is zero.
+        if len(parts) == 5 and parts[4] == "0":
+            parts.pop()
+        if not 2 <= len(parts) <= 4 or not all(re.fullmatch(r"[+-]?\d+", part) for part in parts[:2]):
+            raise FormatError(f"{text!r} is not a fixed-point format; write for example 'ap_fixed<16,6,AP_RND,AP_SAT>'")
+        return cls(int(parts[0]), int(parts[1]), *parts[2:], signed=not match[1])
+
+    @classmethod
+    def for_range(cls, max_abs: float, width: int, **modes: Any) -> FixedPointFormat:
+        """The finest format of a width in which no value of magnitude up to ``max_abs`` overflows, rounding included.
+
+        Args:
+            max_abs: Largest magnitude, at least 0. Zero gives ``int_bits = 1``.
+            width: All bits.
+            **modes: ``rounding``, ``overflow``, ``signed``.
+
+        Returns:
+            The format.
+
+        Raises:
+            ValueError: ``max_abs`` is negative, NaN or infinite.
+
+        Example:
+            >>> FixedPointFormat.for_range(3.2, 8).int_bits, FixedPointFormat.for_range(3.999, 8).int_bits
+            (3, 4)
+        """
+        if not 0 <= max_abs < math.inf:
+            raise ValueError(f"max_abs must be a finite number of at least 0, got {max_abs}")
+        signed = bool(modes.get("signed", True))
+        if max_abs == 0:
+            return cls(width, 1, **modes)
+        fraction, exponent = math.frexp(max_abs)
+        # The largest value must stay below the largest integer plus a half, or rounding carries it over.
+        carried = math.ldexp(fraction, width - signed) >= 2 ** (width - signed) - 0.5
+        return cls(width, exponent + signed + carried, **modes)
+
+
+def _mode(kind: str, text: Any, known: tuple[str, ...]) -> str:
+    mode = str(text).upper().removeprefix("AP_")
+    if mode not in known:
+        raise FormatError(f"unknown {kind} mode {text!r}; known are {', '.join(known)}")
+    return mode

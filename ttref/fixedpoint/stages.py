@@ -1,0 +1,129 @@
+"""The contraction of a tensor-train matrix with vectors as a sequence of matrix products, without one reshape.
+
+Cores ``G_k`` of shape ``(r_{k-1}, m_k, n_k, r_k)`` are contracted from the last to the first. The state between two of
+them is a flat array read as ``[A][K][B]``, and a stage is one matrix product::
+
+    A = n_1 ... n_{k-1}      K = n_k r_k      B = m_{k+1} ... m_d      G = G_k read as (r_{k-1} m_k) x (n_k r_k)
+
+    out[a, m, b] = sum over k of G[m, k] * z[a, k, b]
+
+In row-major order ``out`` already is the ``[A'][K'][B']`` of the next stage. No reshape is ever executed: what papers
+call a reshape is a stride in an address counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Stage", "tt_stages"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One matrix product of the contraction: ``out[a, m, b] = sum_k G[m, k] z[a, k, b]``.
+
+    Args:
+        core: Index of the core, counted from the first.
+        A: Outer positions, ``n_1 ... n_{k-1}``.
+        B: Inner positions, ``m_{k+1} ... m_d``.
+        r0: Left rank of the core.
+        m: Its row mode.
+        n: Its column mode.
+        r1: Its right rank.
+
+    Example:
+        >>> stage = Stage(core=1, A=4, B=4, r0=4, m=4, n=4, r1=4)
+        >>> stage.M, stage.K, stage.macs
+        (16, 16, 4096)
+    """
+
+    core: int
+    A: int
+    B: int
+    r0: int
+    m: int
+    n: int
+    r1: int
+
+    @property
+    def M(self) -> int:
+        """Rows of the product, ``r0 * m``."""
+        return self.r0 * self.m
+
+    @property
+    def K(self) -> int:
+        """Terms of each sum, ``n * r1``."""
+        return self.n * self.r1
+
+    @property
+    def macs(self) -> int:
+        """Multiplications, each with its addition: ``A M K B``."""
+        return self.A * self.M * self.K * self.B
+
+
+def tt_stages(cores: Sequence[Any]) -> list[Stage]:
+    """The products of a contraction from the last core to the first, in the order in which they are run.
+
+    Args:
+        cores: Matrix cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, or just their shapes, first core first.
+
+    Returns:
+        One stage for each core, the last core's first.
+
+    Raises:
+        ValueError: No cores, a shape that is no core's, bonds that do not match, or end ranks other than 1.
+
+    Example:
+        >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])      # 64 x 64 at rank 4
+        >>> [(s.core, s.A, s.M, s.K, s.B, s.macs) for s in stages]
+        [(2, 16, 16, 4, 1, 1024), (1, 4, 16, 16, 4, 4096), (0, 1, 4, 16, 16, 1024)]
+    """
+    shapes = [tuple(int(size) for size in getattr(core, "shape", core)) for core in cores]
+    if not shapes:
+        raise ValueError("a train has at least one core")
+    for k, shape in enumerate(shapes):
+        if len(shape) < 4 or min(shape) < 1:
+            raise ValueError(f"core {k} has shape {shape}; a matrix core is (r_left, m, n, r_right), no size zero")
+    last = len(shapes) - 1
+    if shapes[0][-4] != 1 or shapes[last][-1] != 1:
+        raise ValueError(f"end ranks must be 1, got {shapes[0][-4]} at core 0 and {shapes[last][-1]} at core {last}")
+    for k in range(last):
+        if shapes[k][-1] != shapes[k + 1][-4]:
+            raise ValueError(
+                f"core {k} ends with rank {shapes[k][-1]} but core {k + 1} begins with rank {shapes[k + 1][-4]}"
+            )
+    core_sizes = [shape[-4:] for shape in shapes]
+    return [
+        Stage(k, math.prod(s[2] for s in core_sizes[:k]), math.prod(s[1] for s in core_sizes[k + 1 :]), *core_sizes[k])
+        for k in range(last, -1, -1)
+    ]
+
+
+def contract_float(cores: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The same stages on real numbers, float64: the reference that integers are measured against."""
+    batch = cores[0].shape[:-4]
+    state = columns(np.asarray(x, dtype=np.float64), batch)
+    for stage in tt_stages(cores):
+        state = product(cores[stage.core], state, stage, np.float64)
+    if batch:
+        return state.reshape(*batch, -1)
+    return np.ascontiguousarray(state[0].T).reshape(*np.shape(x)[:-1], -1)
+
+
+def columns(x: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+    """Vectors as ``(trains, features, vectors)``: with the vectors last, every product has long rows."""
+    if batch:
+        return np.broadcast_to(x, (*batch, x.shape[-1])).reshape(-1, x.shape[-1], 1)
+    return x.reshape(1, -1, x.shape[-1]).swapaxes(1, 2)
+
+
+def product(core: np.ndarray, state: np.ndarray, stage: Stage, dtype: type) -> np.ndarray:
+    trains, _, vectors = state.shape
+    weights = core.reshape(-1, 1, stage.M, stage.K).astype(dtype)
+    columns = state.reshape(trains, stage.A, stage.K, stage.B * vectors).astype(dtype, copy=False)
+    return np.matmul(weights, columns).reshape(trains, -1, vectors)
