@@ -19,7 +19,8 @@ import numpy as np
 from ttref.fixedpoint import arithmetic as fp
 from ttref.fixedpoint.contract import QuantizedTT
 from ttref.fixedpoint.errors import FormatError
-from ttref.fixedpoint.ranges import possible_overflows
+from ttref.fixedpoint.formats import FixedPointFormat
+from ttref.fixedpoint.ranges import SLACK, first_overflow, rounding_step
 from ttref.fixedpoint.stages import contract_float
 
 __all__ = ["error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"]
@@ -90,7 +91,7 @@ def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: floa
     _no_overflow_within(qtt, x_max)
     real, rounded = _dense(cores), _dense(qtt.float_cores)
     into = qtt.stage_formats[0]
-    step = into.lsb * (1.0 if into.rounding == "TRN" else 0.5)
+    step = rounding_step(into, True)
     from_inputs = np.abs(rounded - real).sum(-1) * x_max + np.abs(rounded).sum(-1) * step
     sizes = _dense([np.abs(core) for core in cores]) + _dense([np.abs(core) for core in qtt.float_cores])
     slack = _slack(cores) * sizes.sum(-1) * (x_max + step)
@@ -129,11 +130,11 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
     xq = _no_overflow(qtt, x)
     difference, _ = _known_error(cores, qtt, x, xq)
     mean, variance = 0.0, 0.0
-    for left, (lsb, bits, rounding) in zip(_lefts(qtt), _drops(qtt), strict=True):
+    for left, (fmt, bits) in zip(_lefts(qtt), _drops(qtt), strict=True):
         dropped = 2.0**-bits
-        offset = {"TRN": dropped - 1, "RND": dropped, "RND_CONV": 0.0}[rounding] * lsb / 2 if bits else 0.0
+        offset = {"TRN": dropped - 1, "RND": dropped, "RND_CONV": 0.0}[fmt.rounding] * fmt.lsb / 2 if bits else 0.0
         mean = mean + offset * _spread_over(left.sum((-1, -2)), qtt)
-        variance = variance + lsb**2 * (1 - dropped**2) / 12 * _spread_over((left**2).sum((-1, -2)), qtt)
+        variance = variance + fmt.lsb**2 * (1 - dropped**2) / 12 * _spread_over((left**2).sum((-1, -2)), qtt)
     signal = np.mean(contract_float(cores, np.asarray(x, dtype=np.float64)) ** 2)
     noise = np.mean((difference + mean) ** 2 + variance)
     return _decibel(float(signal), float(noise))
@@ -193,14 +194,13 @@ def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
 
 
 def _no_overflow_within(qtt: QuantizedTT, x_max: float) -> None:
-    counts = possible_overflows(qtt.cores, qtt.core_formats, qtt.stage_formats, x_max)
-    for s, (fmt, count) in enumerate(zip(qtt.stage_formats, counts, strict=True)):
-        if count:
-            where = "the input" if s == 0 else f"stage {s - 1}"
-            raise FormatError(
-                f"inputs of magnitude {x_max:g} might overflow in {where}, {fmt}; "
-                "make the formats with from_float(x_max=...), or give this one more integer bits"
-            )
+    s = first_overflow(qtt.cores, qtt.core_formats, qtt.stage_formats, x_max)
+    if s is not None:
+        where = "the input" if s == 0 else f"stage {s - 1}"
+        raise FormatError(
+            f"inputs of magnitude {x_max:g} might overflow in {where}, {qtt.stage_formats[s]}; "
+            "make the formats with from_float(x_max=...), or give this one more integer bits"
+        )
 
 
 def _dense(cores: Sequence[np.ndarray]) -> np.ndarray:
@@ -243,12 +243,12 @@ def _lefts(qtt: QuantizedTT) -> Iterator[np.ndarray]:
     return reversed(lefts)
 
 
-def _drops(qtt: QuantizedTT) -> Iterator[tuple[float, int, str]]:
-    """For each stage: the LSB it writes, how many bits it rounds off, and how."""
+def _drops(qtt: QuantizedTT) -> Iterator[tuple[FixedPointFormat, int]]:
+    """For each stage: the format that it writes, and how many bits it rounds off."""
     for s, stage in enumerate(qtt.stages):
         after = qtt.stage_formats[s + 1]
         point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
-        yield after.lsb, max(0, point - after.frac_bits), after.rounding
+        yield after, max(0, point - after.frac_bits)
 
 
 def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:
@@ -258,8 +258,6 @@ def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:
 
 def _guaranteed(qtt: QuantizedTT) -> np.ndarray:
     total = 0.0
-    for left, (lsb, bits, rounding) in zip(_lefts(qtt), _drops(qtt), strict=True):
-        # Of s bits, rounding loses at most a half LSB, cutting all remainders below one.
-        step = 0.0 if not bits else lsb * (1 - 2.0**-bits) if rounding == "TRN" else lsb / 2
-        total = total + step * _spread_over(np.abs(left).sum((-1, -2)), qtt)
+    for left, (fmt, bits) in zip(_lefts(qtt), _drops(qtt), strict=True):
+        total = total + SLACK * rounding_step(fmt, bits > 0) * _spread_over(np.abs(left).sum((-1, -2)), qtt)
     return total

@@ -18,7 +18,7 @@ from ttref.fixedpoint.arithmetic import OverflowStats
 from ttref.fixedpoint.errors import AccumulatorOverflow, FixedPointOverflow, FormatError
 from ttref.fixedpoint.formats import FixedPointFormat
 from ttref.fixedpoint.gauge import right_orthogonal
-from ttref.fixedpoint.ranges import carrier, stage_formats
+from ttref.fixedpoint.ranges import calibrated_formats, carrier, guaranteed_formats
 from ttref.fixedpoint.stages import Stage, columns, product, tt_stages
 
 __all__ = ["QuantizedTT"]
@@ -114,7 +114,8 @@ class QuantizedTT:
             calibration: A sample of inputs ``(N, n_1 ... n_d)``. The binary points then fit what this sample reaches,
                 stage by stage, in integers: the sample itself never overflows, other inputs may.
             x_max: A bound on every input's magnitude. The binary points then fit everything such inputs could reach:
-                nothing ever overflows. Costs a few bits of resolution. Exactly one of ``calibration`` and ``x_max``.
+                nothing ever overflows. Costs bits of resolution, and the dense matrix in memory while it runs.
+                Exactly one of ``calibration`` and ``x_max``.
             rounding: Of activations: ``"TRN"``, ``"RND"``, ``"RND_CONV"``.
             overflow: Of activations: ``"SAT"``, ``"WRAP"``, ``"RAISE"``.
             gauge: ``"canonical"`` brings the cores into right-orthogonal form first, ``"as given"`` leaves them.
@@ -148,14 +149,11 @@ class QuantizedTT:
             for core, width in zip(floats, _widths("weight_width", weight_width, len(floats)), strict=True)
         ]
         integer_cores = [fp.quantize(core, fmt)[0] for core, fmt in zip(floats, core_formats, strict=True)]
-        formats = stage_formats(
-            integer_cores,
-            core_formats,
-            _widths("act_width", act_width, len(floats) + 1),
-            calibration=calibration,
-            x_max=x_max,
-            modes={"rounding": rounding, "overflow": overflow},
-        )
+        widths, modes = _widths("act_width", act_width, len(floats) + 1), {"rounding": rounding, "overflow": overflow}
+        if x_max is None:
+            formats = calibrated_formats(integer_cores, core_formats, widths, calibration, modes)
+        else:
+            formats = guaranteed_formats(integer_cores, core_formats, widths, x_max, modes)
         return cls(tuple(integer_cores), tuple(core_formats), tuple(formats))
 
     @property
@@ -221,20 +219,13 @@ class QuantizedTT:
             raise ValueError(f"xq holds {xq.min()} to {xq.max()}, outside of {into}; quantize() clips or wraps")
         batch = self.cores[0].shape[:-4]
         state = columns(xq, batch)
-        outs, blocks = [], []
-        trains, _, vectors = state.shape
-        largest = max(stage.A * stage.B * max(stage.M, stage.K) for stage in self.stages)
-        step = max(1, BLOCK // largest) if "RAISE" not in {fmt.overflow for fmt in self.stage_formats} else None
-        for rows, block in _slices(trains, vectors, step):
-            out, stats = self._run(state[rows, :, block], rows)
-            outs.append(out)
-            blocks.append(stats)
+        blocks = [self._run(state[rows, :, some], rows) for rows, some in self._blocks(state)]
+        outs, stats = zip(*blocks, strict=True)
         if batch:
-            result = np.concatenate(outs).reshape(*np.broadcast_shapes(batch, xq.shape[:-1]), -1)
+            result = np.concatenate(outs).reshape(*batch, -1)
         else:
-            result = np.concatenate(outs, axis=-1)[0].T.reshape(*xq.shape[:-1], -1)
-        result = np.ascontiguousarray(result)
-        return (result, [_merged(stats) for stats in zip(*blocks, strict=True)]) if return_stats else result
+            result = np.ascontiguousarray(np.concatenate(outs, axis=-1)[0].T).reshape(*xq.shape[:-1], self.out_features)
+        return (result, [_merged(s) for s in zip(*stats, strict=True)]) if return_stats else result
 
     def matvec_float(self, x: Any) -> np.ndarray:
         """Round real vectors into the input format, multiply in integers, and read the result as real numbers.
@@ -269,6 +260,18 @@ class QuantizedTT:
             f"activations {acts} bits, {self.storage_bits} bits)"
         )
 
+    def _blocks(self, state: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Some trains or some vectors at a time; at least one block, also of nothing."""
+        trains, _, vectors = state.shape
+        count = max(trains, vectors, 1)
+        largest = max(stage.A * stage.B * max(stage.M, stage.K) for stage in self.stages)
+        # An error names the entry that overflowed: then everything is one block, so that its index is right.
+        raises = any(fmt.overflow == "RAISE" for fmt in self.stage_formats)
+        step = count if raises else max(1, BLOCK // largest)
+        for start in range(0, count, step):
+            block = slice(start, start + step)
+            yield (block, slice(None)) if trains > 1 else (slice(None), block)
+
     def _run(self, state: np.ndarray, rows: slice) -> tuple[np.ndarray, list[OverflowStats]]:
         stats = []
         for s, stage in enumerate(self.stages):
@@ -290,15 +293,6 @@ class QuantizedTT:
                 ) from None
             stats.append(stat)
         return state.astype(np.int64), stats
-
-
-def _slices(trains: int, vectors: int, step: int | None) -> Iterator[tuple[slice, slice]]:
-    """Blocks of trains, or of vectors where there is one train; at least one block, also of nothing."""
-    count = max(trains, vectors)
-    step = step or max(count, 1)
-    for start in range(0, max(count, 1), step):
-        block = slice(start, start + step)
-        yield (block, slice(None)) if trains > 1 else (slice(None), block)
 
 
 def _merged(stats: Sequence[OverflowStats]) -> OverflowStats:

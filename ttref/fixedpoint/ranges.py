@@ -1,84 +1,82 @@
 """Binary points for every array of the contraction: from a sample of inputs, or from a bound on all of them.
 
-A sample gives the finest steps and a promise about the sample alone. A bound follows the largest magnitudes through the
-absolute values of the cores, so nothing can ever overflow, at the price of bits that are rarely used.
+A sample gives the finest steps and a promise about the sample alone. A bound gives a promise about every input: what a
+stage writes is a row of a matrix ``R``, the product of the cores met so far, times the input, so its magnitude is at
+most the row's absolute sum times the largest input, and the roundings before it add a little.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ttref.fixedpoint.arithmetic import accumulator_width, quantize, requantize
+from ttref.fixedpoint.arithmetic import accumulator_width, dequantize, quantize, requantize
 from ttref.fixedpoint.formats import FixedPointFormat
 from ttref.fixedpoint.stages import columns, product, tt_stages
 
+# The bounds are float64 sums of magnitudes; this covers their own rounding many times over.
+SLACK = 1 + 1e-9
 
-def stage_formats(
+
+def calibrated_formats(
     cores: Sequence[np.ndarray],
     core_formats: Sequence[FixedPointFormat],
     widths: Sequence[int],
-    *,
-    calibration: np.ndarray | None,
-    x_max: float | None,
+    sample: np.ndarray,
     modes: dict[str, str],
 ) -> list[FixedPointFormat]:
-    """The formats of the input and of what each stage writes, with the finest steps that the ranges allow.
-
-    Args:
-        cores: Integer cores, first core first.
-        core_formats: Their formats.
-        widths: Bits of the ``d + 1`` formats, in the order of execution.
-        calibration: A sample of inputs ``(N, in_features)``, or None.
-        x_max: A bound on the magnitude of every input, or None. One of the two is given.
-        modes: Rounding and overflow of all formats.
-
-    Returns:
-        ``d + 1`` formats.
-
-    Raises:
-        ValueError: A sample or a bound that is not finite, or a sample of the wrong shape.
-    """
+    """The ``d + 1`` stage formats in which this sample ``(N, in_features)`` never overflows, stage by stage."""
     inputs = math.prod(core.shape[-2] for core in cores)
-    if x_max is not None:
-        if not 0 <= x_max < math.inf:
-            raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
-        sample, round_input, round_sums = np.full((1, inputs), float(x_max)), _largest, _largest_codes
-        cores = [np.abs(core) for core in cores]
-    else:
-        sample, round_input, round_sums = np.asarray(calibration, dtype=np.float64), quantize, requantize
-        if sample.shape[-1:] != (inputs,) or sample.size == 0 or not np.isfinite(sample).all():
-            raise ValueError(f"calibration must be finite numbers (N, {inputs}), got shape {sample.shape}")
+    sample = np.asarray(sample, dtype=np.float64)
+    if sample.shape[-1:] != (inputs,) or sample.size == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"calibration must be finite numbers (N, {inputs}), got shape {sample.shape}")
     formats = [FixedPointFormat.for_range(float(np.abs(sample).max()), widths[0], **modes)]
-    state = columns(round_input(sample, formats[0])[0], cores[0].shape[:-4])
+    state = columns(quantize(sample, formats[0])[0], cores[0].shape[:-4])
     for stage, width in zip(tt_stages(cores), widths[1:], strict=True):
         weight, before = core_formats[stage.core], formats[-1]
         sums = product(cores[stage.core], state, stage, carrier(weight, before, stage.K)).astype(np.int64)
         point = weight.frac_bits + before.frac_bits
         formats.append(FixedPointFormat.for_range(math.ldexp(float(np.abs(sums).max()), -point), width, **modes))
-        state, _ = round_sums(sums, point, formats[-1])
+        state, _ = requantize(sums, point, formats[-1])
     return formats
 
 
-def possible_overflows(
+def guaranteed_formats(
+    cores: Sequence[np.ndarray],
+    core_formats: Sequence[FixedPointFormat],
+    widths: Sequence[int],
+    x_max: float,
+    modes: dict[str, str],
+) -> list[FixedPointFormat]:
+    """The ``d + 1`` stage formats in which no input of magnitude up to ``x_max`` ever overflows."""
+    formats: list[FixedPointFormat] = []
+
+    def choose(largest: float) -> FixedPointFormat:
+        formats.append(FixedPointFormat.for_range(largest, widths[len(formats)], **modes))
+        return formats[-1]
+
+    _follow(cores, core_formats, x_max, choose)
+    return formats
+
+
+def first_overflow(
     cores: Sequence[np.ndarray],
     core_formats: Sequence[FixedPointFormat],
     formats: Sequence[FixedPointFormat],
     x_max: float,
-) -> Iterator[int]:
-    """For the input and each stage: how many entries might leave their format for inputs of magnitude ``x_max``."""
-    cores = [np.abs(core) for core in cores]
-    inputs = math.prod(core.shape[-2] for core in cores)
-    state, count = _largest(np.full((1, inputs), float(x_max)), formats[0])
-    yield count
-    state = columns(state, cores[0].shape[:-4])
-    for stage, before, after in zip(tt_stages(cores), formats[:-1], formats[1:], strict=True):
-        weight = core_formats[stage.core]
-        sums = product(cores[stage.core], state, stage, carrier(weight, before, stage.K)).astype(np.int64)
-        state, count = _largest_codes(sums, weight.frac_bits + before.frac_bits, after)
-        yield count
+) -> int | None:
+    """Which of the stage formats an input of magnitude up to ``x_max`` might overflow first; None if none."""
+    fits: list[bool] = []
+
+    def look(largest: float) -> FixedPointFormat:
+        fmt = formats[len(fits)]
+        fits.append(fmt.signed and largest / fmt.lsb < fmt.max_int + 0.5)
+        return fmt
+
+    _follow(cores, core_formats, x_max, look)
+    return fits.index(False) if False in fits else None
 
 
 def carrier(weight: FixedPointFormat, before: FixedPointFormat, k: int, left: int = 0) -> type:
@@ -87,13 +85,30 @@ def carrier(weight: FixedPointFormat, before: FixedPointFormat, k: int, left: in
     return np.float32 if bits <= 24 else np.float64 if bits <= 53 else np.int64
 
 
-def _largest(x: np.ndarray, fmt: FixedPointFormat) -> tuple[np.ndarray, int]:
-    """The largest magnitudes that ``x`` and ``-x`` round to, and how many values leave the range."""
-    (up, above), (down, below) = quantize(x, fmt), quantize(-x, fmt)
-    return np.maximum(np.abs(up), np.abs(down)), above.count + below.count
+def rounding_step(fmt: FixedPointFormat, dropped: bool) -> float:
+    """The most that one rounding moves a value: half an LSB, a whole one where bits are cut, nothing if none go."""
+    return 0.0 if not dropped else fmt.lsb if fmt.rounding == "TRN" else fmt.lsb / 2
 
 
-def _largest_codes(sums: np.ndarray, point: int, fmt: FixedPointFormat) -> tuple[np.ndarray, int]:
-    """The same for sums of products."""
-    (up, above), (down, below) = requantize(sums, point, fmt), requantize(-sums, point, fmt)
-    return np.maximum(np.abs(up), np.abs(down)), above.count + below.count
+def _follow(
+    cores: Sequence[np.ndarray],
+    core_formats: Sequence[FixedPointFormat],
+    x_max: float,
+    take: Callable[[float], FixedPointFormat],
+) -> None:
+    """Call ``take`` with the largest magnitude of the input, then of each stage; it answers with the format there."""
+    if not 0 <= x_max < math.inf:
+        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
+    before = take(x_max)
+    largest = x_max + rounding_step(before, True)
+    batch = cores[0].shape[:-4]
+    met, error = np.ones((*batch, 1, 1, 1)), np.zeros((*batch, 1, 1))
+    for integer_core, fmt in zip(reversed(cores), reversed(core_formats), strict=True):
+        core = dequantize(integer_core, fmt)
+        grown = np.einsum("...amnb,...bpq->...ampnq", core, met)
+        *_, r0, m, p, n, q = grown.shape
+        met = grown.reshape(*batch, r0, m * p, n * q)
+        error = np.einsum("...amnb,...bp->...amp", np.abs(core), error).reshape(*batch, r0, m * p)
+        after = take(SLACK * float((np.abs(met).sum(-1) * largest + error).max()))
+        error = error + rounding_step(after, after.frac_bits < before.frac_bits + fmt.frac_bits)
+        before = after

@@ -112,7 +112,7 @@ def contract_float(cores: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
         state = product(cores[stage.core], state, stage, np.float64)
     if batch:
         return state.reshape(*batch, -1)
-    return np.ascontiguousarray(state[0].T).reshape(*np.shape(x)[:-1], -1)
+    return np.ascontiguousarray(state[0].T).reshape(*np.shape(x)[:-1], state.shape[1])
 
 
 def columns(x: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
