@@ -14,9 +14,23 @@ _HOME = {
     "formats": ("FixedPointFormat",),
     "arithmetic": ("OverflowStats", "quantize", "dequantize", "requantize", "accumulator_width"),
     "stages": ("Stage", "tt_stages"),
-    "gauge": ("right_orthogonal",),
+    "gauge": ("right_orthogonal", "fill_ranges"),
     "contract": ("QuantizedTT",),
     "accuracy": ("error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"),
+    "hardware": (
+        "ArrayModel",
+        "LayerTime",
+        "amdahl",
+        "buffer_words",
+        "mac_ratio",
+        "macs",
+        "roofline",
+        "weight_words",
+    ),
+    "scheduling": ("Tile", "Schedule", "schedule", "cycles"),
+    "timeline": ("Cycle", "trace"),
+    "rtl": ("TTMatvec", "simulate"),
+    "synthesis": ("synthesize",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -17,7 +17,7 @@ from ttref.fixedpoint import arithmetic as fp
 from ttref.fixedpoint.arithmetic import OverflowStats
 from ttref.fixedpoint.errors import AccumulatorOverflow, FixedPointOverflow, FormatError
 from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.gauge import right_orthogonal
+from ttref.fixedpoint.gauge import fill_ranges, right_orthogonal
 from ttref.fixedpoint.ranges import calibrated_formats, carrier, guaranteed_formats
 from ttref.fixedpoint.stages import Stage, columns, product, tt_stages
 
@@ -118,7 +118,8 @@ class QuantizedTT:
                 Exactly one of ``calibration`` and ``x_max``.
             rounding: Of activations: ``"TRN"``, ``"RND"``, ``"RND_CONV"``.
             overflow: Of activations: ``"SAT"``, ``"WRAP"``, ``"RAISE"``.
-            gauge: ``"canonical"`` brings the cores into right-orthogonal form first, ``"as given"`` leaves them.
+            gauge: ``"canonical"`` brings the cores into right-orthogonal form first and scales them to fill their
+                widths, ``"as given"`` leaves them.
 
         Returns:
             The integer train.
@@ -131,7 +132,7 @@ class QuantizedTT:
             >>> cores = [np.full((1, 2, 2, 1), 0.3), np.full((1, 2, 2, 1), 0.7)]
             >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=10, x_max=1.0)
             >>> [str(fmt) for fmt in q.stage_formats][-1], q.core_formats[0].frac_bits
-            ('ap_fixed<10,1,AP_RND_CONV,AP_SAT>', 8)
+            ('ap_fixed<10,1,AP_RND_CONV,AP_SAT>', 9)
         """
         if (calibration is None) == (x_max is None):
             raise ValueError("give exactly one of calibration (a sample of inputs) and x_max (a bound on every input)")
@@ -142,11 +143,12 @@ class QuantizedTT:
         for k, core in enumerate(floats):
             if not np.isfinite(core).all():
                 raise ValueError(f"core {k} holds NaN or infinity")
+        core_widths = _widths("weight_width", weight_width, len(floats))
         if gauge == "canonical":
-            floats = right_orthogonal(floats)
+            floats = fill_ranges(right_orthogonal(floats), core_widths)
         core_formats = [
             FixedPointFormat.for_range(float(np.abs(core).max()), width, **WEIGHT_MODES)
-            for core, width in zip(floats, _widths("weight_width", weight_width, len(floats)), strict=True)
+            for core, width in zip(floats, core_widths, strict=True)
         ]
         integer_cores = [fp.quantize(core, fmt)[0] for core, fmt in zip(floats, core_formats, strict=True)]
         widths, modes = _widths("act_width", act_width, len(floats) + 1), {"rounding": rounding, "overflow": overflow}
