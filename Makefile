@@ -1,5 +1,5 @@
 # make book, make test: each is enough on a machine with python3 (3.11 or newer), git and make.
-.PHONY: book test lab execute bench studies slow address clean help
+.PHONY: book test lab execute bench studies fpga slow address clean help
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
@@ -15,6 +15,7 @@ help:
 	@echo "make execute   run the notebooks and store outputs that changed (NOTEBOOKS=... for some)"
 	@echo "make bench     speed, side by side with other libraries"
 	@echo "make studies   every study whose data is present (TTREF_DATA=DIR)"
+	@echo "make fpga      circuits of tensor trains, placed and routed (downloads 50 MB of tools, takes a quarter of an hour)"
 	@echo "make slow      the tests that take minutes"
 	@echo "make address   write the repository's public address: REPO=owner/name, or REPO= for none"
 	@echo "make clean     remove the built book and caches; .venv stays"
@@ -47,6 +48,10 @@ bench: $(READY)
 
 studies: $(READY)
 	@$(PYTHON) -m studies
+
+fpga: $(READY)
+	$(PYTHON) -m pip install -r requirements-fpga.txt
+	$(PYTHON) -m studies.fpga
 
 slow: $(READY)
 	$(PYTHON) -m pytest -m slow

@@ -1,4 +1,4 @@
-"""`ttref/` alone, in an empty folder, with torch and nothing else: the core imports and its examples hold."""
+"""`ttref/` alone, in an empty folder: the core with torch, fixed point with NumPy, and nothing else."""
 
 import importlib.metadata
 import json
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from packaging.requirements import Requirement
 
 from book.tools.notebooks import ROOT
@@ -14,6 +15,8 @@ CORE = """
 shapes trains canonical algebra matrices plans contraction layers surgery entanglement rounding bounds files embeddings
 lora
 """.split()
+BELOW_RTL = "formats arithmetic errors stages gauge ranges contract accuracy hardware scheduling timeline"
+FIXED_POINT = [f"fixedpoint.{name}" for name in BELOW_RTL.split()]
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
     "ttref.embeddings.mps.MPSEmbedding.load": "safetensors",
@@ -38,11 +41,11 @@ sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Allowed()]  # all else is a
 import ttref
 assert ttref.__file__ == sys.argv[3], ttref.__file__
 try:
-    import numpy
+    importlib.import_module(sys.argv[5])
 except ModuleNotFoundError:
     pass
 else:
-    sys.exit("numpy could be imported, so this test hides nothing")
+    sys.exit(f"{sys.argv[5]} could be imported, so this test hides nothing")
 modules = [importlib.import_module(f"ttref.{name}") for name in sys.argv[2].split(",")]
 for package in [module for module in modules if hasattr(module, "__path__")]:
     inside = [f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
@@ -66,9 +69,9 @@ if needs_more:
 """
 
 
-def what_torch_needs() -> set[str]:
-    """Return the top-level modules of torch and of all it requires."""
-    wanted, packages = ["torch"], set()
+def what_it_needs(package: str) -> set[str]:
+    """Return the top-level modules of a package and of all it requires."""
+    wanted, packages = [package], set()
     while wanted:
         package = wanted.pop()
         if package not in packages:
@@ -83,10 +86,15 @@ def what_torch_needs() -> set[str]:
     }
 
 
-def test_the_core_runs_alone(tmp_path):
+@pytest.mark.parametrize(
+    "package, modules, examples, hidden",
+    [("torch", CORE, NEEDS_MORE, "numpy"), ("numpy", FIXED_POINT, {}, "torch")],
+    ids=["core", "fixed point"],
+)
+def test_the_core_runs_alone(tmp_path, package, modules, examples, hidden):
     shutil.copytree(ROOT / "ttref", tmp_path / "ttref", ignore=shutil.ignore_patterns("__pycache__"))
-    arguments = [",".join(sorted(what_torch_needs())), ",".join(CORE), str(tmp_path / "ttref/__init__.py")]
-    arguments.append(json.dumps(NEEDS_MORE))
+    arguments = [",".join(sorted(what_it_needs(package))), ",".join(modules), str(tmp_path / "ttref/__init__.py")]
+    arguments += [json.dumps(examples), hidden]
     done = subprocess.run(
         [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", SCRIPT, *arguments],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""The lists of packages agree: pyproject.toml, requirements.txt, requirements-models.txt, environment.yml, Colab."""
+"""The lists of packages agree: pyproject.toml, the three requirements files, environment.yml, Colab."""
 
 import importlib.metadata
 import re
@@ -15,6 +15,7 @@ from book.tools import notebooks
 
 ROOT = notebooks.ROOT
 CONDA_NAMES = {"python", "pip", "git", "make"}
+ON_DEMAND = "requirements-fpga.txt"  # what only `make fpga` installs
 
 
 def requirements(name: str) -> dict[str, Requirement]:
@@ -89,12 +90,14 @@ def test_a_fault_in_a_pip_line_is_seen():
 
 def test_environment_yml_asks_for_what_pyproject_asks_for():
     lines = [Requirement(line) for line in environment()["dependencies"][-1]["pip"]]
-    assert {canonicalize_name(r.name): r for r in lines} == project()
-    assert len(lines) == len(project())
+    later = requirements(ON_DEMAND).keys() - requirements("requirements.txt").keys()
+    wanted = {name: requirement for name, requirement in project().items() if name not in later}
+    assert {canonicalize_name(r.name): r for r in lines} == wanted
+    assert len(lines) == len(wanted) < len(project())
 
 
 def test_the_pins_satisfy_pyproject():
-    pins = requirements("requirements.txt")
+    pins = requirements("requirements.txt") | requirements(ON_DEMAND)
     for name, wanted in project().items():
         assert name in pins, f"requirements.txt does not pin {name}"
         (pin,) = pins[name].specifier
@@ -109,6 +112,13 @@ def test_every_line_is_an_exact_pin_and_is_what_is_installed(name):
         if (requirement.marker or Marker("python_version > '3'")).evaluate():
             installed = importlib.metadata.version(package).split("+")[0]
             assert installed == pin.version, f"{package} {installed} is installed; make brings {pin.version}"
+
+
+def test_the_tools_for_circuits_are_pinned_and_change_nothing_that_is_installed():
+    always, on_demand = requirements("requirements.txt"), requirements(ON_DEMAND)
+    for name, requirement in on_demand.items():
+        assert [pin.operator for pin in requirement.specifier] == ["=="]
+        assert always.get(name, requirement) == requirement, f"the files pin two versions of {name}"
 
 
 def test_torch_and_jupyter_book_are_spelled_as_they_must_be():
