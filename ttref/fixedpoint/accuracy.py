@@ -40,6 +40,7 @@ def error_bound(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> np.nda
 
     Raises:
         ValueError: Some value overflowed on the way: nothing bounds the error then.
+        FixedPointOverflow: The same, where a format's overflow mode is ``RAISE``.
         ValueError: ``cores`` and ``qtt`` have different modes.
 
     Cost:

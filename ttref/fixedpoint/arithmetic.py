@@ -13,6 +13,7 @@ import numpy as np
 
 from ttref.fixedpoint.errors import FixedPointOverflow, FormatError
 from ttref.fixedpoint.formats import FixedPointFormat
+from ttref.shapes import whole
 
 __all__ = ["OverflowStats", "quantize", "dequantize", "requantize", "accumulator_width"]
 
@@ -42,7 +43,7 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
     """Round real numbers to a format: ``q`` with ``x ≈ q * fmt.lsb``.
 
     Args:
-        x: Real numbers, any shape. Computed in float64, exactly: scaling is by a power of two.
+        x: Real numbers, any shape. Taken as float64 or, if they are integers, as int64; rounded exactly from there.
         fmt: Where they go.
 
     Returns:
@@ -62,18 +63,23 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
         >>> q, quantize([0.3, -0.3, 0.125], FixedPointFormat(8, 6))[0]      # TRN goes down
         (array([ 1, -1,  0]), array([ 1, -2,  0]))
     """
+    check_format(fmt)
     values = np.asarray(x)
     if values.dtype.kind not in "fiub":
         raise TypeError(f"quantize takes real numbers, got an array of {values.dtype}")
+    if not fmt.signed and (values < 0).any():
+        raise FormatError(f"{fmt} has no sign, but the smallest value is {values.min():.4g}; use a signed format")
+    if values.dtype.kind != "f":
+        return requantize(values.astype(np.int8) if values.dtype.kind == "b" else values, 0, fmt)
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("NaN or infinity cannot be quantized; look for it with numpy.isfinite")
-    if not fmt.signed and (values < 0).any():
-        raise FormatError(f"{fmt} has no sign, but the smallest value is {values.min():.4g}; use a signed format")
-    with np.errstate(over="ignore"):
-        scaled = np.ldexp(values, fmt.frac_bits)
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.asarray(np.ldexp(values, fmt.frac_bits))
     if not np.isfinite(scaled).all():
         raise ValueError(f"values as large as {np.abs(values).max():.4g} are out of all proportion for {fmt}")
+    # What float64 cannot hold after scaling is next to nothing, but still has a sign to be rounded by.
+    scaled = np.where((np.abs(scaled) < 1e-300) & (values != 0), np.copysign(1e-300, values), scaled)
     rounded = round_float(scaled, fmt.rounding)
     fitted, stats = fit_float(rounded, fmt)
     return fitted.astype(np.int64), stats
@@ -96,6 +102,7 @@ def dequantize(q: Any, fmt: FixedPointFormat) -> np.ndarray:
         >>> dequantize([-4, 3], FixedPointFormat(8, 6))
         array([-1.  ,  0.75])
     """
+    check_format(fmt)
     return np.ldexp(integers("q", q).astype(np.float64), -fmt.frac_bits)
 
 
@@ -113,8 +120,7 @@ def requantize(acc: Any, acc_frac_bits: int, fmt: FixedPointFormat) -> tuple[np.
         ``q`` int64, the shape of ``acc``, and what overflowed.
 
     Raises:
-        TypeError: ``acc`` is not integer. Real numbers are for :func:`quantize`.
-        FormatError: More than 62 bits would be dropped.
+        TypeError: ``acc`` or ``acc_frac_bits`` is not integer. Real numbers are for :func:`quantize`.
         FixedPointOverflow: The format's overflow mode is ``RAISE`` and a value does not fit.
 
     Cost:
@@ -125,10 +131,9 @@ def requantize(acc: Any, acc_frac_bits: int, fmt: FixedPointFormat) -> tuple[np.
         >>> requantize([5, 6, 7, 10, 4000], 2, half_even)      # 1.25, 1.5, 1.75, 2.5 and 1000
         (array([  1,   2,   2,   2, 127]), OverflowStats(count=1, total=5, worst=873.0))
     """
+    check_format(fmt)
     acc = integers("acc", acc)
-    shift = acc_frac_bits - fmt.frac_bits
-    if shift > 62:
-        raise FormatError(f"{shift} bits of the sum would be dropped, which leaves nothing; check the binary points")
+    shift = whole("acc_frac_bits", acc_frac_bits, least=-(10**6)) - fmt.frac_bits
     if shift > 0:
         acc, shift = _round_shift(acc, shift, fmt.rounding), 0
     return _fit_integers(acc, -shift, fmt)
@@ -148,18 +153,25 @@ def accumulator_width(weight_format: FixedPointFormat, act_format: FixedPointFor
 
     Raises:
         ValueError: ``k`` below 1.
+        TypeError: ``k`` is not an integer.
 
     Example:
         >>> byte = FixedPointFormat(8, 1)
         >>> [accumulator_width(byte, byte, k) for k in (1, 2, 3, 4, 16)]
         [16, 17, 17, 18, 20]
     """
-    if k < 1:
-        raise ValueError(f"a sum has at least one product, got k = {k}")
+    k = whole("k", k, least=1)
     a, b = weight_format, act_format
     products = [p * q for p in (a.min_int, a.max_int) for q in (b.min_int, b.max_int)]
     low, high = k * min(0, *products), k * max(0, *products)
     return max((-low - 1).bit_length() if low else 0, high.bit_length()) + 1
+
+
+def check_format(fmt: Any) -> None:
+    """Refuse what is no format, text above all."""
+    if not isinstance(fmt, FixedPointFormat):
+        hint = "; FixedPointFormat.parse reads text" if isinstance(fmt, str) else ""
+        raise TypeError(f"a format is a FixedPointFormat, got {type(fmt).__name__}{hint}")
 
 
 def integers(name: str, values: Any) -> np.ndarray:
@@ -202,9 +214,11 @@ def fit_float(whole: np.ndarray, fmt: FixedPointFormat) -> tuple[np.ndarray, Ove
 
 
 def _round_shift(acc: np.ndarray, shift: int, rounding: str) -> np.ndarray:
-    low = acc >> shift
+    low = acc >> min(shift, 63)
     if rounding == "TRN":
         return low
+    if shift > 63:  # at most half an LSB is left
+        return np.zeros_like(acc)
     # Adding half first, as hardware does, could overflow int64; comparing what is dropped cannot.
     dropped = acc & ((1 << shift) - 1)
     half = 1 << (shift - 1)
@@ -219,10 +233,12 @@ def _fit_integers(values: np.ndarray, left: int, fmt: FixedPointFormat) -> tuple
     outside = (values > top) | (values < bottom)
     count = int(np.count_nonzero(outside))
     if count:
-        high, low = int(values.max()) << left, int(values.min()) << left
+        with np.errstate(over="ignore"):
+            high, low = np.ldexp(float(values.max()), left), np.ldexp(float(values.min()), left)
+            wide = np.ldexp(values.astype(np.float64), left)
         stats = OverflowStats(count, values.size, float(max(high - fmt.max_int, fmt.min_int - low)))
         if fmt.overflow == "RAISE":
-            _refuse(stats, fmt, values * 2.0**left)
+            _refuse(stats, fmt, wide)
         if fmt.overflow == "SAT":
             clipped = np.clip(values, bottom, top) << left
             return np.where(values > top, fmt.max_int, np.where(values < bottom, fmt.min_int, clipped)), stats

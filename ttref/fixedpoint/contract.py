@@ -20,6 +20,7 @@ from ttref.fixedpoint.formats import FixedPointFormat
 from ttref.fixedpoint.gauge import fill_ranges, right_orthogonal
 from ttref.fixedpoint.ranges import calibrated_formats, carrier, guaranteed_formats
 from ttref.fixedpoint.stages import Stage, columns, product, tt_stages
+from ttref.shapes import whole
 
 __all__ = ["QuantizedTT"]
 
@@ -79,6 +80,8 @@ class QuantizedTT:
                 f"{len(cores)} cores need {len(cores)} core formats and {len(cores) + 1} stage formats, "
                 f"got {len(self.core_formats)} and {len(self.stage_formats)}"
             )
+        for fmt in (*self.core_formats, *self.stage_formats):
+            fp.check_format(fmt)
         for k, (core, fmt) in enumerate(zip(cores, self.core_formats, strict=True)):
             if core.size and not fmt.min_int <= core.min() <= core.max() <= fmt.max_int:
                 raise FormatError(f"core {k} holds {core.min()} to {core.max()}, which {fmt} cannot; quantize it first")
@@ -125,6 +128,7 @@ class QuantizedTT:
             The integer train.
 
         Raises:
+            TypeError: Cores that are not real, or widths that are not integers.
             ValueError: Both or neither of ``calibration`` and ``x_max``, NaN in them or in the cores, a wrong shape, or
                 an unknown gauge.
 
@@ -138,10 +142,13 @@ class QuantizedTT:
             raise ValueError("give exactly one of calibration (a sample of inputs) and x_max (a bound on every input)")
         if gauge not in ("canonical", "as given"):
             raise ValueError(f"gauge is 'canonical' or 'as given', got {gauge!r}")
-        tt_stages(cores)
-        floats = [np.asarray(core, dtype=np.float64) for core in cores]
+        floats = [np.asarray(core) for core in cores]
+        tt_stages(floats)
         for k, core in enumerate(floats):
-            if not np.isfinite(core).all():
+            if core.dtype.kind not in "fiu":
+                raise TypeError(f"core {k} is an array of {core.dtype}; cores are real numbers")
+            floats[k] = core.astype(np.float64)
+            if not np.isfinite(floats[k]).all():
                 raise ValueError(f"core {k} holds NaN or infinity")
         core_widths = _widths("weight_width", weight_width, len(floats))
         if gauge == "canonical":
@@ -157,6 +164,10 @@ class QuantizedTT:
         else:
             formats = guaranteed_formats(integer_cores, core_formats, widths, x_max, modes)
         return cls(tuple(integer_cores), tuple(core_formats), tuple(formats))
+
+    def __reduce__(self) -> tuple:
+        # Made anew, so that the copy's cores are read-only too.
+        return QuantizedTT, (self.cores, self.core_formats, self.stage_formats)
 
     @property
     def stages(self) -> list[Stage]:
@@ -279,8 +290,7 @@ class QuantizedTT:
         for s, stage in enumerate(self.stages):
             weight, before, after = self.core_formats[stage.core], self.stage_formats[s], self.stage_formats[s + 1]
             point = weight.frac_bits + before.frac_bits
-            left = max(0, after.frac_bits - point)
-            number = carrier(weight, before, stage.K, left)
+            number = carrier(weight, before, stage.K, after)
             core = self.cores[stage.core]
             sums = product(core.reshape(-1, *core.shape[-4:])[rows] if core.ndim > 4 else core, state, stage, number)
             try:
@@ -302,11 +312,11 @@ def _merged(stats: Sequence[OverflowStats]) -> OverflowStats:
 
 
 def _widths(name: str, widths: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(widths, int | np.integer):
-        return [int(widths)] * count
+    if np.ndim(widths) == 0:
+        widths = [widths] * count
     if len(widths) != count:
         raise ValueError(f"{name} needs one number or {count} of them, got {len(widths)}")
-    return list(widths)
+    return [whole(name, width, least=1) for width in widths]
 
 
 def _spread(widths: Sequence[int]) -> str:

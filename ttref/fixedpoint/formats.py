@@ -23,7 +23,7 @@ __all__ = ["FixedPointFormat"]
 
 ROUNDINGS = ("TRN", "RND", "RND_CONV")
 OVERFLOWS = ("WRAP", "SAT", "RAISE")
-_TEXT = re.compile(r"\s*(?:ap_)?(u?)fixed\s*<([^<>]*)>\s*", re.IGNORECASE)
+_TEXT = re.compile(r"\s*(?:ap_)?(u?)fixed\s*<([^<>]*)>\s*", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FixedPointFormat:
 
     Raises:
         FormatError: A width outside of 1 to 32, a binary point beyond 256 bits, or an unknown mode.
-        TypeError: ``width`` or ``int_bits`` is not an integer.
+        TypeError: ``width`` or ``int_bits`` is not an integer, or ``signed`` no boolean.
 
     Source:
         AMD Vitis HLS user guide UG1399, "Arbitrary Precision Fixed-Point Data Types".
@@ -75,6 +75,8 @@ class FixedPointFormat:
             raise FormatError(f"int_bits must be between -256 and 256, got {self.int_bits}")
         object.__setattr__(self, "rounding", _mode("rounding", self.rounding, ROUNDINGS))
         object.__setattr__(self, "overflow", _mode("overflow", self.overflow, OVERFLOWS))
+        if not isinstance(self.signed, bool | np.bool_):
+            raise TypeError(f"signed must be True or False, got {self.signed!r}")
         object.__setattr__(self, "signed", bool(self.signed))
 
     @property
@@ -142,13 +144,13 @@ class FixedPointFormat:
         # AMD's fifth parameter counts the bits that stay saturated under WRAP; its default is zero.
         if len(parts) == 5 and parts[4] == "0":
             parts.pop()
-        if not 2 <= len(parts) <= 4 or not all(re.fullmatch(r"[+-]?\d+", part) for part in parts[:2]):
+        if not 2 <= len(parts) <= 4 or not all(re.fullmatch(r"[+-]?[0-9]+", part) for part in parts[:2]):
             raise FormatError(f"{text!r} is not a fixed-point format; write for example 'ap_fixed<16,6,AP_RND,AP_SAT>'")
         return cls(int(parts[0]), int(parts[1]), *parts[2:], signed=not match[1])
 
     @classmethod
     def for_range(cls, max_abs: float, width: int, **modes: Any) -> FixedPointFormat:
-        """The finest format of a width in which no value of magnitude up to ``max_abs`` overflows, rounding included.
+        """The finest format of a width in which nothing up to ``max_abs`` overflows when it is rounded to the nearest.
 
         Args:
             max_abs: Largest magnitude, at least 0. Zero gives ``int_bits = 1``.
@@ -167,9 +169,10 @@ class FixedPointFormat:
         """
         if not 0 <= max_abs < math.inf:
             raise ValueError(f"max_abs must be a finite number of at least 0, got {max_abs}")
-        signed = bool(modes.get("signed", True))
+        unit = cls(width, 1, **modes)
         if max_abs == 0:
-            return cls(width, 1, **modes)
+            return unit
+        width, signed = unit.width, unit.signed
         fraction, exponent = math.frexp(max_abs)
         # The largest value must stay below the largest integer plus a half, or rounding carries it over.
         carried = math.ldexp(fraction, width - signed) >= 2 ** (width - signed) - 0.5

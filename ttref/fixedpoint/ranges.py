@@ -79,10 +79,16 @@ def first_overflow(
     return fits.index(False) if False in fits else None
 
 
-def carrier(weight: FixedPointFormat, before: FixedPointFormat, k: int, left: int = 0) -> type:
-    """The cheapest number type in which every sum that the formats allow, shifted left, is exact."""
-    bits = accumulator_width(weight, before, k) - 1 + left
-    return np.float32 if bits <= 24 else np.float64 if bits <= 53 else np.int64
+def carrier(
+    weight: FixedPointFormat, before: FixedPointFormat, k: int, after: FixedPointFormat | None = None
+) -> type:
+    """The cheapest number type that holds every sum of ``k`` products exactly, and that sum in the format ``after``."""
+    bits, shift = accumulator_width(weight, before, k) - 1, 0
+    if after is not None:
+        shift = weight.frac_bits + before.frac_bits - after.frac_bits
+        bits = max(bits + max(0, -shift), after.width)
+    # float32 turns a sum to zero when it is scaled down too far, and its sign is lost.
+    return np.float32 if bits <= 24 and shift < 100 else np.float64 if bits <= 53 else np.int64
 
 
 def rounding_step(fmt: FixedPointFormat, dropped: bool) -> float:

@@ -126,4 +126,4 @@ def product(core: np.ndarray, state: np.ndarray, stage: Stage, dtype: type) -> n
     trains, _, vectors = state.shape
     weights = core.reshape(-1, 1, stage.M, stage.K).astype(dtype)
     columns = state.reshape(trains, stage.A, stage.K, stage.B * vectors).astype(dtype, copy=False)
-    return np.matmul(weights, columns).reshape(trains, -1, vectors)
+    return np.matmul(weights, columns).reshape(trains, stage.A * stage.M * stage.B, vectors)
