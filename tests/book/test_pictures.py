@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import adapters_figure as adapters
 from benchmarks import figure as speed
+from benchmarks import integers, reshapes
 from benchmarks import layers_figure as layers
 from benchmarks import tables_figure as tables
 from studies import overview_figure
@@ -40,7 +41,7 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 
 
-@pytest.mark.parametrize("page", [speed, layers, tables, adapters], ids=["speed", "layers", "tables", "adapters"])
+@pytest.mark.parametrize("page", [speed, layers, tables, adapters, integers, reshapes], ids=lambda page: page.PART)
 def test_a_table_is_what_its_results_say(page):
     results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     assert page.TABLE.read_text(encoding="utf-8") == page.markdown(results)
@@ -59,9 +60,47 @@ def test_recorded_layers_keep_what_the_page_says():
             assert fastest_peer >= {64: 1.8, 512: 1.2}.get(case["batch"], 0), where
 
 
+def test_recorded_integers_keep_what_the_page_says():
+    """Eight bits in float32, 16 in float64: both beat NumPy's integer products and apytypes."""
+    for case in json.loads((RESULTS / "integers.json").read_text(encoding="utf-8"))["cases"]:
+        ours = case["rows"][0]
+        ratio = {row["name"]: row["ratio"] for row in case["rows"]}
+        assert ours["median_us"] <= 300_000, case["case"]
+        assert min(ratio["the same in int64"], ratio["apytypes"]) >= 2, case["case"]
+        assert ratio["dense layer, products alone"] < 1, case["case"]
+
+
+def test_recorded_reshapes_keep_what_the_page_says():
+    for case in json.loads((RESULTS / "reshapes.json").read_text(encoding="utf-8"))["cases"]:
+        ratio = {row["name"]: row["ratio"] for row in case["rows"]}
+        kind, torch_too = case["kind"], case.get("library") == "PyTorch"
+        if kind == "rows" or (kind == "layer" and case["rank"] == 8 and torch_too):
+            assert ratio["copied"] >= 1.5, case["case"]
+        if kind == "rebuild" and not torch_too:
+            assert ratio["copied"] >= 1.5, case["case"]
+        if kind == "einsum":
+            assert ratio["np.einsum, optimal"] > 1000 and ratio["np.einsum, optimal, no memory limit"] < 3
+            macs = case["macs"]
+            assert macs["np.einsum, optimal"] == macs["np.einsum"] > 100 * macs["ttref.ttm_matvec"]
+
+
+def test_recorded_circuits_meet_their_bars():
+    """100 MHz at 4 and 8 lanes, a quarter of overhead at most at 8 and 16; every output equal to the integer model."""
+    designs = json.loads((RESULTS / "fpga.json").read_text(encoding="utf-8"))["designs"]
+    assert not any(line["mismatches"] for line in designs)
+    bars = {"form": "tt", "size": 64, "rank": 4, "weight_bits": 8}
+    small = {line["lanes"]: line for line in designs if bars.items() <= line.items()}
+    for lanes in (4, 8):
+        assert sorted(small[lanes]["fmax_mhz"])[1] >= 100
+    for lanes in (8, 16):
+        assert small[lanes]["cycles"] <= 1.25 * small[lanes]["macs"] / lanes
+
+
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
-    assert names == ["adapters", "embeddings", "layers", "overview", "speed", "tables", "toy_classifier", "tt_lora"]
+    assert names == (
+        "adapters embeddings fpga integers layers overview reshapes speed tables toy_classifier tt_lora".split()
+    )
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert {"command", "date", "seed", "machine"} <= set(record), name

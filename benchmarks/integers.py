@@ -1,0 +1,101 @@
+"""Cases: an integer train times 1,000 vectors, exact to the last bit, beside integer libraries and the dense layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from apytypes import APyFixedArray, OverflowMode, QuantizationMode
+
+from ttref.fixedpoint import QuantizedTT, macs, quantize, requantize
+from ttref.fixedpoint.stages import columns, product
+
+from .figure import markdown
+from .measure import Case, Contender, repeated, run
+
+ROOT = Path(__file__).resolve().parents[1]
+PART = "integers"
+RESULTS = ROOT / "book" / "results" / "integers.json"
+TABLE = ROOT / "book" / "results" / "integers.md"
+MODES, RANK, VECTORS = (8, 8, 8), 16, 1000
+ROUNDS = 5
+
+
+def measure(limits: dict) -> list[dict]:
+    """A layer of 512 x 512 in bytes and in 16 bits."""
+    return [run(case(width), limits, ROUNDS) for width in (8, 16)]
+
+
+def case(width: int) -> Case:
+    """One width of cores and activations alike."""
+    rng = np.random.default_rng(0)
+    ranks = (1, *[RANK] * (len(MODES) - 1), 1)
+    cores = [
+        rng.standard_normal((ranks[k], n, n, ranks[k + 1])) / math.sqrt(n * ranks[k + 1]) for k, n in enumerate(MODES)
+    ]
+    x = rng.standard_normal((VECTORS, math.prod(MODES)))
+    qtt = QuantizedTT.from_float(cores, weight_width=width, act_width=width, calibration=x)
+    xq, _ = quantize(x, qtt.stage_formats[0])
+    wanted = qtt.matvec(xq)
+    for name, call in (("int64", in_int64), ("apytypes", in_apytypes)):
+        if not np.array_equal(call(qtt, xq), wanted):
+            raise AssertionError(f"{name} gives other integers")
+    dense = rng.integers(-127, 128, (512, 512)).astype(np.float32 if width == 8 else np.float64)
+    vectors = np.ascontiguousarray(xq.T.astype(dense.dtype))
+    return Case(
+        f"512 x 512, rank {RANK}, {width} bits, {VECTORS:,} vectors",
+        "call",
+        [
+            repeated("QuantizedTT.matvec", lambda: qtt.matvec(xq)),
+            Contender("the same in int64", lambda: in_int64(qtt, xq), 1),
+            Contender("apytypes", lambda: in_apytypes(qtt, xq), 1),
+            repeated("dense layer, products alone", lambda: dense @ vectors),
+        ],
+        2 * VECTORS * macs(qtt.stages),
+        8 * 2 * xq.size,
+        "flops32_per_s" if width == 8 else "flops_per_s",
+    )
+
+
+def in_int64(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
+    """The stages with NumPy's own integer products."""
+    state = columns(xq, ())
+    for s, stage in enumerate(qtt.stages):
+        point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
+        state, _ = requantize(product(qtt.cores[stage.core], state, stage, np.int64), point, qtt.stage_formats[s + 1])
+    return state[0].T
+
+
+def in_apytypes(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
+    """The stages in apytypes: matrix products at full width, then one cast."""
+    state = xq.T
+    for s, stage in enumerate(qtt.stages):
+        weight, before, after = qtt.core_formats[stage.core], qtt.stage_formats[s], qtt.stage_formats[s + 1]
+        matrix = fixed(qtt.cores[stage.core].reshape(stage.M, stage.K), weight)
+        words = state.reshape(stage.A, stage.K, -1)
+        outs = [
+            (matrix @ fixed(np.ascontiguousarray(word), before)).cast(
+                after.int_bits, after.frac_bits, QuantizationMode.RND_CONV, OverflowMode.SAT
+            )
+            for word in words
+        ]
+        state = np.stack([signed(np.asarray(out.to_bits(numpy=True)), after.width) for out in outs])
+    return state.reshape(-1, xq.shape[0]).T
+
+
+def fixed(integers: np.ndarray, fmt: object) -> APyFixedArray:
+    """Stored integers as an array of apytypes."""
+    return APyFixedArray.from_array(np.ldexp(integers.astype(np.float64), -fmt.frac_bits), fmt.int_bits, fmt.frac_bits)
+
+
+def signed(bits: np.ndarray, width: int) -> np.ndarray:
+    """Bit patterns as two's complement."""
+    bits = bits.astype(np.int64)
+    return bits - ((bits >> (width - 1)) << width)
+
+
+def write() -> None:
+    """Redo the table that the performance page shows."""
+    TABLE.write_text(markdown(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
