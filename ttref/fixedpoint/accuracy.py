@@ -109,8 +109,9 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
 
     Returns:
         ``10 log10`` of the power of ``W x`` over that of the error: rounded cores and inputs exactly, each stage's
-        rounding as white noise. Rounding off ``s`` bits has variance ``lsb^2 (1 - 4^-s) / 12``; under ``TRN`` its mean
-        is ``-lsb (1 - 2^-s) / 2``, and means add up along the train where variances would average out.
+        rounding as white noise. Rounding off ``s`` bits has variance ``lsb^2 (1 - 4^-s) / 12``, or ``(1 + 2 * 4^-s)``
+        with ties to even; under ``TRN`` its mean is ``-lsb (1 - 2^-s) / 2``, and means add up along the train where
+        variances would average out.
 
     Raises:
         ValueError: Some value overflowed, or the trains have different modes.
@@ -132,10 +133,10 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
     difference, _ = _known_error(cores, qtt, x, xq)
     mean, variance = 0.0, 0.0
     for left, (fmt, bits) in zip(_lefts(qtt), _drops(qtt), strict=True):
-        dropped = 2.0**-bits
-        offset = {"TRN": dropped - 1, "RND": dropped, "RND_CONV": 0.0}[fmt.rounding] * fmt.lsb / 2 if bits else 0.0
-        mean = mean + offset * _spread_over(left.sum((-1, -2)), qtt)
-        variance = variance + fmt.lsb**2 * (1 - dropped**2) / 12 * _spread_over((left**2).sum((-1, -2)), qtt)
+        if bits:
+            offset, power = _noise(fmt.rounding, bits)
+            mean = mean + fmt.lsb * offset * _spread_over(left.sum((-1, -2)), qtt)
+            variance = variance + fmt.lsb**2 * power * _spread_over((left**2).sum((-1, -2)), qtt)
     signal = np.mean(contract_float(cores, np.asarray(x, dtype=np.float64)) ** 2)
     noise = np.mean((difference + mean) ** 2 + variance)
     return _decibel(float(signal), float(noise))
@@ -250,6 +251,14 @@ def _drops(qtt: QuantizedTT) -> Iterator[tuple[FixedPointFormat, int]]:
         after = qtt.stage_formats[s + 1]
         point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
         yield after, max(0, point - after.frac_bits)
+
+
+def _noise(rounding: str, bits: int) -> tuple[float, float]:
+    """Mean and variance, in LSBs, of rounding off so many bits, all remainders equally likely."""
+    dropped = 2.0**-bits
+    if rounding == "RND_CONV":
+        return 0.0, (1 + 2 * dropped**2) / 12
+    return (dropped - 1 if rounding == "TRN" else dropped) / 2, (1 - dropped**2) / 12
 
 
 def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:

@@ -70,7 +70,7 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
     if not fmt.signed and (values < 0).any():
         raise FormatError(f"{fmt} has no sign, but the smallest value is {values.min():.4g}; use a signed format")
     if values.dtype.kind != "f":
-        return requantize(values.astype(np.int8) if values.dtype.kind == "b" else values, 0, fmt)
+        return requantize(values.astype(np.int8) if values.dtype.kind == "b" else integers("x", values), 0, fmt)
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("NaN or infinity cannot be quantized; look for it with numpy.isfinite")
@@ -233,12 +233,11 @@ def _fit_integers(values: np.ndarray, left: int, fmt: FixedPointFormat) -> tuple
     outside = (values > top) | (values < bottom)
     count = int(np.count_nonzero(outside))
     if count:
-        with np.errstate(over="ignore"):
-            high, low = np.ldexp(float(values.max()), left), np.ldexp(float(values.min()), left)
-            wide = np.ldexp(values.astype(np.float64), left)
+        far = min(left, 900)  # a float can hold no more
+        high, low = int(values.max()) << far, int(values.min()) << far
         stats = OverflowStats(count, values.size, float(max(high - fmt.max_int, fmt.min_int - low)))
         if fmt.overflow == "RAISE":
-            _refuse(stats, fmt, wide)
+            _refuse(stats, fmt, np.ldexp(values.astype(np.float64), far))
         if fmt.overflow == "SAT":
             clipped = np.clip(values, bottom, top) << left
             return np.where(values > top, fmt.max_int, np.where(values < bottom, fmt.min_int, clipped)), stats
