@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from apytypes import APyFixedArray, OverflowMode, QuantizationMode
 
-from ttref.fixedpoint import QuantizedTT, macs, quantize, requantize
+from ttref.fixedpoint import FixedPointFormat, QuantizedTT, macs, quantize, requantize
 from ttref.fixedpoint.stages import columns, product
 
 from .figure import markdown
@@ -76,7 +76,7 @@ def in_apytypes(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
         matrix = fixed(qtt.cores[stage.core].reshape(stage.M, stage.K), weight)
         words = state.reshape(stage.A, stage.K, -1)
         outs = [
-            (matrix @ fixed(np.ascontiguousarray(word), before)).cast(
+            (matrix @ fixed(word, before)).cast(
                 after.int_bits, after.frac_bits, QuantizationMode.RND_CONV, OverflowMode.SAT
             )
             for word in words
@@ -85,9 +85,9 @@ def in_apytypes(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
     return state.reshape(-1, xq.shape[0]).T
 
 
-def fixed(integers: np.ndarray, fmt: object) -> APyFixedArray:
-    """Stored integers as an array of apytypes."""
-    return APyFixedArray.from_array(np.ldexp(integers.astype(np.float64), -fmt.frac_bits), fmt.int_bits, fmt.frac_bits)
+def fixed(integers: np.ndarray, fmt: FixedPointFormat) -> APyFixedArray:
+    """Stored integers as an array of apytypes, bit for bit."""
+    return APyFixedArray(np.ascontiguousarray(integers), int_bits=fmt.int_bits, frac_bits=fmt.frac_bits)
 
 
 def signed(bits: np.ndarray, width: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ttref.fixedpoint import Stage, tt_stages
 
-from .figure import markdown
+from . import figure
+from .figure import short
 from .measure import Case, repeated, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +242,26 @@ def agree(answers: list) -> None:
     for answer in answers[1:]:
         if (gap := np.abs(np.asarray(answer) - first).max() / np.abs(first).max()) > 1e-4:
             raise AssertionError(f"the answers differ by {gap:.1e}")
+
+
+def markdown(results: dict) -> str:
+    """A line for each contraction with and without copies, then the ways to leave the order to a library."""
+    pairs = [case for case in results["cases"] if case["rows"][0]["name"] == "no copy"]
+    orders = [case for case in results["cases"] if case not in pairs]
+    lines = [
+        figure.markdown({**results, "cases": []}),
+        "| contraction | no copy, µs | fastest and slowest round | copied, µs | fastest and slowest round | copied takes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for case in pairs:
+        one, other = (" | ".join(cells(row)) for row in case["rows"][:2])
+        lines.append(f"| {case['case']} | {one} | {other} | {case['rows'][1]['ratio']:.2f}x |")
+    return "\n".join(lines) + "\n" + figure.markdown({**results, "cases": orders}).partition("\n")[2]
+
+
+def cells(row: dict) -> tuple[str, str]:
+    """Median and range, as the table shows them."""
+    return short(row["median_us"]), f"{short(row['low_us'])}, {short(row['high_us'])}"
 
 
 def write() -> None:

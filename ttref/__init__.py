@@ -40,6 +40,7 @@ _HOME = {
         "accumulator_width",
         "Stage",
         "tt_stages",
+        "contract_float",
         "right_orthogonal",
         "fill_ranges",
         "QuantizedTT",

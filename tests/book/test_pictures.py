@@ -84,18 +84,6 @@ def test_recorded_reshapes_keep_what_the_page_says():
             assert macs["np.einsum, optimal"] == macs["np.einsum"] > 100 * macs["ttref.ttm_matvec"]
 
 
-def test_recorded_circuits_meet_their_bars():
-    """100 MHz at 4 and 8 lanes, a quarter of overhead at most at 8 and 16; every output equal to the integer model."""
-    designs = json.loads((RESULTS / "fpga.json").read_text(encoding="utf-8"))["designs"]
-    assert not any(line["mismatches"] for line in designs)
-    bars = {"form": "tt", "size": 64, "rank": 4, "weight_bits": 8}
-    small = {line["lanes"]: line for line in designs if bars.items() <= line.items()}
-    for lanes in (4, 8):
-        assert sorted(small[lanes]["fmax_mhz"])[1] >= 100
-    for lanes in (8, 16):
-        assert small[lanes]["cycles"] <= 1.25 * small[lanes]["macs"] / lanes
-
-
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == (

@@ -13,7 +13,7 @@ _HOME = {
     "errors": ("FormatError", "AccumulatorOverflow", "FixedPointOverflow"),
     "formats": ("FixedPointFormat",),
     "arithmetic": ("OverflowStats", "quantize", "dequantize", "requantize", "accumulator_width"),
-    "stages": ("Stage", "tt_stages"),
+    "stages": ("Stage", "tt_stages", "contract_float"),
     "gauge": ("right_orthogonal", "fill_ranges"),
     "contract": ("QuantizedTT",),
     "accuracy": ("error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"),

@@ -20,8 +20,8 @@ from ttref.fixedpoint import arithmetic as fp
 from ttref.fixedpoint.contract import QuantizedTT
 from ttref.fixedpoint.errors import FormatError
 from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.ranges import SLACK, first_overflow, rounding_step
-from ttref.fixedpoint.stages import contract_float
+from ttref.fixedpoint.ranges import SLACK, check_bound, first_overflow, rounding_step
+from ttref.fixedpoint.stages import Stage, columns, contract_float, real_cores
 
 __all__ = ["error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"]
 
@@ -87,15 +87,14 @@ def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: floa
         True
     """
     cores = _checked(cores, qtt)
-    if not 0 <= x_max < math.inf:
-        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
+    check_bound(x_max)
     _no_overflow_within(qtt, x_max)
     real, rounded = _dense(cores), _dense(qtt.float_cores)
     into = qtt.stage_formats[0]
     step = rounding_step(into, True)
     from_inputs = np.abs(rounded - real).sum(-1) * x_max + np.abs(rounded).sum(-1) * step
     sizes = _dense([np.abs(core) for core in cores]) + _dense([np.abs(core) for core in qtt.float_cores])
-    slack = _slack(cores) * sizes.sum(-1) * (x_max + step)
+    slack = _slack(cores, qtt) * sizes.sum(-1) * (x_max + step)
     return float((from_inputs + slack + _guaranteed(qtt)).max())
 
 
@@ -105,16 +104,20 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
     Args:
         cores: The real train that ``qtt`` was made from, in any gauge.
         qtt: The integer train.
-        x: A sample of inputs ``(N, in_features)``. No integer product is computed with it but the check for overflow.
+        x: A sample of inputs ``(N, in_features)``, at least one. Integers are multiplied only to see that none
+            overflows.
 
     Returns:
         ``10 log10`` of the power of ``W x`` over that of the error: rounded cores and inputs exactly, each stage's
-        rounding as white noise. Rounding off ``s`` bits has variance ``lsb^2 (1 - 4^-s) / 12``, or ``(1 + 2 * 4^-s)``
-        with ties to even; under ``TRN`` its mean is ``-lsb (1 - 2^-s) / 2``, and means add up along the train where
-        variances would average out.
+        rounding as white noise, except of sums whose inputs are all zero: those are exact. Rounding off ``s`` bits
+        has variance ``lsb^2 (1 - 4^-s) / 12``, or ``lsb^2 (1 + 2 * 4^-s) / 12`` with ties to even; under ``TRN`` its
+        mean is ``-lsb (1 - 2^-s) / 2``, and means add up along the train where variances would average out. Good to
+        half a dB where every array between stages is at least about four LSBs loud (root mean square); with coarser
+        words rounding is no longer noise, and small signals may vanish.
 
     Raises:
-        ValueError: Some value overflowed, or the trains have different modes.
+        ValueError: Some value overflowed, there are no inputs, or the trains have different modes.
+        FixedPointOverflow: A value overflowed where a format's overflow mode is ``RAISE``.
 
     Source:
         Bennett, "Spectra of quantized signals" (1948), and Widrow's conditions for it; the exact variance of dropped
@@ -132,13 +135,13 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
     xq = _no_overflow(qtt, x)
     difference, _ = _known_error(cores, qtt, x, xq)
     mean, variance = 0.0, 0.0
-    for left, (fmt, bits) in zip(_lefts(qtt), _drops(qtt), strict=True):
+    for stage, left, live, (fmt, bits) in zip(qtt.stages, _lefts(qtt), _live(qtt, xq), _drops(qtt), strict=True):
         if bits:
             offset, power = _noise(fmt.rounding, bits)
-            mean = mean + fmt.lsb * offset * _spread_over(left.sum((-1, -2)), qtt)
-            variance = variance + fmt.lsb**2 * power * _spread_over((left**2).sum((-1, -2)), qtt)
-    signal = np.mean(contract_float(cores, np.asarray(x, dtype=np.float64)) ** 2)
-    noise = np.mean((difference + mean) ** 2 + variance)
+            mean = mean + fmt.lsb * offset * _reaching(left.sum(-1), live, stage)
+            variance = variance + fmt.lsb**2 * power * _reaching((left**2).sum(-1), live, stage)
+    signal = np.mean(contract_float(cores, x) ** 2)
+    noise = np.mean((columns(difference, qtt.cores[0].shape[:-4]) + mean) ** 2 + variance)
     return _decibel(float(signal), float(noise))
 
 
@@ -153,7 +156,7 @@ def sqnr_db(reference: Any, test: Any) -> float:
         dB; infinity where both agree, minus infinity where the reference is all zero and the test is not.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, there is nothing in them, or NaN or infinity is.
 
     Example:
         >>> round(sqnr_db([1.0, -1.0], [1.1, -1.1]), 6)
@@ -162,7 +165,10 @@ def sqnr_db(reference: Any, test: Any) -> float:
     reference, test = np.asarray(reference, dtype=np.float64), np.asarray(test, dtype=np.float64)
     if reference.shape != test.shape:
         raise ValueError(f"the reference has shape {reference.shape}, the test {test.shape}")
-    return _decibel(float(np.sum(reference**2)), float(np.sum((reference - test) ** 2)))
+    if not (reference.size and np.isfinite(reference).all() and np.isfinite(test).all()):
+        raise ValueError("a ratio of powers needs finite numbers, at least one")
+    unit = max(np.abs(reference).max(), np.abs(test).max()) or 1.0  # its square might leave the range of float64
+    return _decibel(float(np.sum((reference / unit) ** 2)), float(np.sum((reference / unit - test / unit) ** 2)))
 
 
 def _decibel(signal: float, noise: float) -> float:
@@ -172,7 +178,7 @@ def _decibel(signal: float, noise: float) -> float:
 
 
 def _checked(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> list[np.ndarray]:
-    cores = [np.asarray(core, dtype=np.float64) for core in cores]
+    cores = real_cores(cores)
     modes = [core.shape[:-4] + core.shape[-3:-1] for core in cores]
     if modes != [core.shape[:-4] + core.shape[-3:-1] for core in qtt.cores]:
         raise ValueError(
@@ -184,6 +190,8 @@ def _checked(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> list[np.ndarray]:
 
 def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
     xq, first = fp.quantize(x, qtt.stage_formats[0])
+    if not xq.size:
+        raise ValueError("x holds no inputs")
     _, stats = qtt.matvec(xq, return_stats=True)
     for s, stat in enumerate([first, *stats]):
         if stat.count:
@@ -196,6 +204,9 @@ def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
 
 
 def _no_overflow_within(qtt: QuantizedTT, x_max: float) -> None:
+    for fmt in qtt.stage_formats:
+        if not fmt.signed:
+            raise FormatError(f"{fmt} has no sign, but inputs of both signs are bounded; use signed formats")
     s = first_overflow(qtt.cores, qtt.core_formats, qtt.stage_formats, x_max)
     if s is not None:
         where = "the input" if s == 0 else f"stage {s - 1}"
@@ -222,12 +233,13 @@ def _known_error(
     difference = contract_float(qtt.float_cores, rounded) - contract_float(cores, x)
     size = contract_float([np.abs(c) for c in cores], np.abs(x))
     size = size + contract_float([np.abs(c) for c in qtt.float_cores], np.abs(rounded))
-    return difference, _slack(cores) * size
+    return difference, _slack(cores, qtt) * size
 
 
-def _slack(cores: Sequence[np.ndarray]) -> float:
+def _slack(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> float:
     """Relative error that float64 sums of such lengths cannot exceed, generously."""
-    return 4 * np.finfo(np.float64).eps * sum(core.shape[-2] * core.shape[-1] + 2 for core in cores)
+    terms = [sum(core.shape[-2] * core.shape[-1] + 2 for core in train) for train in (cores, qtt.cores)]
+    return 4 * np.finfo(np.float64).eps * max(terms)
 
 
 def _lefts(qtt: QuantizedTT) -> Iterator[np.ndarray]:
@@ -259,6 +271,24 @@ def _noise(rounding: str, bits: int) -> tuple[float, float]:
     if rounding == "RND_CONV":
         return 0.0, (1 + 2 * dropped**2) / 12
     return (dropped - 1 if rounding == "TRN" else dropped) / 2, (1 - dropped**2) / 12
+
+
+def _live(qtt: QuantizedTT, xq: np.ndarray) -> Iterator[np.ndarray]:
+    """For each stage, which of its sums may be other than zero: bool ``(trains, A, B, vectors)``."""
+    alive = columns(xq, qtt.cores[0].shape[:-4]) != 0
+    for stage in qtt.stages:
+        trains, _, vectors = alive.shape
+        live = alive.reshape(trains, stage.A, stage.K, stage.B, vectors).any(2)
+        yield live
+        alive = np.repeat(live[:, :, None], stage.M, axis=2).reshape(trains, -1, vectors)
+
+
+def _reaching(left: np.ndarray, live: np.ndarray, stage: Stage) -> np.ndarray:
+    """What ``left[.., p, a]`` of every live sum adds up to at the outputs, ``(trains, out_features, vectors)``."""
+    weights = left.reshape(-1, *left.shape[-2:])  # one train, or as many as live has
+    sums = np.einsum("rpa,rabn->rpbn", weights, live.astype(np.float64), optimize=True)
+    trains, p, b, vectors = sums.shape
+    return np.repeat(sums[:, :, None], stage.m, axis=2).reshape(trains, p * stage.m * b, vectors)
 
 
 def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:

@@ -148,8 +148,8 @@ def accumulator_width(weight_format: FixedPointFormat, act_format: FixedPointFor
         k: Products in the sum, at least 1.
 
     Returns:
-        Bits. At most ``W_w + W_a + ceil(log2 k)``, the usual rule of thumb; it counts the worst case, the smallest
-        number times the smallest number, ``k`` times.
+        Bits. At most ``W_w + W_a + ceil(log2 k)``, the usual rule of thumb, and one more if neither factor has a sign;
+        it counts the worst case, the smallest number times the smallest number, ``k`` times.
 
     Raises:
         ValueError: ``k`` below 1.
@@ -172,6 +172,12 @@ def check_format(fmt: Any) -> None:
     if not isinstance(fmt, FixedPointFormat):
         hint = "; FixedPointFormat.parse reads text" if isinstance(fmt, str) else ""
         raise TypeError(f"a format is a FixedPointFormat, got {type(fmt).__name__}{hint}")
+
+
+def check_range(name: str, q: np.ndarray, fmt: FixedPointFormat) -> None:
+    """Refuse integers that the format cannot hold."""
+    if q.size and not fmt.min_int <= q.min() <= q.max() <= fmt.max_int:
+        raise FormatError(f"{name} holds {q.min()} to {q.max()}, outside of {fmt}; quantize() clips or wraps")
 
 
 def integers(name: str, values: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ from ttref.fixedpoint.errors import AccumulatorOverflow, FixedPointOverflow, For
 from ttref.fixedpoint.formats import FixedPointFormat
 from ttref.fixedpoint.gauge import fill_ranges, right_orthogonal
 from ttref.fixedpoint.ranges import calibrated_formats, carrier, guaranteed_formats
-from ttref.fixedpoint.stages import Stage, columns, product, tt_stages
+from ttref.fixedpoint.stages import Stage, columns, product, real_cores, tt_stages
 from ttref.shapes import whole
 
 __all__ = ["QuantizedTT"]
@@ -73,8 +73,6 @@ class QuantizedTT:
         object.__setattr__(self, "cores", cores)
         object.__setattr__(self, "core_formats", tuple(self.core_formats))
         object.__setattr__(self, "stage_formats", tuple(self.stage_formats))
-        if len({core.shape[:-4] for core in cores}) > 1:
-            raise ValueError(f"the cores' batch axes differ: {[core.shape[:-4] for core in cores]}")
         if (len(self.core_formats), len(self.stage_formats)) != (len(cores), len(cores) + 1):
             raise FormatError(
                 f"{len(cores)} cores need {len(cores)} core formats and {len(cores) + 1} stage formats, "
@@ -83,8 +81,7 @@ class QuantizedTT:
         for fmt in (*self.core_formats, *self.stage_formats):
             fp.check_format(fmt)
         for k, (core, fmt) in enumerate(zip(cores, self.core_formats, strict=True)):
-            if core.size and not fmt.min_int <= core.min() <= core.max() <= fmt.max_int:
-                raise FormatError(f"core {k} holds {core.min()} to {core.max()}, which {fmt} cannot; quantize it first")
+            fp.check_range(f"core {k}", core, fmt)
         for s, stage in enumerate(stages):
             bits = fp.accumulator_width(self.core_formats[stage.core], self.stage_formats[s], stage.K)
             if bits > 62:
@@ -114,7 +111,8 @@ class QuantizedTT:
                 weights are rounded to the nearest, once.
             act_width: Bits of input, intermediate arrays and output: one number, or ``d + 1``
                 in the order of execution.
-            calibration: A sample of inputs ``(N, n_1 ... n_d)``. The binary points then fit what this sample reaches,
+            calibration: A sample of inputs ``(N, n_1 ... n_d)``; for cores with batch axes whatever broadcasts against
+                ``(*batch, n_1 ... n_d)``. The binary points then fit what this sample reaches,
                 stage by stage, in integers: the sample itself never overflows, other inputs may.
             x_max: A bound on every input's magnitude. The binary points then fit everything such inputs could reach:
                 nothing ever overflows. Costs bits of resolution, and the dense matrix in memory while it runs.
@@ -129,6 +127,8 @@ class QuantizedTT:
 
         Raises:
             TypeError: Cores that are not real, or widths that are not integers.
+            AccumulatorOverflow: Formats that allow a sum of 2^62 or more.
+            FormatError: A width outside of 1 to 32, or numbers so small or large that no binary point suits them.
             ValueError: Both or neither of ``calibration`` and ``x_max``, NaN in them or in the cores, a wrong shape, or
                 an unknown gauge.
 
@@ -142,14 +142,7 @@ class QuantizedTT:
             raise ValueError("give exactly one of calibration (a sample of inputs) and x_max (a bound on every input)")
         if gauge not in ("canonical", "as given"):
             raise ValueError(f"gauge is 'canonical' or 'as given', got {gauge!r}")
-        floats = [np.asarray(core) for core in cores]
-        tt_stages(floats)
-        for k, core in enumerate(floats):
-            if core.dtype.kind not in "fiu":
-                raise TypeError(f"core {k} is an array of {core.dtype}; cores are real numbers")
-            floats[k] = core.astype(np.float64)
-            if not np.isfinite(floats[k]).all():
-                raise ValueError(f"core {k} holds NaN or infinity")
+        floats = real_cores(cores)
         core_widths = _widths("weight_width", weight_width, len(floats))
         if gauge == "canonical":
             floats = fill_ranges(right_orthogonal(floats), core_widths)
@@ -227,9 +220,7 @@ class QuantizedTT:
         xq = fp.integers("xq", xq)
         if xq.ndim == 0 or xq.shape[-1] != self.in_features:
             raise ValueError(f"xq has shape {xq.shape}, but the train takes (..., {self.in_features})")
-        into = self.stage_formats[0]
-        if xq.size and not into.min_int <= xq.min() <= xq.max() <= into.max_int:
-            raise ValueError(f"xq holds {xq.min()} to {xq.max()}, outside of {into}; quantize() clips or wraps")
+        fp.check_range("xq", xq, self.stage_formats[0])
         batch = self.cores[0].shape[:-4]
         state = columns(xq, batch)
         blocks = [self._run(state[rows, :, some], rows) for rows, some in self._blocks(state)]

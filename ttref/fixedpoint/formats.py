@@ -162,6 +162,7 @@ class FixedPointFormat:
 
         Raises:
             ValueError: ``max_abs`` is negative, NaN or infinite.
+            FormatError: It is so small or large that the point would lie more than 256 bits away.
 
         Example:
             >>> FixedPointFormat.for_range(3.2, 8).int_bits, FixedPointFormat.for_range(3.999, 8).int_bits
@@ -176,7 +177,10 @@ class FixedPointFormat:
         fraction, exponent = math.frexp(max_abs)
         # The largest value must stay below the largest integer plus a half, or rounding carries it over.
         carried = math.ldexp(fraction, width - signed) >= 2 ** (width - signed) - 0.5
-        return cls(width, exponent + signed + carried, **modes)
+        int_bits = exponent + signed + carried
+        if abs(int_bits) > 256:
+            raise FormatError(f"values up to {max_abs:.3g} put the binary point {int_bits} bits away; rescale them")
+        return cls(width, int_bits, **modes)
 
 
 def _mode(kind: str, text: Any, known: tuple[str, ...]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ttref.fixedpoint.stages import real_cores
+
 __all__ = ["right_orthogonal", "fill_ranges"]
 
 
@@ -26,6 +28,10 @@ def right_orthogonal(cores: Sequence[np.ndarray]) -> list[np.ndarray]:
         New float64 cores. A bond wider than what stands to its right shrinks to that; nothing is truncated. Signs are
         fixed: the triangular factor has no negative diagonal entry.
 
+    Raises:
+        TypeError: Cores that are not real.
+        ValueError: Cores that are no train, or hold NaN.
+
     Cost:
         O(d m n r^3).
 
@@ -37,7 +43,7 @@ def right_orthogonal(cores: Sequence[np.ndarray]) -> list[np.ndarray]:
         >>> [float(np.linalg.norm(core).round(3)) for core in right_orthogonal(cores)]
         [3.0, 1.0]
     """
-    swept = [np.asarray(core, dtype=np.float64) for core in cores]
+    swept = real_cores(cores)
     for k in range(len(swept) - 1, 0, -1):
         *batch, r0, m, n, r1 = swept[k].shape
         rows = swept[k].reshape(*batch, r0, m * n * r1)
@@ -63,6 +69,10 @@ def fill_ranges(cores: Sequence[np.ndarray], widths: Sequence[int]) -> list[np.n
     Returns:
         New float64 cores.
 
+    Raises:
+        TypeError: Cores that are not real.
+        ValueError: Cores that are no train or hold NaN, or not one width for each core.
+
     Cost:
         O(entries).
 
@@ -71,7 +81,9 @@ def fill_ranges(cores: Sequence[np.ndarray], widths: Sequence[int]) -> list[np.n
         >>> [float(np.abs(core).max().round(4)) for core in cores]
         [1.8142, 0.9922]
     """
-    filled = [np.asarray(core, dtype=np.float64) for core in cores]
+    filled = real_cores(cores)
+    if np.ndim(widths) != 1 or len(widths) != len(filled):
+        raise ValueError(f"widths needs {len(filled)} numbers, one for each core, got {widths!r}")
     for k in range(1, len(filled)):
         largest = np.abs(filled[k]).max((-4, -3, -2, -1), keepdims=True)
         scale = np.where(largest > 0, max(0.5, 1 - 2.0 ** (1 - widths[k])) / np.where(largest > 0, largest, 1), 1.0)

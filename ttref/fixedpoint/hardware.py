@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttref.fixedpoint.stages import Stage
+from ttref.fixedpoint.stages import Stage, check_chain
 from ttref.shapes import whole
 
 __all__ = ["ArrayModel", "LayerTime", "amdahl", "buffer_words", "mac_ratio", "macs", "roofline", "weight_words"]
@@ -42,7 +42,7 @@ def macs(stages: Sequence[Stage]) -> int:
         >>> macs(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])), 64 * 64
         (6144, 4096)
     """
-    return sum(stage.macs for stage in _chain(stages))
+    return sum(stage.macs for stage in check_chain(stages))
 
 
 def weight_words(stages: Sequence[Stage]) -> int:
@@ -65,7 +65,7 @@ def weight_words(stages: Sequence[Stage]) -> int:
         >>> weight_words(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]))
         384
     """
-    return sum(stage.M * stage.K for stage in _chain(stages))
+    return sum(stage.M * stage.K for stage in check_chain(stages))
 
 
 def buffer_words(stages: Sequence[Stage]) -> int:
@@ -90,7 +90,7 @@ def buffer_words(stages: Sequence[Stage]) -> int:
         >>> buffer_words(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]))     # 256 read, 256 written
         512
     """
-    return max(stage.A * (stage.K + stage.M) * stage.B for stage in _chain(stages))
+    return max(stage.A * (stage.K + stage.M) * stage.B for stage in check_chain(stages))
 
 
 def mac_ratio(stages: Sequence[Stage]) -> float:
@@ -117,7 +117,7 @@ def mac_ratio(stages: Sequence[Stage]) -> float:
         >>> round(mac_ratio(tt_stages([(1, 16, 16, 8), (8, 16, 16, 8), (8, 43, 16, 1)])), 2)     # modes reordered
         3.2
     """
-    first, last = _chain(stages)[0], stages[-1]
+    first, last = check_chain(stages)[0], stages[-1]
     return first.A * first.K * last.M * last.B / macs(stages)
 
 
@@ -247,7 +247,7 @@ class ArrayModel:
             (64, 30)
         """
         t_in, t_out = self.tile or (1, 1)
-        return sum(s.A * s.B * _up(s.K, t_in) * _up(s.M, t_out) for s in _chain(stages))
+        return sum(s.A * s.B * _up(s.K, t_in) * _up(s.M, t_out) for s in check_chain(stages))
 
     def layer_time(self, stages: Sequence[Stage], batch: int, weight_bytes: float) -> LayerTime:
         """The time of a layer: the larger of arithmetic and of reading its weights once for the whole batch.
@@ -282,19 +282,3 @@ def _up(size: int, multiple: int) -> int:
 def _positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
-
-
-def _chain(stages: Sequence[Stage]) -> Sequence[Stage]:
-    """The stages, or an error where one does not read what the one before it wrote."""
-    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Stage) for stage in stages):
-        raise TypeError(f"stages is a list from tt_stages, got {stages!r}")
-    if not stages:
-        raise ValueError("no stages; a layer has at least one product")
-    for before, after in zip(stages, stages[1:], strict=False):
-        written, read = before.A * before.M * before.B, after.A * after.K * after.B
-        if written != read:
-            raise ValueError(
-                f"the stage of core {before.core} writes {written} numbers and that of core {after.core} reads {read}; "
-                "pass all stages of one layer, in the order of tt_stages"
-            )
-    return stages

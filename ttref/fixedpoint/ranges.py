@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,10 @@ def calibrated_formats(
 ) -> list[FixedPointFormat]:
     """The ``d + 1`` stage formats in which this sample ``(N, in_features)`` never overflows, stage by stage."""
     inputs = math.prod(core.shape[-2] for core in cores)
-    sample = np.asarray(sample, dtype=np.float64)
+    sample = np.asarray(sample)
+    if sample.dtype.kind not in "fiub":
+        raise TypeError(f"calibration is an array of {sample.dtype}; inputs are real numbers")
+    sample = sample.astype(np.float64)
     if sample.shape[-1:] != (inputs,) or sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"calibration must be finite numbers (N, {inputs}), got shape {sample.shape}")
     formats = [FixedPointFormat.for_range(float(np.abs(sample).max()), widths[0], **modes)]
@@ -72,7 +76,7 @@ def first_overflow(
 
     def look(largest: float) -> FixedPointFormat:
         fmt = formats[len(fits)]
-        fits.append(fmt.signed and largest / fmt.lsb < fmt.max_int + 0.5)
+        fits.append(largest / fmt.lsb < fmt.max_int + 0.5)
         return fmt
 
     _follow(cores, core_formats, x_max, look)
@@ -91,6 +95,14 @@ def carrier(
     return np.float32 if bits <= 24 and shift < 100 else np.float64 if bits <= 53 else np.int64
 
 
+def check_bound(x_max: Any) -> None:
+    """Refuse what is no bound on magnitudes."""
+    if isinstance(x_max, bool) or not isinstance(x_max, int | float | np.integer | np.floating):
+        raise TypeError(f"x_max must be a number, got {x_max!r}")
+    if not 0 <= x_max < math.inf:
+        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
+
+
 def rounding_step(fmt: FixedPointFormat, dropped: bool) -> float:
     """The most that one rounding moves a value: half an LSB, a whole one where bits are cut, nothing if none go."""
     return 0.0 if not dropped else fmt.lsb if fmt.rounding == "TRN" else fmt.lsb / 2
@@ -103,9 +115,8 @@ def _follow(
     take: Callable[[float], FixedPointFormat],
 ) -> None:
     """Call ``take`` with the largest magnitude of the input, then of each stage; it answers with the format there."""
-    if not 0 <= x_max < math.inf:
-        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
-    before = take(x_max)
+    check_bound(x_max)
+    before = take(float(x_max))
     largest = x_max + rounding_step(before, True)
     batch = cores[0].shape[:-4]
     met, error = np.ones((*batch, 1, 1, 1)), np.zeros((*batch, 1, 1))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Stage", "tt_stages"]
+__all__ = ["Stage", "tt_stages", "contract_float"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
         One stage for each core, the last core's first.
 
     Raises:
-        ValueError: No cores, a shape that is no core's, bonds that do not match, or end ranks other than 1.
+        ValueError: No cores, a shape that is no core's, bonds or batch axes that do not match, or end ranks other
+            than 1.
 
     Example:
         >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])      # 64 x 64 at rank 4
@@ -89,6 +90,8 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
     for k, shape in enumerate(shapes):
         if len(shape) < 4 or min(shape) < 1:
             raise ValueError(f"core {k} has shape {shape}; a matrix core is (r_left, m, n, r_right), no size zero")
+    if len({shape[:-4] for shape in shapes}) > 1:
+        raise ValueError(f"the cores' batch axes differ: {[shape[:-4] for shape in shapes]}")
     last = len(shapes) - 1
     if shapes[0][-4] != 1 or shapes[last][-1] != 1:
         raise ValueError(f"end ranks must be 1, got {shapes[0][-4]} at core 0 and {shapes[last][-1]} at core {last}")
@@ -104,25 +107,88 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
     ]
 
 
-def contract_float(cores: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The same stages on real numbers, float64: the reference that integers are measured against."""
+def contract_float(cores: Sequence[np.ndarray], x: Any) -> np.ndarray:
+    """The same stages on real numbers, in float64: what the integers are measured against.
+
+    Args:
+        cores: Real cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, first core first.
+        x: Real vectors ``(..., n_1 ... n_d)``; for cores with batch axes whatever broadcasts against
+            ``(*batch, n_1 ... n_d)``.
+
+    Returns:
+        float64 ``(..., m_1 ... m_d)``, or ``(*batch, m_1 ... m_d)``.
+
+    Raises:
+        TypeError: Cores that are not real.
+        ValueError: Cores that are no train or hold NaN, or vectors of another length.
+
+    Cost:
+        O(MACs of the stages) for each vector.
+
+    Example:
+        >>> cores = [np.full((1, 2, 2, 1), 0.5), np.full((1, 1, 3, 1), 2.0)]
+        >>> contract_float(cores, np.ones(6))
+        array([6., 6.])
+    """
+    cores, x = real_cores(cores), np.asarray(x, dtype=np.float64)
+    stages = tt_stages(cores)
+    inputs = math.prod(core.shape[-2] for core in cores)
+    if x.shape[-1:] != (inputs,):
+        raise ValueError(f"x has shape {x.shape}, but the train takes (..., {inputs})")
     batch = cores[0].shape[:-4]
-    state = columns(np.asarray(x, dtype=np.float64), batch)
-    for stage in tt_stages(cores):
+    state = columns(x, batch)
+    for stage in stages:
         state = product(cores[stage.core], state, stage, np.float64)
     if batch:
         return state.reshape(*batch, -1)
-    return np.ascontiguousarray(state[0].T).reshape(*np.shape(x)[:-1], state.shape[1])
+    return np.ascontiguousarray(state[0].T).reshape(*x.shape[:-1], state.shape[1])
+
+
+def real_cores(cores: Sequence[Any]) -> list[np.ndarray]:
+    """The cores as float64, or an error that names the one that is no real core of a train."""
+    arrays = [np.asarray(core) for core in cores]
+    tt_stages(arrays)
+    for k, core in enumerate(arrays):
+        if core.dtype.kind not in "fiu":
+            raise TypeError(f"core {k} is an array of {core.dtype}; cores are real numbers")
+        arrays[k] = core.astype(np.float64)
+        if not np.isfinite(arrays[k]).all():
+            raise ValueError(f"core {k} holds NaN or infinity")
+    return arrays
+
+
+def check_chain(stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages, or an error where one does not read what the one before it wrote."""
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Stage) for stage in stages):
+        raise TypeError(f"stages is a list from tt_stages, got {stages!r}")
+    if not stages:
+        raise ValueError("no stages; a layer has at least one product")
+    for before, after in zip(stages, stages[1:], strict=False):
+        written, read = before.A * before.M * before.B, after.A * after.K * after.B
+        if written != read:
+            raise ValueError(
+                f"the stage of core {before.core} writes {written} numbers and that of core {after.core} reads {read}; "
+                "pass all stages of one layer, in the order of tt_stages"
+            )
+    return stages
 
 
 def columns(x: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
     """Vectors as ``(trains, features, vectors)``: with the vectors last, every product has long rows."""
-    if batch:
-        return np.broadcast_to(x, (*batch, x.shape[-1])).reshape(-1, x.shape[-1], 1)
-    return x.reshape(1, -1, x.shape[-1]).swapaxes(1, 2)
+    if not batch:
+        return x.reshape(1, -1, x.shape[-1]).swapaxes(1, 2)
+    wanted = (*batch, x.shape[-1])
+    try:
+        return np.broadcast_to(x, wanted).reshape(-1, x.shape[-1], 1)
+    except ValueError:
+        raise ValueError(
+            f"these cores are {math.prod(batch)} trains, each for one vector: the input must broadcast against "
+            f"{wanted}, got {x.shape}"
+        ) from None
 
 
 def product(core: np.ndarray, state: np.ndarray, stage: Stage, dtype: type) -> np.ndarray:
+    """One stage: ``(trains, A K B, vectors)`` to ``(trains, A M B, vectors)``, computed in ``dtype``."""
     trains, _, vectors = state.shape
     weights = core.reshape(-1, 1, stage.M, stage.K).astype(dtype)
     columns = state.reshape(trains, stage.A, stage.K, stage.B * vectors).astype(dtype, copy=False)

@@ -65,6 +65,7 @@ def token_trains(count: int, rank: int, *, seed: int = 0) -> tuple[np.ndarray, l
         cores with one column, so that a row is the train times the number one.
 
     Raises:
+        ValueError: ``count`` is not among 1 to 30,522.
         ModuleNotFoundError: The model's wheel is not installed; the message holds the install line.
 
     Example:
@@ -72,6 +73,8 @@ def token_trains(count: int, rank: int, *, seed: int = 0) -> tuple[np.ndarray, l
         >>> rows.shape, [core.shape for core in cores]
         ((5, 384), [(5, 1, 6, 1, 2), (5, 2, 8, 1, 2), (5, 2, 8, 1, 1)])
     """
+    if not 1 <= count <= 30522:
+        raise ValueError(f"the table has 30,522 rows; count must be 1 to 30522, got {count}")
     table = load_encoder().model.get_input_embeddings().weight.detach().double()
     chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))[:count]
     rows = table[chosen]
