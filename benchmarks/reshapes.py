@@ -250,7 +250,7 @@ def markdown(results: dict) -> str:
     orders = [case for case in results["cases"] if case not in pairs]
     lines = [
         figure.markdown({**results, "cases": []}),
-        "| contraction | no copy, µs | fastest and slowest round | copied, µs | fastest and slowest round | copied takes |",
+        "| contraction | no copy, µs | fastest, slowest | copied, µs | fastest, slowest | copied takes |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in pairs:
