@@ -15,7 +15,7 @@ help:
 	@echo "make execute   run the notebooks and store outputs that changed (NOTEBOOKS=... for some)"
 	@echo "make bench     speed, side by side with other libraries"
 	@echo "make studies   every study whose data is present (TTREF_DATA=DIR)"
-	@echo "make fpga      circuits of tensor trains, placed and routed (downloads 50 MB of tools, takes a quarter of an hour)"
+	@echo "make fpga      circuits of tensor trains, placed and routed (downloads 60 MB of tools, takes twenty minutes)"
 	@echo "make slow      the tests that take minutes"
 	@echo "make address   write the repository's public address: REPO=owner/name, or REPO= for none"
 	@echo "make clean     remove the built book and caches; .venv stays"

@@ -477,7 +477,7 @@ def made(**options):
         (lambda: QuantizedTT((), (), (BYTE,)), ValueError, "a train has at least one core"),
         (lambda: QuantizedTT((ONE,), (), (BYTE, BYTE)), FormatError, "1 cores need 1 core formats and 2 stage formats"),
         (lambda: QuantizedTT((ONE,), (BYTE,), (BYTE,)), FormatError, "got 1 and 1"),
-        (lambda: QuantizedTT((ONE * 300,), (BYTE,), (BYTE, BYTE)), FormatError, "core 0 holds 300 to 300, outside of ap"),
+        (lambda: QuantizedTT((ONE * 300,), (BYTE,), (BYTE, BYTE)), FormatError, "core 0 holds 300 to 300, outside of"),
         (lambda: QuantizedTT((ONE[None], ONE), (BYTE,) * 2, (BYTE,) * 3), ValueError, "the cores' batch axes differ"),
         (lambda: QuantizedTT((ONE,), ("fixed<8,8>",), (BYTE, BYTE)), TypeError, "FixedPointFormat.parse reads text"),
         (

@@ -181,6 +181,12 @@ class LayerTime:
     """How long a layer takes, and why: ``seconds`` is the larger of ``compute`` and ``traffic``.
 
     ``binds`` names what the machine waits for: "compute", "traffic", or "both" where they are equal.
+
+    Example:
+        >>> from ttref.fixedpoint import tt_stages
+        >>> array = ArrayModel(macs_per_cycle=16, clock_hz=1e6, bytes_per_s=1e6)
+        >>> array.layer_time(tt_stages([(1, 8, 8, 1)]), batch=1, weight_bytes=64)
+        LayerTime(seconds=6.4e-05, compute=4e-06, traffic=6.4e-05, binds='traffic')
     """
 
     seconds: float

@@ -51,7 +51,7 @@ class TTMatvec(wiring.Component):
         saturated: High if any number of any stage left its format since the last start, saturated or wrapped.
         read_address, read_data: Two cycles later, word ``read_address`` of the output; which entries it holds is
             ``plan.layout(number of stages)[read_address]``. Not while busy. The memory is the data path's own: read
-            before the next start.
+            the output before the next input is loaded, and load an input before every start.
 
     Args:
         qtt: One integer train, no batch axes.
@@ -254,9 +254,7 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
     qtt, plan, xq = dut.qtt, dut.plan, fp.integers("xq", xq)
     if xq.ndim != 2 or xq.shape[1] != qtt.in_features or not len(xq):
         raise ValueError(f"xq has shape {xq.shape}, but the circuit takes (N, {qtt.in_features}) with N at least 1")
-    into = qtt.stage_formats[0]
-    if not into.min_int <= xq.min() <= xq.max() <= into.max_int:
-        raise ValueError(f"xq holds {xq.min()} to {xq.max()}, outside of {into}; quantize() clips or wraps")
+    fp.check_range("xq", xq, qtt.stage_formats[0])
     layout = plan.layout(len(plan.tiles))
     yq, saturated = np.zeros((len(xq), qtt.out_features), dtype=np.int64), np.zeros(len(xq), dtype=bool)
     taken = set()

@@ -43,7 +43,7 @@ class Feeder(wiring.Component):
     def __init__(self, plan: Schedule):
         self.tiles = plan.tiles
         self.address_bits = max(max(plan.words) - 1, 1).bit_length()
-        self.weight_bits = plan.weight_words.bit_length()
+        self.weight_bits = plan.weight_depth.bit_length()
         flags = ("live", "first", "last", "column_end", "row_end", "stage_end")
         super().__init__(
             {"stage": In(range(len(plan.tiles))), "go": In(1), "restart": In(1)}

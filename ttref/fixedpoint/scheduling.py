@@ -17,12 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ttref.fixedpoint.stages import Stage, check_chain
 from ttref.shapes import whole
-
-if TYPE_CHECKING:
-    from ttref.fixedpoint.stages import Stage
 
 __all__ = ["Tile", "Schedule", "schedule", "cycles"]
 
@@ -163,7 +160,7 @@ class Schedule:
         return max(tile.words * tile.rows for tile in self.tiles)
 
     @property
-    def weight_words(self) -> int:
+    def weight_depth(self) -> int:
         """Words of the weight memory."""
         return sum(tile.tiles * tile.K for tile in self.tiles)
 
@@ -176,11 +173,16 @@ class Schedule:
         Returns:
             For each word and each of its ``word`` slots the flat index of the entry, -1 for none.
 
+        Raises:
+            ValueError: There is no such boundary.
+
         Example:
             >>> from ttref.fixedpoint import tt_stages
             >>> schedule(tt_stages([(1, 2, 2, 2), (2, 2, 2, 1)]), 4).layout(1)       # entries (a, r, m)
             [[0, 1], [2, 3], [4, 5], [6, 7]]
         """
+        if not 0 <= boundary <= len(self.tiles):
+            raise ValueError(f"boundary must be 0 to {len(self.tiles)}, got {boundary}")
         columns, inner = [[0]], 1
         for tile in self.tiles[:boundary]:
             columns, inner = widened(columns, tile), inner * tile.m
@@ -225,8 +227,8 @@ def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
         The schedule. Lanes that no stage can use are not built.
 
     Raises:
-        ValueError: No stages, or lanes below 1.
-        TypeError: ``lanes`` is not an integer.
+        ValueError: Not the stages of one layer in the order of ``tt_stages``, or lanes below 1.
+        TypeError: Something that is no list of stages, or ``lanes`` is not an integer.
 
     Cost:
         Dynamic programming over the width of the words: O(stages * widths * m * lanes).
@@ -238,8 +240,7 @@ def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
         [(1, 6171, 6144), (2, 3102, 3072), (4, 1572, 1536), (8, 804, 768), (16, 420, 384)]
     """
     lanes = whole("lanes", lanes, least=1)
-    if not stages:
-        raise ValueError("a schedule needs at least one stage")
+    check_chain(stages)
     # The cheapest way to each (width of the words, words for one (a, k)).
     best: dict[tuple[int, int], tuple[tuple[int, ...], tuple[Tile, ...]]] = {(1, 1): ((0, 0, 0), ())}
     for stage in stages:

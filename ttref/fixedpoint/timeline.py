@@ -24,6 +24,12 @@ class Cycle:
         read: That address, in the array before the stage, or None.
         products: For each lane the output ``(a, row, b)`` and k it multiplies for, or None for an idle lane.
         write: The address on the write port, in the array after the stage, or None.
+
+    Example:
+        >>> from ttref.fixedpoint import schedule, tt_stages
+        >>> first = next(trace(schedule(tt_stages([(1, 2, 2, 1)]), 2)))
+        >>> first.core, first.position, first.read, first.products, first.write
+        (0, (0, 0, 0, 0), 0, (None, None), None)
     """
 
     stage: int
