@@ -87,7 +87,9 @@ def in_apytypes(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
 
 def fixed(integers: np.ndarray, fmt: FixedPointFormat) -> APyFixedArray:
     """Stored integers as an array of apytypes, bit for bit."""
-    return APyFixedArray(np.ascontiguousarray(integers), int_bits=fmt.int_bits, frac_bits=fmt.frac_bits)
+    # apytypes takes no read-only array, and a model's cores are read-only.
+    given = integers if integers.flags.writeable else integers.copy()
+    return APyFixedArray(np.ascontiguousarray(given), int_bits=fmt.int_bits, frac_bits=fmt.frac_bits)
 
 
 def signed(bits: np.ndarray, width: int) -> np.ndarray:
