@@ -43,15 +43,16 @@ READ_LATENCY = 2
 class TTMatvec(wiring.Component):
     """The hardware for one integer train: its output equals :meth:`QuantizedTT.matvec` to the last bit.
 
-    Ports (all synchronous to ``clk``):
-        load_enable, load_address, load_data: Write entry ``load_address`` of the input. Ignored while busy.
-        start: Begin, if not busy. Clears ``done`` and ``saturated``.
-        busy: High for exactly ``plan.cycles`` cycles from the one after ``start``.
-        done: High once the output is complete, until the next start.
-        saturated: High if any number of any stage left its format since the last start, saturated or wrapped.
-        read_address, read_data: Two cycles later, word ``read_address`` of the output; which entries it holds is
-            ``plan.layout(number of stages)[read_address]``. Not while busy. The memory is the data path's own: read
-            the output before the next input is loaded, and load an input before every start.
+    Ports, all synchronous to ``clk``:
+
+    - ``load_enable``, ``load_address``, ``load_data``: Write entry ``load_address`` of the input. Ignored while busy.
+    - ``start``: Begin, if not busy. Clears ``done`` and ``saturated``.
+    - ``busy``: High for exactly ``plan.cycles`` cycles from the one after ``start``.
+    - ``done``: High once the output is complete, until the next start.
+    - ``saturated``: High if any number of any stage left its format since the last start, saturated or wrapped.
+    - ``read_address``, ``read_data``: Two cycles later, word ``read_address`` of the output; which entries it holds is
+      ``plan.layout(number of stages)[read_address]``. Not while busy. The memory is the data path's own: read the
+      output before the next input is loaded, and load an input before every start.
 
     Args:
         qtt: One integer train, no batch axes.

@@ -1,7 +1,7 @@
 """The data path at work, cycle by cycle: one picture of a whole run, and an animation that needs no network.
 
 matplotlib writes the animation; its page asks for icons from outside, so the buttons get plain text here. Both pictures
-show a schedule and are drawn from :func:`ttref.fixedpoint.trace`, which the tests hold against the simulated hardware.
+show a schedule and are drawn from :func:`~ttref.fixedpoint.timeline.trace`, which the tests hold against the simulated hardware.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draw_run(plan: Schedule) -> Figure:
     """Draw a whole run, one chart for each stage: the word read, the product of every lane, and the word written.
 
     Args:
-        plan: From :func:`ttref.fixedpoint.schedule`; up to about 25 cycles a stage stay readable.
+        plan: From :func:`~ttref.fixedpoint.scheduling.schedule`; up to about 25 cycles a stage stay readable.
 
     Returns:
         The figure. Time runs to the right; a product is written as row and term of its core's matrix.
@@ -96,7 +96,7 @@ def animate_run(plan: Schedule, *, milliseconds: int = 900) -> str:
     """Animate a run: one frame a cycle with the words in both halves of the memory and the product of every lane.
 
     Args:
-        plan: From :func:`ttref.fixedpoint.schedule`. Two lanes and about ten words in each half fit.
+        plan: From :func:`~ttref.fixedpoint.scheduling.schedule`. Two lanes and about ten words in each half fit.
         milliseconds: How long a frame stands.
 
     Returns:
