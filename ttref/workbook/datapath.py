@@ -1,7 +1,8 @@
 """The data path at work, cycle by cycle: one picture of a whole run, and an animation that needs no network.
 
 matplotlib writes the animation; its page asks for icons from outside, so the buttons get plain text here. Both pictures
-show a schedule and are drawn from :func:`~ttref.fixedpoint.timeline.trace`, which the tests hold against the simulated hardware.
+show a schedule and are drawn from :func:`~ttref.fixedpoint.timeline.trace`, which the tests hold against the simulated
+hardware.
 """
 
 from __future__ import annotations
