@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import fixedpoint
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -28,44 +30,7 @@ _HOME = {
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
-    "fixedpoint": (
-        "FormatError",
-        "AccumulatorOverflow",
-        "FixedPointOverflow",
-        "FixedPointFormat",
-        "OverflowStats",
-        "quantize",
-        "dequantize",
-        "requantize",
-        "accumulator_width",
-        "Stage",
-        "tt_stages",
-        "contract_float",
-        "right_orthogonal",
-        "fill_ranges",
-        "QuantizedTT",
-        "error_bound",
-        "error_bound_prior",
-        "predicted_sqnr_db",
-        "sqnr_db",
-        "ArrayModel",
-        "LayerTime",
-        "amdahl",
-        "buffer_words",
-        "mac_ratio",
-        "macs",
-        "roofline",
-        "weight_words",
-        "Tile",
-        "Schedule",
-        "schedule",
-        "cycles",
-        "Cycle",
-        "trace",
-        "TTMatvec",
-        "simulate",
-        "synthesize",
-    ),
+    "fixedpoint": tuple(fixedpoint.__all__),  # a list of names too; its modules are not imported either
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
