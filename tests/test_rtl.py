@@ -161,15 +161,7 @@ def test_the_trace_is_what_the_circuit_does_in_every_cycle(lanes, monkeypatch):
     seen = []
 
     async def bench(ctx):
-        ctx.set(dut.load_enable, 1)
-        for address, entry in enumerate(xq):
-            ctx.set(dut.load_address, address)
-            ctx.set(dut.load_data, int(entry))
-            await ctx.tick()
-        ctx.set(dut.load_enable, 0)
-        ctx.set(dut.start, 1)
-        await ctx.tick()
-        ctx.set(dut.start, 0)
+        await rtl.load_and_start(ctx, dut, xq)
         feeder, drainer, port = parts["Feeder"], parts["Drainer"], parts["write"]
         bits = len(feeder.address)  # above them is the half of the memory
         while ctx.get(dut.busy):
@@ -297,15 +289,7 @@ def test_an_output_may_be_read_until_the_next_input_is_loaded(cores):
 
     async def bench(ctx):
         for vector in (first, second):
-            ctx.set(dut.load_enable, 1)
-            for address, entry in enumerate(vector):
-                ctx.set(dut.load_address, address)
-                ctx.set(dut.load_data, int(entry))
-                await ctx.tick()
-            ctx.set(dut.load_enable, 0)
-            ctx.set(dut.start, 1)
-            await ctx.tick()
-            ctx.set(dut.start, 0)
+            await rtl.load_and_start(ctx, dut, vector)
             await ctx.tick().until(dut.done)
             for _ in range(2):
                 result = np.zeros(qtt.out_features, dtype=np.int64)

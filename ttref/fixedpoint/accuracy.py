@@ -74,7 +74,8 @@ def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: floa
         The bound, in the units of the output.
 
     Raises:
-        FormatError: Some input within ``x_max`` might overflow; the message names the stage.
+        FormatError: Some input within ``x_max`` might overflow; the message names the stage. Or a format has no sign.
+        TypeError: ``x_max`` is not a number.
         ValueError: ``cores`` and ``qtt`` have different modes, or ``x_max`` is negative or not finite.
 
     Cost:

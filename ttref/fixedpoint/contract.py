@@ -109,11 +109,11 @@ class QuantizedTT:
             cores: Real cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``.
             weight_width: Bits of the cores, one number or one for each core. Each core has its own binary point;
                 weights are rounded to the nearest, once.
-            act_width: Bits of input, intermediate arrays and output: one number, or ``d + 1``
-                in the order of execution.
+            act_width: Bits of input, intermediate arrays and output: one number, or ``d + 1`` in the order of
+                execution.
             calibration: A sample of inputs ``(N, n_1 ... n_d)``; for cores with batch axes whatever broadcasts against
-                ``(*batch, n_1 ... n_d)``. The binary points then fit what this sample reaches,
-                stage by stage, in integers: the sample itself never overflows, other inputs may.
+                ``(*batch, n_1 ... n_d)``. The binary points then fit what this sample reaches, stage by stage, in
+                integers: the sample itself never overflows, other inputs may.
             x_max: A bound on every input's magnitude. The binary points then fit everything such inputs could reach:
                 nothing ever overflows. Costs bits of resolution, and the dense matrix in memory while it runs.
                 Exactly one of ``calibration`` and ``x_max``.
@@ -126,7 +126,8 @@ class QuantizedTT:
             The integer train.
 
         Raises:
-            TypeError: Cores that are not real, or widths that are not integers.
+            TypeError: Cores or a sample that are not real, widths that are not integers, or an ``x_max`` that is no
+                number.
             AccumulatorOverflow: Formats that allow a sum of 2^62 or more.
             FormatError: A width outside of 1 to 32, or numbers so small or large that no binary point suits them.
             ValueError: Both or neither of ``calibration`` and ``x_max``, NaN in them or in the cores, a wrong shape, or
@@ -204,7 +205,8 @@ class QuantizedTT:
 
         Raises:
             TypeError: ``xq`` is not integer.
-            ValueError: A wrong last axis, or an integer outside of the input format.
+            ValueError: A wrong last axis, or vectors that do not broadcast against the cores' batch axes.
+            FormatError: An integer outside of the input format.
             FixedPointOverflow: A ``RAISE`` format overflows; the message names the stage, the core and the entry.
 
         Cost:

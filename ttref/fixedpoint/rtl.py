@@ -234,7 +234,8 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
 
     Raises:
         TypeError: ``dut`` is no :class:`TTMatvec`, or ``xq`` not integer.
-        ValueError: A wrong shape, or an integer outside of the input format.
+        ValueError: A wrong shape.
+        FormatError: An integer outside of the input format.
         RuntimeError: The circuit is not done after twice the scheduled cycles.
 
     Cost:
@@ -262,15 +263,7 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
 
     async def bench(ctx: Any) -> None:
         for row, vector in enumerate(xq):
-            ctx.set(dut.load_enable, 1)
-            for address, entry in enumerate(vector):
-                ctx.set(dut.load_address, address)
-                ctx.set(dut.load_data, int(entry))
-                await ctx.tick()
-            ctx.set(dut.load_enable, 0)
-            ctx.set(dut.start, 1)
-            await ctx.tick()
-            ctx.set(dut.start, 0)
+            await load_and_start(ctx, dut, vector)
             cycles = 0
             while not ctx.get(dut.done):
                 await ctx.tick()
@@ -293,3 +286,16 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
     simulator.add_testbench(bench)
     simulator.run()
     return yq, saturated, max(taken)
+
+
+async def load_and_start(ctx: Any, dut: TTMatvec, vector: np.ndarray) -> None:
+    """In a testbench: write one input, then give the start pulse; the first busy cycle follows."""
+    ctx.set(dut.load_enable, 1)
+    for address, entry in enumerate(vector):
+        ctx.set(dut.load_address, address)
+        ctx.set(dut.load_data, int(entry))
+        await ctx.tick()
+    ctx.set(dut.load_enable, 0)
+    ctx.set(dut.start, 1)
+    await ctx.tick()
+    ctx.set(dut.start, 0)
