@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import computable
 from .trains import check_train
-from .truncation import computable
 
 __all__ = ["tt_add", "tt_dot", "tt_hadamard"]
 

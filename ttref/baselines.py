@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .precision import computable
 from .rounding import to_codes
 from .shapes import whole
-from .truncation import check_float, check_input, computable, truncate
+from .truncation import check_float, check_input, truncate
 
 __all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
 

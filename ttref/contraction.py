@@ -15,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .matrices import check_matrix_train, ttm_to_matrix
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
-from .truncation import check_float, computable
+from .precision import computable, under_autocast
+from .truncation import check_float
 
 __all__ = ["ttm_matvec"]
 
@@ -84,15 +85,6 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
         # A transform may map over the bias alone, and then it has more entries than y.
         y = y + bias if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else y.add_(bias)
     return y.to(dtype)
-
-
-def under_autocast(x: Tensor) -> bool:
-    """Whether autocast is on where x lies; some devices, meta among them, know no autocast."""
-    return (
-        torch._C._is_any_autocast_enabled()  # the other two questions take microseconds, which a small layer feels
-        and torch.amp.is_autocast_available(x.device.type)
-        and torch.is_autocast_enabled(x.device.type)
-    )
 
 
 def _in_chunks(way: Callable, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .canonical import tt_norm
-from .contraction import multiply, under_autocast
+from .contraction import multiply
 from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
 from .plans import Plan, cheapest, choose_modes, working_bytes
+from .precision import under_autocast
 from .shapes import check_modes, paired_modes, tt_ranks, whole
 from .truncation import check_float, check_input, check_rank_or_eps
 

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import computable
 from .shapes import check_modes, tt_ranks, whole
 from .truncation import (
     bond_tolerance,
     check_float,
     check_input,
     check_rank_or_eps,
-    computable,
     map_chunks,
     peak,
     truncate,

@@ -162,11 +162,6 @@ def peak(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return torch.where(largest == 0, 1.0, largest)
 
 
-def computable(core: Tensor) -> Tensor:
-    """Half-precision cores are contracted in float32 and cast back."""
-    return core.float() if core.dtype in (torch.float16, torch.bfloat16) else core
-
-
 @torch.no_grad()
 def map_chunks(work: Callable[[slice], None], count: int, bytes_each: int, device: torch.device) -> None:
     """Call ``work`` on slices that cover ``range(count)``, on CPU from as many threads as torch may use.

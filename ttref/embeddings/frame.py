@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..truncation import computable, peak
+from ..precision import computable
+from ..truncation import peak
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
 

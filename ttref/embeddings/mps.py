@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..files import read, write
 from ..shapes import check_modes, whole
-from ..truncation import check_input, check_rank_or_eps, computable
+from ..precision import computable
+from ..truncation import check_input, check_rank_or_eps
 from .frame import Frame
 from .rows import RowLayout
 from .sorting import check_caps, sort_by_cap, sort_by_error

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..rounding import to_codes
 from ..shapes import tt_ranks
 from ..trains import tt_svd
-from ..truncation import computable
+from ..precision import computable
 
 
 class RowLayout:

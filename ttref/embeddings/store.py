@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..truncation import computable
+from ..precision import computable
 from .frame import AT_ONCE, Frame
 from .rows import RowLayout, RowTrains, by_owner
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contraction import under_autocast
+from ..precision import under_autocast
 from ..truncation import check_input
 
 LOOK_UP = 512  # rows rebuilt at once

@@ -16,7 +16,8 @@ from ..files import read, write
 from ..matrices import check_matrix_train, ttm_svd
 from ..plans import cheapest, working_bytes
 from ..shapes import paired_modes, tt_ranks, whole
-from ..truncation import check_rank_or_eps, computable
+from ..precision import computable
+from ..truncation import check_rank_or_eps
 from .rows import meet
 from .tables import CompressedTable, table_of
 

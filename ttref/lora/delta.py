@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..canonical import tt_orthogonalize
-from ..contraction import under_autocast
+from ..precision import under_autocast
 from ..trains import tt_svd
 from . import forms
 from .modes import layout
