@@ -7,6 +7,9 @@ READY := .venv/ready
 # A relative path on purpose: pip splits these variables at spaces, and a checkout's path may hold one.
 export PIP_CONSTRAINT := requirements.txt
 export PIP_BUILD_CONSTRAINT := requirements.txt
+# One process a core and one thread a process, files shared out whole: a notebook's cells belong together. The notebooks
+# come first, being the longest. Threads that wait may not spin, or two processes starve each other.
+TEST := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest --nbval -n auto --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make book      build the book and print where it is"
@@ -16,7 +19,7 @@ help:
 	@echo "make bench     speed, side by side with other libraries"
 	@echo "make studies   every study whose data is present (TTREF_DATA=DIR)"
 	@echo "make fpga      circuits of tensor trains, placed and routed (downloads 60 MB of tools, takes twenty minutes)"
-	@echo "make slow      the tests that take minutes"
+	@echo "make slow      the tests that take minutes, examples drawn at random, and everything again under other arithmetic"
 	@echo "make address   write the repository's public address: REPO=owner/name, or REPO= for none"
 	@echo "make clean     remove the built book and caches; .venv stays"
 
@@ -35,7 +38,7 @@ book: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m pytest --nbval
+	$(TEST)
 
 lab: $(READY)
 	@.venv/bin/jupyter-lab --notebook-dir=.
@@ -54,7 +57,10 @@ fpga: $(READY)
 	$(PYTHON) -m studies.fpga
 
 slow: $(READY)
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow --hypothesis-profile=explore
+	$(TEST) --hypothesis-profile=explore tests
+	TTREF_SHAKE=1 $(TEST)
+	MKL_CBWR=COMPATIBLE $(TEST)
 
 address: $(READY)
 	@$(if $(filter undefined,$(origin REPO)),$(error say which: make address REPO=owner/name, or REPO= for none))\

@@ -6,6 +6,7 @@ import math
 
 import torch
 from hypothesis import strategies as st
+from shake import shaken
 
 modes = st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda shape: math.prod(shape) <= 600)
 seeds = st.integers(0, 2**31 - 1)
@@ -14,7 +15,7 @@ pairs = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, ma
 
 
 def gaussian(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return shaken(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype))
 
 
 def random_train(
@@ -24,7 +25,7 @@ def random_train(
     generator = torch.Generator().manual_seed(seed)
     ranks = [1] + [rank] * (len(shape) - 1) + [1]
     return [
-        torch.randn(*batch, ranks[k], n, ranks[k + 1], generator=generator, dtype=torch.float64).to(dtype)
+        shaken(torch.randn(*batch, ranks[k], n, ranks[k + 1], generator=generator, dtype=torch.float64).to(dtype))
         for k, n in enumerate(shape)
     ]
 
@@ -52,7 +53,7 @@ def random_matrix_train(
     bonds = (1, *ranks[: len(shape) - 1], 1)
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(bonds[k], m, n, bonds[k + 1], generator=generator, dtype=torch.float64).to(dtype)
+        shaken(torch.randn(bonds[k], m, n, bonds[k + 1], generator=generator, dtype=torch.float64).to(dtype))
         for k, (m, n) in enumerate(shape)
     ]
 

@@ -45,7 +45,7 @@ def test_a_kronecker_product_has_rank_one(shape, seed):
     factors = [gaussian(size, seed + k) for k, size in enumerate(shape)]
     w = torch.ones(1, 1, dtype=torch.float64)
     for factor in factors:
-        w = torch.kron(w, factor)
+        w = torch.kron(w, factor.contiguous())
     cores = ttm_svd(w, *rows_and_columns(shape), eps=1e-10)
     assert all(core.shape == (1, m, n, 1) for core, (m, n) in zip(cores, shape, strict=True))
     torch.testing.assert_close(dense_matrix(cores), w)
