@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ttref.fixedpoint import arithmetic as fp
-from ttref.fixedpoint.contract import QuantizedTT
-from ttref.fixedpoint.errors import FormatError
-from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.ranges import SLACK, check_bound, first_overflow, rounding_step
-from ttref.fixedpoint.stages import Stage, columns, contract_float, real_cores
+from . import arithmetic as fp
+from .contract import QuantizedTT
+from .errors import FormatError
+from .formats import FixedPointFormat
+from .ranges import SLACK, check_bound, first_overflow, rounding_step
+from .stages import Stage, columns, contract_float, real_cores
 
 __all__ = ["error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ttref.fixedpoint.errors import FixedPointOverflow, FormatError
-from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.shapes import whole
+from ..shapes import whole
+from .errors import FixedPointOverflow, FormatError
+from .formats import FixedPointFormat
 
 __all__ = ["OverflowStats", "quantize", "dequantize", "requantize", "accumulator_width"]
 

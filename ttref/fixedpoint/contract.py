@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ttref.fixedpoint import arithmetic as fp
-from ttref.fixedpoint.arithmetic import OverflowStats
-from ttref.fixedpoint.errors import AccumulatorOverflow, FixedPointOverflow, FormatError
-from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.gauge import fill_ranges, right_orthogonal
-from ttref.fixedpoint.ranges import calibrated_formats, carrier, guaranteed_formats
-from ttref.fixedpoint.stages import Stage, columns, product, real_cores, tt_stages
-from ttref.shapes import whole
+from ..shapes import whole
+from . import arithmetic as fp
+from .arithmetic import OverflowStats
+from .errors import AccumulatorOverflow, FixedPointOverflow, FormatError
+from .formats import FixedPointFormat
+from .gauge import fill_ranges, right_orthogonal
+from .ranges import calibrated_formats, carrier, guaranteed_formats
+from .stages import Stage, columns, product, real_cores, tt_stages
 
 __all__ = ["QuantizedTT"]
 

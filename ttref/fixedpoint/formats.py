@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ttref.fixedpoint.errors import FormatError
+from .errors import FormatError
 
 __all__ = ["FixedPointFormat"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttref.fixedpoint.stages import real_cores
+from .stages import real_cores
 
 __all__ = ["right_orthogonal", "fill_ranges"]
 

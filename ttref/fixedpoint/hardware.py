@@ -16,8 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttref.fixedpoint.stages import Stage, check_chain
-from ttref.shapes import whole
+from ..shapes import whole
+from .stages import Stage, check_chain
 
 __all__ = ["ArrayModel", "LayerTime", "amdahl", "buffer_words", "mac_ratio", "macs", "roofline", "weight_words"]
 

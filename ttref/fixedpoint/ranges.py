@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ttref.fixedpoint.arithmetic import accumulator_width, dequantize, quantize, requantize
-from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.stages import columns, product, tt_stages
+from .arithmetic import accumulator_width, dequantize, quantize, requantize
+from .formats import FixedPointFormat
+from .stages import columns, product, tt_stages
 
 # The bounds are float64 sums of magnitudes; this covers their own rounding many times over.
 SLACK = 1 + 1e-9

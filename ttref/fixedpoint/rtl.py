@@ -28,11 +28,11 @@ except ModuleNotFoundError as error:
         "the hardware data path needs Amaranth; install it with: python -m pip install 'amaranth>=0.5.10,<0.6'"
     ) from error
 
-from ttref.fixedpoint import arithmetic as fp
-from ttref.fixedpoint.contract import QuantizedTT
-from ttref.fixedpoint.errors import FormatError
-from ttref.fixedpoint.rtl_parts import Drainer, Feeder, Rounder, by_stage, delayed
-from ttref.fixedpoint.scheduling import schedule
+from . import arithmetic as fp
+from .contract import QuantizedTT
+from .errors import FormatError
+from .rtl_parts import Drainer, Feeder, Rounder, by_stage, delayed
+from .scheduling import schedule
 
 __all__ = ["TTMatvec", "simulate"]
 

@@ -8,8 +8,8 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ttref.fixedpoint.formats import FixedPointFormat
-from ttref.fixedpoint.scheduling import Schedule
+from .formats import FixedPointFormat
+from .scheduling import Schedule
 
 __all__ = ["Feeder", "Drainer", "Rounder", "by_stage", "delayed"]
 

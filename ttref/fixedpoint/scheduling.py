@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ttref.fixedpoint.stages import Stage, check_chain
-from ttref.shapes import whole
+from ..shapes import whole
+from .stages import Stage, check_chain
 
 __all__ = ["Tile", "Schedule", "schedule", "cycles"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ttref.fixedpoint.scheduling import WRITE, Schedule, rows_of, widened
+from .scheduling import WRITE, Schedule, rows_of, widened
 
 __all__ = ["Cycle", "trace"]
 
