@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -31,12 +32,6 @@ def transposed(x: torch.Tensor) -> torch.Tensor:
     return x.mT.contiguous().mT if x.ndim >= 2 else torch.stack((x, x), -1)[..., 0]
 
 
-def versions(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor as it may lie in memory."""
-    yield from (offset(x, nbytes) for nbytes in OFFSETS)
-    yield transposed(x)
-
-
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Run with so many torch threads."""
@@ -48,8 +43,22 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+LYING = {f"{nbytes} bytes on": partial(offset, nbytes=nbytes) for nbytes in OFFSETS} | {"transposed": transposed}
+_how: list[str] = []  # the innermost of the settings in force
+
+
+@contextmanager
+def lying(how: str) -> Iterator[None]:
+    """Everything that the strategies draw lies in memory as the name says, one of ``LYING``."""
+    _how.append(how)
+    try:
+        yield
+    finally:
+        _how.pop()
+
+
 def shaken(x: torch.Tensor) -> torch.Tensor:
-    """What the strategies draw: as it is, or displaced by an amount that depends on its shape when the suite shakes."""
-    if not SHAKING or not x.numel():
+    """What the strategies draw: as it is, as ``lying`` says, or, when the suite shakes, in a way that its shape picks."""
+    if not x.numel() or not (_how or SHAKING):
         return x
-    return list(versions(x))[sum(x.shape) % (len(OFFSETS) + 1)]
+    return LYING[_how[-1] if _how else list(LYING)[sum(x.shape) % len(LYING)]](x)
