@@ -58,7 +58,7 @@ def lying(how: str) -> Iterator[None]:
 
 
 def shaken(x: torch.Tensor) -> torch.Tensor:
-    """What the strategies draw: as it is, as ``lying`` says, or, when the suite shakes, in a way that its shape picks."""
+    """What the strategies draw: as it is, as ``lying`` says, or, when the suite shakes, as its shape picks."""
     if not x.numel() or not (_how or SHAKING):
         return x
     return LYING[_how[-1] if _how else list(LYING)[sum(x.shape) % len(LYING)]](x)
