@@ -91,6 +91,15 @@ class CompressedTable(nn.Module):
         return dense.train(self.training)
 
     @property
+    def weight(self) -> Tensor:
+        """The dense table ``(num_embeddings, embedding_dim)``, rebuilt at every access; writing into it changes nothing.
+
+        For models that read this attribute of ``nn.Embedding`` and then pay for the rebuilding. Differentiable.
+        """
+        everything = torch.arange(self.num_embeddings, device=self.device)
+        return CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
+
+    @property
     def params(self) -> int:
         """Numbers stored: everything in the state, codes and indices included."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
