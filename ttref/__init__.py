@@ -2,17 +2,80 @@
 
 Functions on plain lists of cores come first; layers and tools are thin shells around them. Every public name can be
 taken from here: ``from ttref import tt_svd``. Nothing is imported until it is asked for, so ``import ttref`` is
-instant and needs no torch.
+instant and needs no torch. ``__all__`` holds what torch alone is enough for; ``TTLoraConfig`` (PEFT) and the names of
+:mod:`ttref.fixedpoint` (NumPy, Amaranth) are there wherever their packages are.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import fixedpoint
+from .lazy import lazy_names
+
+if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three lists of this file together
+    from .algebra import tt_add, tt_dot, tt_hadamard
+    from .baselines import Baseline, gaussian_null, product_quantize, quantize_integer, truncated_svd
+    from .bounds import gaussian_distortion
+    from .canonical import tt_norm, tt_orthogonalize, tt_round
+    from .contraction import ttm_matvec
+    from .embeddings import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
+    from .entanglement import entanglement_entropy, schmidt_values, suggest_ranks
+    from .fixedpoint import *  # noqa: F403
+    from .fixedpoint.rtl import TTMatvec as TTMatvec
+    from .fixedpoint.rtl import simulate as simulate
+    from .layers import TTLinear
+    from .lora import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
+    from .matrices import ttm_svd, ttm_to_matrix
+    from .peft_bridge import TTLoraConfig as TTLoraConfig
+    from .plans import Plan, plan_contraction
+    from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
+    from .surgery import swap_layer
+    from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Baseline",
+    "MPSEmbedding",
+    "Plan",
+    "TTLinear",
+    "TTLoRALinear",
+    "TTMEmbedding",
+    "TiedHead",
+    "add_tt_lora",
+    "balanced_modes",
+    "entanglement_entropy",
+    "factorize",
+    "gaussian_distortion",
+    "gaussian_null",
+    "load_tt_lora",
+    "merge_tt_lora",
+    "plan_contraction",
+    "product_quantize",
+    "quantize_integer",
+    "replace_embedding",
+    "save_tt_lora",
+    "schmidt_values",
+    "suggest_ranks",
+    "swap_layer",
+    "truncated_svd",
+    "tt_add",
+    "tt_dot",
+    "tt_entry",
+    "tt_hadamard",
+    "tt_norm",
+    "tt_orthogonalize",
+    "tt_params",
+    "tt_ranks",
+    "tt_round",
+    "tt_svd",
+    "tt_to_tensor",
+    "ttm_matvec",
+    "ttm_params",
+    "ttm_svd",
+    "ttm_to_matrix",
+]
 
 _HOME = {
     "shapes": ("factorize", "balanced_modes", "tt_ranks", "tt_params", "ttm_params"),
@@ -30,20 +93,7 @@ _HOME = {
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
-    "fixedpoint": tuple(fixedpoint.__all__),  # a list of names too; its modules are not imported either
+    # Names too; its modules are not imported either.
+    **{f"fixedpoint.{module}": names for module, names in fixedpoint._HOME.items()},
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'ttref' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

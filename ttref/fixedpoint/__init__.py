@@ -1,13 +1,67 @@
 """Tensor trains in fixed point: formats, bit-exact contraction, error bounds, and the hardware that does the same.
 
-NumPy is all that this needs, torch is not; :mod:`~ttref.fixedpoint.rtl` and :mod:`~ttref.fixedpoint.synthesis` need
-Amaranth and the synthesis tools, and are imported when they are asked for.
+NumPy is all that this needs, torch is not; :mod:`~ttref.fixedpoint.rtl` needs Amaranth, and ``TTMatvec`` and
+``simulate`` are there, outside of ``__all__``, wherever it is. :mod:`~ttref.fixedpoint.synthesis` calls tools of its
+own. All are imported when they are asked for.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .accuracy import error_bound, error_bound_prior, predicted_sqnr_db, sqnr_db
+    from .arithmetic import OverflowStats, accumulator_width, dequantize, quantize, requantize
+    from .contract import QuantizedTT
+    from .errors import AccumulatorOverflow, FixedPointOverflow, FormatError
+    from .formats import FixedPointFormat
+    from .gauge import fill_ranges, right_orthogonal
+    from .hardware import ArrayModel, LayerTime, amdahl, buffer_words, mac_ratio, macs, roofline, weight_words
+    from .rtl import TTMatvec as TTMatvec
+    from .rtl import simulate as simulate
+    from .scheduling import Schedule, Tile, cycles, schedule
+    from .stages import Stage, contract_float, tt_stages
+    from .synthesis import synthesize
+    from .timeline import Cycle, trace
+
+__all__ = [
+    "AccumulatorOverflow",
+    "ArrayModel",
+    "Cycle",
+    "FixedPointFormat",
+    "FixedPointOverflow",
+    "FormatError",
+    "LayerTime",
+    "OverflowStats",
+    "QuantizedTT",
+    "Schedule",
+    "Stage",
+    "Tile",
+    "accumulator_width",
+    "amdahl",
+    "buffer_words",
+    "contract_float",
+    "cycles",
+    "dequantize",
+    "error_bound",
+    "error_bound_prior",
+    "fill_ranges",
+    "mac_ratio",
+    "macs",
+    "predicted_sqnr_db",
+    "quantize",
+    "requantize",
+    "right_orthogonal",
+    "roofline",
+    "schedule",
+    "sqnr_db",
+    "synthesize",
+    "trace",
+    "tt_stages",
+    "weight_words",
+]
 
 _HOME = {
     "errors": ("FormatError", "AccumulatorOverflow", "FixedPointOverflow"),
@@ -32,18 +86,4 @@ _HOME = {
     "rtl": ("TTMatvec", "simulate"),
     "synthesis": ("synthesize",),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'ttref.fixedpoint' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
