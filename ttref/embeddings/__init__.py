@@ -8,13 +8,16 @@
 `tables`      what both tables have in common: checked ids, repeated ids once, exact counts
 `mps`         :class:`MPSEmbedding`, one train for each row
 `ttm`         :class:`TTMEmbedding`, one TT-matrix for the whole table
-`head`        :class:`TiedHead`, :func:`replace_embedding`
+`head`        :class:`TiedHead`, and a look-up that scales
+`ties`        what transformers is told about ties meanwhile
+`replacing`   :func:`replace_embedding`, all of it or nothing
 `files`       safetensors files
 ============  ==========================================================================================
 """
 
-from .head import TiedHead, replace_embedding
+from .head import TiedHead
 from .mps import MPSEmbedding
+from .replacing import replace_embedding
 from .ttm import TTMEmbedding
 
 __all__ = ["MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"]

@@ -92,9 +92,10 @@ class CompressedTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense table ``(num_embeddings, embedding_dim)``, rebuilt at every access; writing into it changes nothing.
+        """The dense table ``(num_embeddings, embedding_dim)``, rebuilt at every access.
 
-        For models that read this attribute of ``nn.Embedding`` and then pay for the rebuilding. Differentiable.
+        For models that read this attribute of ``nn.Embedding``, and then pay for the rebuilding. Differentiable;
+        writing into it changes nothing.
         """
         everything = torch.arange(self.num_embeddings, device=self.device)
         return CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)

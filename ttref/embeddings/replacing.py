@@ -1,0 +1,280 @@
+"""Putting another token table into a transformers model, all of it or nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .head import ScaledTable, TiedHead
+from .tables import CompressedTable
+from .ties import declare
+
+__all__ = ["replace_embedding"]
+
+
+def replace_embedding(
+    model: nn.Module, embedding: nn.Module, *, head: Literal["tied", "dense"] | nn.Module | None = None
+) -> tuple[nn.Module, nn.Module | None]:
+    """Put another token table into a transformers model. Nothing changes if it does not fit.
+
+    A language model often scores tokens with the same matrix that it looks them up in. Then compressing the table has
+    two meanings, and the caller must choose one. Every place that looks rows up in the table gets the new one: encoder
+    and decoder, where both read it.
+
+    Args:
+        model: A model with ``get_input_embeddings`` and ``get_output_embeddings``; changed in place. One that
+            ``torch.compile`` or PEFT has wrapped will do; one for parallel training is replaced before it is wrapped.
+        embedding: :class:`MPSEmbedding`, :class:`TTMEmbedding`, or an ``nn.Embedding`` (to put the dense one back).
+        head: ``"tied"`` scores with the new table too, ``"dense"`` keeps the old matrix for the scores. A module, such
+            as the head that was replaced before, becomes the head. May be left out for a model whose head shares
+            nothing with its table, and for one without a head.
+
+    Returns:
+        The look-up and the head (or None) that the model had:
+        ``replace_embedding(model, before[0], head=before[1])`` undoes the change.
+
+    Raises:
+        TypeError: A model without token table, an embedding of another kind, or a look-up or head that computes more
+            than torch's own, which would be lost.
+        ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` where the head has a
+            matrix of its own, or where there is none.
+
+    Warns:
+        UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so nothing is saved. The message
+            tells the bytes.
+
+    Scaled rows:
+        Gemma, BART and their like multiply each row by ``embed_scale`` after the look-up. A compressed table is put
+        into a module that does the same: ``model.get_input_embeddings().table`` is the table, and a tied head scores
+        with it unscaled, as the model's own did. A subclass of a table with a ``forward`` of its own is taken as it is.
+
+    Weights that are read:
+        Some models read ``weight`` of table or head while they compute (Mamba for its dtype, MobileBERT and DeBERTa for
+        their scores). It is rebuilt at each access, whole: they run, slower and with the memory of a dense table.
+
+    Saving:
+        ``save_pretrained``, and with it the checkpoints of a Trainer, writes a compressed table once, under names that
+        ``from_pretrained`` does not know. ``load_state_dict(..., strict=False)`` reads such a file into a model
+        prepared in the same way. For a file that others can read, save the table with ``embedding.save(path)`` and the
+        model with its dense table put back; then load both and replace again.
+
+    More tokens:
+        After ``embedding.append(rows)`` look-up and head know the new tokens, their bias is 0. A loss computed by
+        the model itself also needs ``model.config.vocab_size = embedding.num_embeddings``.
+        ``resize_token_embeddings`` works on dense tables only, and says so.
+
+    Cost:
+        None to speak of.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from ttref import MPSEmbedding
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=1, n_head=1,
+        ...                                    bos_token_id=None, eos_token_id=None))
+        >>> table = MPSEmbedding.from_embedding(model.get_input_embeddings(), rank=2)
+        >>> before = replace_embedding(model, table, head="tied")
+        >>> model(torch.tensor([[1, 2, 3]])).logits.shape, type(model.lm_head).__name__
+        (torch.Size([1, 3, 50]), 'TiedHead')
+        >>> _ = replace_embedding(model, before[0], head=before[1])           # and back
+    """
+    look_up, scores = _parts(model)
+    _check_fit(look_up, embedding)
+    made = _scaled_alike(look_up, embedding)
+    places = _places(model, look_up)
+    _check_places(places, look_up)
+    tied = _share(look_up, scores) or any(not _looks_up(module) for _, _, module in places)
+    if not isinstance(head, nn.Module):
+        if head not in ("tied", "dense", None):
+            raise ValueError(f'head must be "tied", "dense" or a module, got {head!r}')
+        if head is None and tied:
+            raise ValueError(
+                "the model scores tokens with the table it looks them up in, so say what becomes of the scores: "
+                'head="tied" takes them from the new table too, head="dense" keeps the old matrix for them'
+            )
+        if head == "tied" and not (tied or _share(embedding, scores)):
+            why = "has no output head" if scores is None else "scores tokens with a matrix of its own"
+            raise ValueError(f"the model {why}, so there is nothing to tie; leave head out")
+        if head == "dense" and isinstance(scores, TiedHead):
+            raise ValueError("the head has no dense matrix to keep: put the dense table back first, with head='tied'")
+    swapped = {look_up: made}  # every module that reads the old numbers, and what reads the new ones instead
+    for _, _, module in places:
+        if module not in swapped and _looks_up(module):
+            swapped[module] = made
+        elif module not in swapped and (head == "tied" or (isinstance(head, nn.Module) and module is not scores)):
+            swapped[module] = _tied_head(made, module)
+    if isinstance(head, nn.Module):
+        swapped[scores] = head
+    elif head == "tied" and scores not in swapped:
+        swapped[scores] = _tied_head(made, scores)
+    if head == "dense" and tied and isinstance(embedding, CompressedTable):
+        kept = look_up.weight.numel() * look_up.weight.element_size()
+        warnings.warn(
+            f"the head keeps its dense matrix of {kept:,} bytes, so nothing is saved: the compressed table of "
+            f'{embedding.nbytes:,} bytes comes on top. head="tied" shares it',
+            stacklevel=2,
+        )
+    with _all_or_nothing(model):
+        model.set_input_embeddings(made)
+        if swapped.get(scores, scores) is not model.get_output_embeddings():
+            model.set_output_embeddings(swapped[scores])
+        for parent, name, module in places:
+            if module in swapped and parent._modules.get(name) is module:
+                setattr(parent, name, swapped[module])
+        declare(model, made, untied=head == "dense")
+    return look_up, scores
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Every module's attributes as they were, should what is done inside fail or be interrupted."""
+    before = [(vars(part), dict(vars(part)), dict(part._modules), dict(part._parameters)) for part in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for now, attributes, modules, parameters in before:
+            now.update(attributes)
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            for kept, saved in ((now["_modules"], modules), (now["_parameters"], parameters)):
+                kept.clear()
+                kept.update(saved)
+        raise
+
+
+def _parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+    """The model's token table and its head, if it has one."""
+    names = ("get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings")
+    if not isinstance(model, nn.Module) or not all(hasattr(model, name) for name in names):
+        inside = getattr(model, "module", None)
+        raise TypeError(
+            f"{type(model).__name__} has no get_input_embeddings() and its like; "
+            + (
+                f"replace the table of the {type(inside).__name__} inside, model.module, before it is wrapped"
+                if isinstance(inside, nn.Module)
+                else "for a module of your own, assign the table to its attribute, and a TiedHead to that of the head"
+            )
+        )
+    look_up, scores = model.get_input_embeddings(), model.get_output_embeddings()
+    if not _looks_up(look_up):
+        raise TypeError(f"the model's token table is a {type(look_up).__name__}, not an nn.Embedding")
+    return look_up, scores
+
+
+def _looks_up(module: nn.Module) -> bool:
+    return isinstance(module, (CompressedTable, ScaledTable, nn.Embedding))
+
+
+def _check_fit(look_up: nn.Module, embedding: nn.Module) -> None:
+    """Refuse a table that cannot stand where the model's own stands."""
+    if not _looks_up(embedding):
+        raise TypeError(
+            f"embedding must be an MPSEmbedding, a TTMEmbedding or an nn.Embedding, got {type(embedding).__name__}"
+        )
+    for name in ("num_embeddings", "embedding_dim"):
+        if getattr(embedding, name) != getattr(look_up, name):
+            raise ValueError(
+                f"{name} is {getattr(embedding, name)}, but the model's table has {getattr(look_up, name)}"
+            )
+    new, old = (part.weight.dtype if isinstance(part, nn.Embedding) else part.dtype for part in (embedding, look_up))
+    if new != old:
+        raise ValueError(f"the new table is {new}, but the model's table is {old}; convert one with .to(dtype)")
+
+
+def _scaled_alike(look_up: nn.Module, embedding: nn.Module) -> nn.Module:
+    """The embedding, scaled as the model's own look-up scales; TypeError where that does more than scale."""
+    if _is_plain(look_up) or not _is_plain(embedding):  # one with a forward of its own knows what it stands for
+        return embedding
+    scale = _scale(look_up)
+    if scale is not None and isinstance(embedding, CompressedTable):
+        return ScaledTable(embedding, scale)
+    kind = type(look_up).__name__
+    raise TypeError(
+        f"the model's table is a {kind}, which does more than look up, and a plain table in its place would lose that. "
+        + (
+            "Give a copy of it with other rows: new = copy.deepcopy(model.get_input_embeddings()); new.weight = ..."
+            if isinstance(embedding, nn.Embedding)
+            else f"Give a subclass of {type(embedding).__name__} whose forward does the same with its rows"
+        )
+    )
+
+
+def _is_plain(table: nn.Module) -> bool:
+    return type(table).forward in (nn.Embedding.forward, CompressedTable.forward)
+
+
+@torch.no_grad()
+def _scale(look_up: nn.Module) -> float | Tensor | None:
+    """The number that a look-up multiplies its rows by; None if it does anything else."""
+    scale = getattr(look_up, "embed_scale", None)
+    if isinstance(look_up, ScaledTable) or not isinstance(scale, (int, float, Tensor)):
+        return scale
+    if look_up.weight.is_meta:  # no numbers to try it with
+        return scale
+    rows = look_up.num_embeddings
+    ids = torch.tensor([0, rows // 3, rows // 2, rows - 1], device=look_up.weight.device)
+    plain = nn.Embedding.forward(look_up, ids)
+    expected = plain * (scale.to(plain.dtype) if isinstance(scale, Tensor) else scale)
+    return scale if torch.allclose(type(look_up).forward(look_up, ids), expected) else None
+
+
+def _numbers(module: nn.Module) -> object:
+    """What a look-up or a head computes with: a compressed table, or the weight."""
+    if isinstance(module, (ScaledTable, TiedHead)):
+        return module.table
+    return module if isinstance(module, CompressedTable) else module._parameters.get("weight")
+
+
+def _share(look_up: nn.Module, scores: nn.Module | None) -> bool:
+    """Whether the head scores with the numbers of the table."""
+    return scores is not None and _numbers(look_up) is not None and _numbers(scores) is _numbers(look_up)
+
+
+def _places(model: nn.Module, look_up: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Where the model holds modules that compute with the numbers of the look-up: parent, name and module."""
+    numbers = _numbers(look_up)
+    return [
+        (parent, name, module)
+        for parent in model.modules()
+        if not isinstance(parent, (ScaledTable, TiedHead))
+        for name, module in parent._modules.items()
+        if module is not None and (module is numbers or _holds(module, numbers))
+    ]
+
+
+def _holds(module: nn.Module, numbers: object) -> bool:
+    if isinstance(module, (ScaledTable, TiedHead)):
+        return module.table is numbers
+    return isinstance(numbers, nn.Parameter) and any(p is numbers for p in module._parameters.values())
+
+
+def _check_places(places: list[tuple[nn.Module, str, nn.Module]], look_up: nn.Module) -> None:
+    """Refuse a model that looks up in one table in several ways."""
+    for _, name, module in places:
+        if _looks_up(module) and module is not look_up:
+            one, other = (None if _is_plain(part) else _scale(part) for part in (look_up, module))
+            if type(module).forward is not type(look_up).forward or one != other:
+                raise TypeError(
+                    f"the model looks tokens up in the same table in two ways, with a {type(look_up).__name__} and, as "
+                    f"{name}, with a {type(module).__name__}; one table cannot stand for both"
+                )
+
+
+def _tied_head(made: nn.Module, scores: nn.Module) -> nn.Module:
+    """A head for the new table with the bias that the old head had."""
+    if not isinstance(scores, TiedHead) and type(scores).forward is not nn.Linear.forward:
+        raise TypeError(
+            f"the head is a {type(scores).__name__}, which computes in a way of its own, and a TiedHead would lose "
+            'that; head="dense" keeps it, and head=module puts in one that you have made'
+        )
+    bias = getattr(scores, "bias", None)
+    if not isinstance(made, nn.Embedding):
+        return TiedHead(_numbers(made), bias).train(scores.training)
+    head = nn.utils.skip_init(nn.Linear, made.embedding_dim, made.num_embeddings, bias=False)
+    head.weight, head.bias = made.weight, bias
+    return head.train(scores.training)
