@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from ..canonical import tt_orthogonalize
-from ..precision import under_autocast
+from ..modules import Cores, cores_of
+from ..precision import computable, full_precision
 from ..trains import tt_svd
 from . import forms
 from .modes import layout
@@ -61,8 +61,8 @@ class TTDelta(nn.Module):
             warnings.warn(
                 f"rank {rank} exceeds what modes {self.shape} can use; it is clipped to {self.ranks}", stacklevel=3
             )
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.cores = nn.ParameterList(torch.empty(core, device=device, dtype=dtype) for core in self.layout.cores)
+        self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
+        self.cores = Cores(torch.empty(core, device=device, dtype=dtype) for core in self.layout.cores)
         self.reset_parameters()
 
     @property
@@ -94,30 +94,28 @@ class TTDelta(nn.Module):
         for core, start in zip(self.cores, drawn, strict=True):
             core.copy_(start)
 
+    @full_precision
     def dense(self) -> Tensor:
         """The update ``(out_features, in_features)``, alpha included. Differentiable. O(out in r) multiply-adds."""
-        with self._in_full_precision():
-            left, right = self._matrices()
-            return ((left * self.alpha) @ right).reshape(self.out_features, self.in_features)
+        left, right = self._matrices()
+        update = ((left * self.alpha) @ right).reshape(self.out_features, self.in_features)
+        return update.to(self.cores[0].dtype)
 
+    @full_precision
     def add_to(self, weight: Tensor) -> Tensor:
         """``weight + update`` for a weight ``(out_features, in_features)``, in the weight's dtype. Differentiable."""
-        with self._in_full_precision():
-            left, right = self._matrices()
-            wide = weight.to(torch.promote_types(weight.dtype, left.dtype))
-            left, right = left.to(wide.dtype), right.to(wide.dtype)
-            if self.layout.left == self.layout.right:
-                return torch.addmm(wide, left, right, alpha=self.alpha).to(weight.dtype)
-            return wide.add((left @ right).reshape(wide.shape), alpha=self.alpha).to(weight.dtype)
+        left, right = self._matrices()
+        wide = weight.to(torch.promote_types(weight.dtype, left.dtype))
+        left, right = left.to(wide.dtype), right.to(wide.dtype)
+        if self.layout.left == self.layout.right:
+            return torch.addmm(wide, left, right, alpha=self.alpha).to(weight.dtype)
+        return wide.add((left @ right).reshape(wide.shape), alpha=self.alpha).to(weight.dtype)
 
     def adapt(self, y: Tensor, x: Tensor, form: str) -> Tensor:
         """``y + alpha * update x`` for vectors ``(batch, out)`` and ``(batch, in)``, by "factors" or "cores"."""
         if form == "cores":
-            with self._in_full_precision():
-                cores = [core.to(y.dtype) for core in self.cores]
-                return y.add(forms.walk(cores, self.layout, x.to(y.dtype), self.out_features), alpha=self.alpha)
-        with self._in_full_precision():
-            left, right = self._matrices()
+            return self._walked(y, x)
+        left, right = self._matrices()
         left, right = left.to(y.dtype), right.to(y.dtype)
         return torch.addmm(y, nn.functional.linear(x.to(y.dtype), right), left.mT, alpha=self.alpha)
 
@@ -125,13 +123,15 @@ class TTDelta(nn.Module):
         """Modes, ranks, alpha and parameters, as ``print(model)`` shows them."""
         return f"shape={self.shape}, ranks={self.ranks}, alpha={self.alpha:g}, params={self.params}"
 
+    @full_precision  # the collapsed cores are small: under autocast they would lose digits and save no time
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        return forms.matrices(list(self.cores), self.layout, self.out_features, self.in_features)
+        cores = [computable(core) for core in cores_of(self.cores)]
+        return forms.matrices(cores, self.layout, self.out_features, self.in_features)
 
-    def _in_full_precision(self) -> torch.autocast | nullcontext:
-        """Cores are small: under autocast their products would lose digits and save no time."""
-        core = self.cores[0]
-        return torch.autocast(core.device.type, enabled=False) if under_autocast(core) else nullcontext()
+    @full_precision
+    def _walked(self, y: Tensor, x: Tensor) -> Tensor:
+        cores = [core.to(y.dtype) for core in cores_of(self.cores)]
+        return y.add(forms.walk(cores, self.layout, x.to(y.dtype), self.out_features), alpha=self.alpha)
 
 
 def _zero_last(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:

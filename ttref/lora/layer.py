@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import adapted, delta_for, may_be_dense, merged_weight, plan, stored, widths
+from .base import adapted, delta_for, device_of, may_be_dense, merged_weight, plan, quantized, stored, widths
 from .delta import TTDelta
 from .forms import LoRAPlan
 
@@ -21,8 +21,10 @@ class TTLoRALinear(nn.Module):
     The update starts as exactly zero unless ``init="paper"``, so the first step sees the model as it was.
 
     Args:
-        base_layer: ``nn.Linear`` or GPT-2's ``Conv1D``; it becomes ``.base_layer`` and is not copied. Freezing it is
-            yours to do (:func:`add_tt_lora` does it).
+        base_layer: ``nn.Linear`` or GPT-2's ``Conv1D``; it becomes ``.base_layer``, is not copied, and is frozen:
+            weight and bias stop requiring a gradient, in other layers that share them too, and stay so when the layer
+            is merged or taken out. A quantized layer with ``in_features`` and ``out_features`` will do as well: it is
+            only called, so "dense" and :meth:`merge` are not to be had.
         rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. What exceeds the largest useful rank
             is clipped; ``ranks`` holds what is left, and a warning says so if no bond can use the cap.
         alpha: The update is multiplied by it, as in the method's published code. PEFT's LoRA multiplies by alpha / r:
@@ -45,7 +47,7 @@ class TTLoRALinear(nn.Module):
             with a dynamic batch, which "auto" would cut at the sizes where the cheapest form changes.
 
     Raises:
-        TypeError: A base layer that is quantized, parametrized, already adapted or of another kind; wrong types.
+        TypeError: A base layer that is parametrized, pruned, already adapted or of another kind; wrong types.
         ValueError: A shape that does not multiply to the weight's entries, a rank below 1, an alpha of zero or NaN.
 
     Cost:
@@ -78,10 +80,10 @@ class TTLoRALinear(nn.Module):
 
     @classmethod
     def around(cls, base_layer: nn.Module, delta: TTDelta) -> TTLoRALinear:
-        """A layer from a frozen layer and an update that exists already, as loading makes it; nothing is drawn."""
+        """A layer from a layer, frozen here, and an update that exists already, as loading makes it; none is drawn."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._adopt(base_layer, delta.to(base_layer.weight.device))
+        layer._adopt(base_layer, delta.to(device_of(base_layer)))
         return layer
 
     def _adopt(self, base_layer: nn.Module, delta: TTDelta) -> None:
@@ -91,6 +93,7 @@ class TTLoRALinear(nn.Module):
         self.train(base_layer.training)
         # The weight as it was before a merge, not part of the state: subtracting again would not give the same bits.
         self.register_buffer("_kept", None, persistent=False)
+        base_layer.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*batch, in_features)`` to ``(*batch, out_features)``."""
@@ -121,7 +124,8 @@ class TTLoRALinear(nn.Module):
             safe_merge: Refuse a sum that is not finite, and leave the weight as it is.
 
         Raises:
-            ValueError: Not finite, with ``safe_merge``.
+            TypeError: The base layer is quantized.
+            ValueError: Not finite, with ``safe_merge``; a base weight that accelerate keeps elsewhere.
         """
         if self.merged:
             warnings.warn("the adapter is merged already; nothing to do", stacklevel=2)
@@ -129,8 +133,13 @@ class TTLoRALinear(nn.Module):
         weight = merged_weight(self.base_layer, [self.delta])
         if safe_merge and not weight.isfinite().all():
             raise ValueError("the base weight plus the update has NaN or infinite entries; nothing was merged")
-        self._kept = self.base_layer.weight.data
-        self.base_layer.weight.data = weight
+        before = self.base_layer.weight.data
+        try:
+            self.base_layer.weight.data = weight
+            self._kept = before
+        except BaseException:  # an interrupt between the two would leave a weight that is not what merged says
+            self.base_layer.weight.data, self._kept = before, None
+            raise
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -138,7 +147,13 @@ class TTLoRALinear(nn.Module):
         if not self.merged:
             warnings.warn("the adapter is not merged; nothing to do", stacklevel=2)
             return
-        self.base_layer.weight.data, self._kept = self._kept, None
+        weight, kept = self.base_layer.weight.data, self._kept
+        try:
+            self.base_layer.weight.data = kept
+            self._kept = None
+        except BaseException:
+            self.base_layer.weight.data, self._kept = weight, kept
+            raise
 
     @property
     def merged(self) -> bool:
@@ -149,9 +164,12 @@ class TTLoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight that ``forward`` multiplies by, for code that reads it; rebuilt at every access unless merged.
 
-        A model that reads it in each forward pass (T5 does, for its dtype) pays out in r multiply-adds every time.
+        A model that reads it in each forward pass (T5 does, for its dtype) pays out in r multiply-adds every time. A
+        quantized layer's is its own, without the update.
         """
-        return self.base_layer.weight if self.merged else merged_weight(self.base_layer, [self.delta])
+        if self.merged or quantized(self.base_layer):
+            return self.base_layer.weight
+        return merged_weight(self.base_layer, [self.delta])
 
     @property
     def bias(self) -> Tensor | None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..wrappers import bare, bare_modules, find, put
+from .base import delta_for
+from .delta import TTDelta
 from .layer import TTLoRALinear
 
 __all__ = ["add_tt_lora", "merge_tt_lora"]
@@ -33,8 +39,10 @@ def add_tt_lora(
     :func:`merge_tt_lora`, since the adapted layers have other names in its state.
 
     Args:
-        model: The model, changed in place.
-        target_modules: A string, or several. It matches a module that is named so, or whose name ends in "." and it.
+        model: The model, changed in place. Names are those of the bare model, whatever ``torch.compile`` or parallel
+            training has put around it or its parts.
+        target_modules: A string, or several. It matches a module that is named so, or whose name ends in "." and it;
+            it is no pattern.
         rank: Cap on the TT-ranks, as in :class:`TTLoRALinear`.
         alpha: The update is multiplied by it.
         shape: Modes for every layer, or a dict from names to modes when widths differ; of several names that match a
@@ -47,7 +55,7 @@ def add_tt_lora(
         The model itself.
 
     Raises:
-        TypeError: A module that cannot be adapted: quantized, already adapted, no linear layer; the message names it.
+        TypeError: A module that cannot be adapted: parametrized, already adapted, not linear; the message names it.
         ValueError: A name that matches nothing, a shape that does not fit, a layer that shares its weight with another.
 
     Cost:
@@ -66,67 +74,91 @@ def add_tt_lora(
     if not targets:
         raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
     found = {target: matching(model, target) for target in (*targets, *saved)}
-    layers: dict[str, TTLoRALinear] = {}
+    deltas: dict[str, TTDelta] = {}
     names = list(dict.fromkeys(name for target in targets for name in found[target]))
     check_shape_names(names, shape)
     for name in names:
-        base, modes = model.get_submodule(name), modes_for(name, shape)
+        base, modes = find(model, name), modes_for(name, shape)
         try:
-            layers[name] = TTLoRALinear(base, rank=rank, alpha=alpha, shape=modes, init=init, dropout=dropout)
+            deltas[name] = delta_for(base, rank=rank, alpha=alpha, shape=modes, init=init, dropout=dropout)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    along = [name for target in saved for name in found[target]]
-    install(model, layers, along)
+    install(model, deltas, [name for target in saved for name in found[target]])
     return model
 
 
-def install(model: nn.Module, layers: Mapping[str, TTLoRALinear], along: Sequence[str]) -> None:
-    """Put layers in place, all or none; then freeze everything but cores and what is saved along."""
-    saved = {*along, *saved_along(model)}
+def install(
+    model: nn.Module,
+    deltas: Mapping[str, TTDelta],
+    along: Sequence[str],
+    contents: Sequence[tuple[Tensor, Tensor]] = (),
+) -> None:
+    """Put adapters around the layers of these names, all or none; then freeze all but cores and what is saved along.
+
+    ``contents`` are tensors of the model, and the numbers that they get.
+    """
+    layers, marked = adapters(model), saved_along(model)
+    saved = {*along, *marked}
     for name in saved:
-        if clash := [layer for layer in (*layers, *adapters(model)) if layer == name or layer.startswith(name + ".")]:
+        if clash := [layer for layer in (*deltas, *layers) if layer == name or layer.startswith(name + ".")]:
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
-    _check_unshared(model, {*layers, *saved})
-    before = {name: model.get_submodule(name) for name in layers}
+    check_unshared(model, {*deltas, *saved})
+    _warn_of_ddp(model)
+    before = {name: find(model, name) for name in deltas}
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    kept = [(tensor, tensor.detach().clone()) for tensor, _ in contents]
     try:
-        for name, layer in layers.items():
-            put(model, name, layer)
+        for name, delta in deltas.items():
+            put(model, name, TTLoRALinear.around(before[name], delta))
         model.requires_grad_(False)
         for name in saved:
-            model.get_submodule(name).requires_grad_(True)
+            find(model, name).requires_grad_(True)
         for layer in adapters(model).values():
             layer.cores.requires_grad_(True)
+        for name in along:
+            setattr(find(model, name), SAVED_ALONG, True)
+        _fill(contents)
     except BaseException:
+        _fill(kept)
+        for name in {*along} - {*marked}:
+            vars(find(model, name)).pop(SAVED_ALONG, None)
         for name, layer in before.items():
             put(model, name, layer)
         for parameter, flag in flags:
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
         raise
-    for name in along:
-        setattr(model.get_submodule(name), SAVED_ALONG, True)
 
 
-def _check_unshared(model: nn.Module, names: Collection[str]) -> None:
+@torch.no_grad()
+def _fill(contents: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, numbers in contents:
+        tensor.copy_(numbers)
+
+
+def _warn_of_ddp(model: nn.Module) -> None:
+    if any(type(module).__name__ == "DistributedDataParallel" for module in model.modules()):
+        warnings.warn(
+            "DistributedDataParallel knows only the parameters that were there when it was built, so the adapters' "
+            "gradients will not be shared among processes; put adapters in first and wrap the model then",
+            stacklevel=4,
+        )
+
+
+def check_unshared(model: nn.Module, names: Collection[str]) -> None:
     """No parameter of these modules is used elsewhere too: merging or training would change that other place."""
     uses: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        uses.setdefault(id(parameter), []).append(name)
+    for name, module in bare_modules(model, remove_duplicate=False).items():
+        for own, parameter in module._parameters.items():
+            uses.setdefault(id(parameter), []).append(f"{name}.{own}".removeprefix("."))
     for name in names:
-        for parameter in model.get_submodule(name).parameters():
-            others = [other for other in uses[id(parameter)] if not other.startswith(name + ".")]
+        for parameter in find(model, name).parameters():
+            others = [other for other in uses.get(id(parameter), ()) if not other.startswith(name + ".")]
             if others:
                 raise ValueError(
                     f"{name} shares a parameter with {others[0]}, which would change too; give it a copy first: "
                     "layer.weight = nn.Parameter(layer.weight.detach().clone())"
                 )
-
-
-def put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Let the module of this name be another one."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def merge_tt_lora(model: nn.Module) -> nn.Module:
@@ -141,7 +173,8 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
         The model itself.
 
     Raises:
-        ValueError: No such layers, or a sum that is not finite.
+        TypeError: A layer whose weight is quantized.
+        ValueError: No such layers, a sum that is not finite, or a weight that accelerate keeps elsewhere.
 
     Cost:
         O(out in r) for every layer; while it runs, the old weights are kept.
@@ -156,50 +189,55 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
     layers = adapters(model)
     if not layers:
         raise ValueError("the model has no TT-LoRA layers to merge")
-    fresh = []
+    merged = {name for name, layer in layers.items() if layer.merged}
+    marked = saved_along(model)
     try:
         for name, layer in layers.items():
             if not layer.merged:
-                layer.merge()
-                fresh.append(layer)
+                try:
+                    layer.merge()
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{name}: {error}") from error
             if not layer.base_layer.weight.isfinite().all():
                 raise ValueError(f"{name}: weight plus update has NaN or infinite entries; nothing was merged")
-    except BaseException:
-        for layer in fresh:
-            layer.unmerge()
+        for name, layer in layers.items():
+            put(model, name, layer.base_layer)
+        for name in marked:
+            delattr(find(model, name), SAVED_ALONG)
+    except BaseException:  # an interrupt too, wherever it strikes
+        for name in marked:
+            setattr(find(model, name), SAVED_ALONG, True)
+        for name, layer in layers.items():
+            put(model, name, layer)
+            if layer.merged and name not in merged:
+                layer.unmerge()
         raise
-    for name, layer in layers.items():
-        put(model, name, layer.base_layer)
-    for module in model.modules():
-        if hasattr(module, SAVED_ALONG):
-            delattr(module, SAVED_ALONG)
     return model
 
 
 def adapters(model: nn.Module) -> dict[str, TTLoRALinear]:
     """The TT-LoRA layers of a model by name."""
-    if isinstance(model, TTLoRALinear):
+    if isinstance(bare(model), TTLoRALinear):
         raise ValueError("the model is itself a TT-LoRA layer, not a module that holds some; use the layer's own verbs")
-    return {name: module for name, module in model.named_modules() if isinstance(module, TTLoRALinear)}
+    return {name: module for name, module in bare_modules(model).items() if isinstance(module, TTLoRALinear)}
 
 
 def saved_along(model: nn.Module) -> list[str]:
     """Names of the modules that are trained and saved in full."""
-    return [name for name, module in model.named_modules() if getattr(module, SAVED_ALONG, False)]
+    return [name for name, module in bare_modules(model).items() if SAVED_ALONG in vars(module)]
 
 
 def matching(model: nn.Module, target: str) -> list[str]:
     """Names of the modules that a target names, or an error that lists what there is. Adapters have no inside here."""
     inside = tuple(f"{name}." for name in adapters(model))
-    everything = model.named_modules(remove_duplicate=False)
-    names = [name for name, _ in everything if name and not name.startswith(inside)]
+    modules = bare_modules(model, remove_duplicate=False)
+    names = [name for name in modules if name and not name.startswith(inside)]
     found = [name for name in names if _names_it(target, name)]
     if not found:
-        known = dict.fromkeys(
-            name.rpartition(".")[2] for name in names if isinstance(model.get_submodule(name), nn.Linear)
-        )
+        known = dict.fromkeys(name.rpartition(".")[2] for name in names if isinstance(modules[name], nn.Linear))
+        pattern = "" if re.fullmatch(r"[\w.\-]*", target) else " (it is taken as it stands, not as a pattern)"
         raise ValueError(
-            f"no module is named {target!r} or ends in '.{target}'; the linear layers here end in "
+            f"no module is named {target!r} or ends in '.{target}'{pattern}; the linear layers here end in "
             f"{', '.join(known) or 'nothing: there are none'}"
         )
     return found
