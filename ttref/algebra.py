@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .precision import computable
+from .precision import computable, full_precision
 from .trains import check_train
 
 __all__ = ["tt_add", "tt_dot", "tt_hadamard"]
 
 
+@full_precision
 def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Inner product of two trains, or of two batches of trains pair by pair. Differentiable.
 
@@ -63,6 +64,7 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return ladder[..., 0, 0].to(a[0].dtype)
 
 
+@full_precision
 def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     """Sum of two trains, exact: the ranks add. Follow with :func:`tt_round` to bring them down again.
 
@@ -109,6 +111,7 @@ def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     return total
 
 
+@full_precision
 def tt_hadamard(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     """Entrywise product of two trains, exact: the ranks multiply.
 

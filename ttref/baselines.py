@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .precision import computable
+from .precision import computable, full_precision
 from .rounding import to_codes
 from .shapes import whole
 from .truncation import check_float, check_input, truncate
@@ -42,6 +42,7 @@ class Baseline:
     params: int
     nbytes: int
 
+    @full_precision
     def relative_error(self, w: Tensor) -> float:
         """Relative Frobenius error ``‖w - approximation‖ / ‖w‖``, summed in float64; 0 where both are zero.
 
@@ -60,6 +61,7 @@ class Baseline:
         return error / norm if norm else (0.0 if error == 0 else float("inf"))
 
 
+@full_precision
 @torch.no_grad()
 def truncated_svd(
     w: Tensor, *, rank: int | None = None, params: int | None = None, nbytes: int | None = None
@@ -112,14 +114,14 @@ def truncated_svd(
     basis, coefficients = (
         computable(factor.to(w.dtype)) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)
     )
-    with torch.autocast(w.device.type, enabled=False):  # a reported number must not lose digits to a caller's autocast
-        product = basis @ coefficients
+    product = basis @ coefficients
     if not (coefficients.isfinite().all() and product.to(w.dtype).isfinite().all()):
         raise ValueError(f"a factor leaves the range of {w.dtype}; convert w with .float() or .double()")
     approximation = (product if m <= n else product.mT).to(w.dtype).contiguous()
     return Baseline(f"SVD rank {r}", approximation, r * (m + n), r * (m + n) * w.element_size())
 
 
+@full_precision
 @torch.no_grad()
 def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bool = False) -> Baseline:
     """Round to signed integers of ``bits`` bits, with one scale for each row or each group of consecutive entries.
@@ -173,6 +175,7 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
     return Baseline(name, approximation, m * n + scales.numel(), nbytes)
 
 
+@full_precision
 @torch.no_grad()
 def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0) -> Baseline:
     """Cut each row into ``subvectors`` pieces and replace each piece by the nearest of ``2^bits`` k-means centres.
@@ -242,6 +245,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
     return Baseline(f"PQ {subvectors} x {bits} bit", approximation, m * subvectors + codebook, nbytes)
 
 
+@full_precision
 @torch.no_grad()
 def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     """Gaussian noise with the row norms of ``w``: what a method achieves where there is nothing to find.

@@ -8,11 +8,13 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .precision import full_precision
 from .truncation import check_input
 
 __all__ = ["gaussian_distortion"]
 
 
+@full_precision
 @torch.no_grad()
 def gaussian_distortion(variances: Tensor, bits: float) -> float:
     """Least expected squared error of Gaussian vectors stored in ``bits`` bits each, by any method at all.

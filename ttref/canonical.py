@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import full_precision
 from .shapes import tt_ranks, whole
 from .trains import check_train
 from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, truncate
@@ -17,6 +18,7 @@ from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, tr
 __all__ = ["tt_norm", "tt_orthogonalize", "tt_round"]
 
 
+@full_precision
 @torch.no_grad()
 def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
     """Bring a train into the canonical form with orthogonality center ``center``; the tensor stays the same.
@@ -71,6 +73,7 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
     return _narrow(moved, cores[0].dtype)
 
 
+@full_precision
 @torch.no_grad()
 def tt_round(
     cores: Sequence[Tensor], *, rank: int | Sequence[int] | None = None, eps: float | None = None
@@ -125,6 +128,7 @@ def tt_round(
     return _narrow(moved, dtype)
 
 
+@full_precision
 @torch.no_grad()
 def tt_norm(cores: Sequence[Tensor]) -> Tensor:
     """Frobenius norm of a train, accurate even where ``sqrt(tt_dot(a, a))`` would cancel.

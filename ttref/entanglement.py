@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .canonical import tt_orthogonalize
+from .precision import full_precision
 from .shapes import whole
 from .trains import check_batch_dims, check_train
 from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, ranks_within, singular_values
@@ -20,6 +21,7 @@ from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, ra
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 
 
+@full_precision
 @torch.no_grad()
 def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_dims: int = 0) -> Tensor:
     """Singular values across one bond, unsquared and unnormalised, largest first.
@@ -53,6 +55,7 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
     return (values * scale).to(dtype)
 
 
+@full_precision
 @torch.no_grad()
 def entanglement_entropy(
     x_or_cores: Tensor | Sequence[Tensor], bond: int, *, base: float = 2, batch_dims: int = 0
@@ -94,6 +97,7 @@ def entanglement_entropy(
     return (torch.special.entr(weights).sum(-1).clamp(min=0) / math.log(base)).to(dtype)
 
 
+@full_precision
 @torch.no_grad()
 def suggest_ranks(x_or_cores: Tensor | Sequence[Tensor], *, eps: float) -> tuple[int, ...]:
     """Ranks with which :func:`tt_svd` or :func:`tt_round` is sure to stay within ``eps``, read off the Schmidt values.

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import full_precision
 from .shapes import paired_modes
 from .trains import check_train, tt_svd, tt_to_tensor
 from .truncation import check_input
@@ -24,6 +25,7 @@ from .truncation import check_input
 __all__ = ["ttm_svd", "ttm_to_matrix"]
 
 
+@full_precision
 @torch.no_grad()
 def ttm_svd(
     w: Tensor,
@@ -77,6 +79,7 @@ def ttm_svd(
     return [core.reshape(core.shape[0], m, n, core.shape[-1]) for core, m, n in zip(cores, rows, cols, strict=True)]
 
 
+@full_precision
 def ttm_to_matrix(cores: Sequence[Tensor]) -> Tensor:
     """Rebuild the dense matrix ``(m, n)`` of a TT-matrix. Differentiable.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -40,11 +39,11 @@ def full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments,
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if not any_autocast():
             return function(*args, **kwargs)
-        with ExitStack() as stack:
-            for device in _DEVICES:
-                if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **kwargs)
+        for device in _DEVICES:
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):  # a plain statement, which a tracing compiler can follow
+                    return run(*args, **kwargs)  # another device's may be on as well
+        return function(*args, **kwargs)
 
     return run
 

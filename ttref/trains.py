@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .precision import computable
+from .precision import computable, full_precision
 from .shapes import check_modes, tt_ranks, whole
 from .truncation import (
     bond_tolerance,
@@ -34,6 +34,7 @@ from .truncation import (
 __all__ = ["tt_svd", "tt_to_tensor", "tt_entry"]
 
 
+@full_precision
 @torch.no_grad()
 def tt_svd(
     x: Tensor,
@@ -126,6 +127,7 @@ def tt_svd(
     return [core.reshape(*batch, *core.shape[1:]) for core in train]
 
 
+@full_precision
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
     """Contract a train, or a batch of trains, to the dense tensor ``(*batch, n_1, ..., n_d)``.
 
@@ -169,6 +171,7 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
     return left.reshape(*batch, *modes).to(cores[0].dtype)
 
 
+@full_precision
 def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
     """Read single entries of a train without building the tensor.
 
