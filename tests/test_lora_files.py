@@ -1,11 +1,12 @@
 """Files of adapters: what comes back, what is refused, and that the model and an older file survive every refusal."""
 
 import copy
+import errno
 import itertools
 import json
 import math
+import os
 import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from ttref import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
+from ttref import TTLoRALinear, add_tt_lora, files, load_tt_lora, merge_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
 
 pytestmark = pytest.mark.filterwarnings("ignore:rank .* exceeds what modes")
@@ -102,8 +103,7 @@ def opened(path):
 
 
 def same_content(one, other):
-    (one, *about), (other, *others) = opened(one), opened(other)
-    return about == others and one.keys() == other.keys() and all(bits(one[name]) == bits(other[name]) for name in one)
+    return one.read_bytes() == other.read_bytes()
 
 
 def refused(model, path, message, error=ValueError, **options):
@@ -161,7 +161,8 @@ def test_training_goes_on_where_it_stopped(path):
 def test_what_the_file_says(path):
     save_tt_lora(prepared(net(), dropout=0.25), path)
     tensors, header, about = opened(path)
-    assert about == {"format": "ttref.TT-LoRA", "version": "1"}
+    assert about.keys() == {"format", "version", "sha256"} and about["format"] == "ttref.TT-LoRA"
+    assert about["version"] == "2" and len(about["sha256"]) == 64
     layers = header["layers"]
     assert set(layers) == {"query", "value", "up"} and header["modules_to_save"] == ["head"]
     assert layers["value"] == {
@@ -409,11 +410,11 @@ def test_foreign_files(path):
         path.write_bytes(content)
         refused(net(), path, "is damaged")
     refused(net(), path.with_name("nothing"), "there is no file .*nothing", FileNotFoundError)
-    refused(net(), path.parent, "there is no file", FileNotFoundError)
+    refused(net(), path.parent, "this is a folder", IsADirectoryError)
 
 
 def rewrite(path, *, tensors=None, header=None, about=None, layer=None):
-    """The same file with tensors, header entries, the query's entries or metadata changed; None drops them."""
+    """The same file, sealed anew, with tensors, header or metadata or the query's entries changed; None drops them."""
     held, read, metadata = opened(path)
     targets = [(tensors, held), (header, read), (layer, read["layers"]["query"]), (about, metadata)]
     for changes, target in targets:
@@ -424,7 +425,8 @@ def rewrite(path, *, tensors=None, header=None, about=None, layer=None):
                 target[name] = value(target.get(name)) if callable(value) else value
     if "header" not in (about or {}):
         metadata["header"] = json.dumps(read)
-    safetensors.torch.save_file({name: x.contiguous() for name, x in held.items()}, path, metadata)
+    del metadata["sha256"]
+    path.write_bytes(b"".join(files.sealed(metadata, held)))
 
 
 NONE = lambda old: None  # noqa: E731
@@ -496,7 +498,7 @@ DAMAGE = {
     "modes said to be chosen": {"layer": {"automatic": True}},
     "automatic: text": {"layer": {"automatic": "no"}},
     "automatic: none": {"layer": {"automatic": NONE}},
-    "another version": {"about": {"version": "2"}},
+    "another version": {"about": {"version": "3"}},
     "no version": {"about": {"version": None}},
     "another format": {"about": {"format": "ttref.Other"}},
     "no format": {"about": {"format": None}},
@@ -558,14 +560,12 @@ def test_rewriting_alone_changes_nothing(good, path):
 
 
 def full_disk(monkeypatch):
-    """As much as fits is written, then the error comes."""
+    """Which may say so only when what was written is to stay."""
 
-    def half(path, content):
-        with open(path, "wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError("no space left on device")
+    def full(number):
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "fsync", full)
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ..files import read, write
-from ..shapes import check_modes, whole
 from ..precision import computable
+from ..shapes import whole
 from ..truncation import check_input, check_rank_or_eps
 from .frame import Frame
 from .rows import RowLayout
+from .settings import checked, row_modes
 from .sorting import check_caps, sort_by_cap, sort_by_error
 from .store import Group, RowStore
 from .tables import CompressedTable, table_of
 
 __all__ = ["MPSEmbedding"]
+
+KIND = "MPSEmbedding"  # in files, whatever a subclass is called
 
 
 class MPSEmbedding(CompressedTable):
@@ -75,7 +77,7 @@ class MPSEmbedding(CompressedTable):
         rows = whole("num_embeddings", num_embeddings, least=1)
         width = whole("embedding_dim", embedding_dim, least=1)
         dtype = dtype or torch.get_default_dtype()
-        self._start(_modes(shape, width), RowStore(width, 32, sparse=sparse), dtype, None, False, padding_idx)
+        self._start(row_modes(shape, width), RowStore(width, 32, sparse=sparse), dtype, None, False, padding_idx)
         table = torch.randn(rows, width, device=device, dtype=dtype)
         if padding_idx is not None and -rows <= padding_idx < rows:  # an id outside of that is refused below
             table[padding_idx] = 0
@@ -171,7 +173,7 @@ class MPSEmbedding(CompressedTable):
                 "eps does not bound the rounding of int8 cores: give rank or row_ranks, or leave core_bits at 32"
             )
         width = table.shape[1]
-        shape = _modes(shape, width)
+        shape = row_modes(shape, width)
         caps = None if row_ranks is None else check_caps(row_ranks, len(table))
         frame = Frame.of(table, center=center, rotate=rotate)
         made = cls.__new__(cls)
@@ -248,9 +250,13 @@ class MPSEmbedding(CompressedTable):
         return ", ".join([*parts, f"ratio={self.ratio:.3g}"])
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all.
+        """Write one safetensors file, whole or not at all: the same bytes for the same table.
+
+        The rights of an existing file stay, and of a link what it leads to is replaced.
 
         Raises:
+            ValueError: Numbers that are NaN or infinite.
+            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing rights. The old file stays.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         """
         header = {
@@ -266,16 +272,16 @@ class MPSEmbedding(CompressedTable):
             "sparse": self.store.sparse,
             "trainable": any(parameter.requires_grad for parameter in self.parameters()),
         }
-        write(path, type(self).__name__, self.store.tensors(), header)
+        write(path, KIND, self.store.tensors(), header, self._restore)
 
     @classmethod
     def load(cls, path: str | Path) -> MPSEmbedding:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote; from then on the table and its file are independent of each other.
 
         Raises:
-            FileNotFoundError: No such file.
+            FileNotFoundError, OSError: No such file; a folder, missing rights.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
-            ValueError: A truncated file, or one that holds something else; the message names it.
+            ValueError: A file that is not what was written, or holds something else; the message names it.
 
         Example:
             >>> import tempfile
@@ -286,23 +292,15 @@ class MPSEmbedding(CompressedTable):
             >>> torch.equal(again(torch.arange(100)), mps(torch.arange(100)))
             True
         """
-        return read(path, cls.__name__, cls._restore)
+        return read(path, KIND, cls._restore)
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> MPSEmbedding:
-        dtype = getattr(torch, header["dtype"])
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise ValueError(f"rows of {dtype}")
-        if header["core_bits"] not in (8, 32):
-            raise ValueError(f"cores of {header['core_bits']} bits")
-        rows, width = (whole(name, header[name], least=1) for name in ("num_embeddings", "embedding_dim"))
-        shape = _modes(header["shape"], width)
-        if header["padding_idx"] is not None:
-            whole("padding_idx", header["padding_idx"], least=0)
-        made = cls.__new__(cls)
-        store = RowStore(width, header["core_bits"], sparse=header["sparse"])
+        dtype, layouts = checked(header, tensors)
+        made, rows, shape = cls.__new__(cls), header["num_embeddings"], layouts[0].shape
+        store = RowStore(header["embedding_dim"], header["core_bits"], sparse=header["sparse"])
         made._start(shape, store, dtype, header["eps"], header["by_row"], header["padding_idx"])
-        store.restore(tensors, [RowLayout(shape, ranks, width) for ranks in header["ranks"]], rows, dtype)
+        store.restore(tensors, layouts, rows, dtype)
         made._grow(rows)
         return made.requires_grad_(header["trainable"])
 
@@ -341,16 +339,3 @@ class MPSEmbedding(CompressedTable):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.store.scores(computable(hidden)).to(self.dtype)
-
-
-def _modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
-    """Modes of a row: those given, if they suffice for the width, or as many twos as it needs."""
-    if shape is None:
-        return (2,) * max((width - 1).bit_length(), 1)
-    modes = check_modes("shape", shape)
-    if math.prod(modes) < width:
-        raise ValueError(
-            f"shape {modes} multiplies to {math.prod(modes)}, but a row has {width} entries; "
-            "give modes that multiply to at least that (what exceeds it is filled with zeros)"
-        )
-    return modes

@@ -122,7 +122,8 @@ class RowStore(nn.Module):
 
         for k, layout in enumerate(layouts):
             name, kind = ("cores", dtype) if self.bits == 32 else ("codes", torch.int8)
-            count = len(tensors[f"{name}.{k}"])
+            if not (count := len(tensors[f"{name}.{k}"])):
+                raise ValueError(f"{name}.{k} has no rows")
             stored = [take(f"{name}.{k}", (count, layout.numbers), kind)]
             if self.bits == 8:
                 stored.append(take(f"scales.{k}", (count,), torch.bfloat16))
@@ -133,7 +134,10 @@ class RowStore(nn.Module):
             raise ValueError(f"it holds {len(self)} rows, and {rows} are announced")
         if len(layouts) > 1:
             self.bucket, self.place = (take("bucket", (rows,), torch.uint8), take("place", (rows,), torch.int32))
-            if (self.place < 0).any() or not torch.equal(self._slots().sort().values, torch.arange(rows)):
+            sizes = torch.tensor([*map(len, self.buckets)], device=self.place.device)
+            beyond = (self.place < 0) | (self.bucket >= len(sizes))
+            beyond |= self.place >= sizes[self.bucket.long().clamp(max=len(sizes) - 1)]
+            if beyond.any() or (torch.bincount(self._slots(), minlength=rows) != 1).any():
                 raise ValueError("the index does not name every row once")
         self.frame = Frame(
             take("frame.mean", (self.width,), dtype) if "frame.mean" in tensors else None,

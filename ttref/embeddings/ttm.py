@@ -12,18 +12,19 @@ from torch.nn import functional as F
 
 from ..canonical import tt_norm
 from ..contraction import multiply
-from ..files import read, write
+from ..files import check_finite, check_header, read, write
 from ..matrices import check_matrix_train, ttm_svd
 from ..plans import cheapest, working_bytes
-from ..shapes import paired_modes, tt_ranks, whole
 from ..precision import computable
+from ..shapes import paired_modes, tt_ranks, whole
 from ..truncation import check_rank_or_eps
 from .rows import meet
 from .tables import CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
 
-_SETTINGS = "num_embeddings", "embedding_dim", "padding_idx"
+KIND = "TTMEmbedding"  # in files, whatever a subclass is called
+_SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
 
 
 class TTMEmbedding(CompressedTable):
@@ -188,18 +189,22 @@ class TTMEmbedding(CompressedTable):
         tensors = {f"cores.{k}": core.detach() for k, core in enumerate(self.cores)}
         header = {name: getattr(self, name) for name in _SETTINGS}
         header["trainable"] = any(core.requires_grad for core in self.cores)
-        write(path, type(self).__name__, tensors, header)
+        write(path, KIND, tensors, header, self._restore)
 
     @classmethod
     def load(cls, path: str | Path) -> TTMEmbedding:
         """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
+        return read(path, KIND, cls._restore)
 
-        def restore(tensors: dict[str, Tensor], header: dict) -> TTMEmbedding:
-            cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
-            made = cls.from_cores(cores, **{name: header[name] for name in _SETTINGS})
-            return made.requires_grad_(header["trainable"])
-
-        return read(path, cls.__name__, restore)
+    @classmethod
+    def _restore(cls, tensors: dict[str, Tensor], header: dict) -> TTMEmbedding:
+        check_header(header, _SETTINGS | {"trainable": (bool,)})
+        check_finite(tensors)
+        if header["padding_idx"] is not None:
+            whole("padding_idx", header["padding_idx"], least=0)
+        cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
+        made = cls.from_cores(cores, **{name: header[name] for name in _SETTINGS})
+        return made.requires_grad_(header["trainable"])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -94,7 +94,7 @@ def automatic_modes(out_features: int, in_features: int) -> tuple[tuple[int, ...
         TypeError, ValueError: A width that is no positive integer.
 
     Cost:
-        As :func:`factorize`, for every width that is tried.
+        As :func:`factorize`.
 
     Example:
         >>> automatic_modes(384, 768)
@@ -108,10 +108,12 @@ def automatic_modes(out_features: int, in_features: int) -> tuple[tuple[int, ...
 @lru_cache(maxsize=1024)
 def _side(width: int) -> tuple[int, ...]:
     """Ascending modes of at most 12 whose product is the width, or the next larger number that has some."""
-    if width == 1:
-        return (1,)
-    while True:
-        try:
-            return factorize(width, max_mode=MAX_MODE)
-        except ValueError:
-            width += 1
+    return (1,) if width == 1 else factorize(_padded(width), max_mode=MAX_MODE)
+
+
+def _padded(width: int) -> int:
+    """The smallest number from ``width`` on without a prime factor above 12: found among those, not by trying all."""
+    odd = [1]
+    for prime in (3, 5, 7, 11):
+        odd = [n * prime**k for n in odd for k in range(width.bit_length()) if n * prime**k < 2 * width]
+    return min(n << (-(-width // n) - 1).bit_length() for n in odd)

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+import math
+import reprlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..files import read, serialize, write
+from ..files import MOST_MODES, check_header, digest, digest_of_version_1, read, write
 from ..truncation import check_float
+from ..wrappers import bare_modules, bare_state, find
 from .base import widths
 from .delta import TTDelta
-from .layer import TTLoRALinear
 from .model import adapters, install, saved_along
 
 __all__ = ["load_tt_lora", "save_tt_lora"]
 
 KIND = "TT-LoRA"
-MOST_FEATURES = 1 << 27  # no layer is wider; choosing modes for an absurd width would take minutes
+MOST_FEATURES = 1 << 27  # no layer is wider
 DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
+_TYPES = {"layers": (dict,), "modules_to_save": (list,), "base": (dict,)}
+_LAYER = {
+    "shape": (list,),
+    "ranks": (list,),
+    "alpha": (int, float),
+    "init": (str,),
+    "dropout": (int, float),
+    "features": (list,),
+    "automatic": (bool,),
+}
+_BASE = {"sha256": (str,), "each": (str,), "rule": (int,)}  # no rule: the hashes are those of version 1
 
 
 def save_tt_lora(model: nn.Module, path: str | Path) -> None:
@@ -31,7 +44,8 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     its ``state_dict()`` that the file does not hold, with unmerged weights.
 
     Args:
-        model: A model with TT-LoRA layers, merged or not.
+        model: A model with TT-LoRA layers, merged or not. What ``torch.compile`` or parallel training has put around it
+            is not in the names: the file fits the bare model.
         path: The file; its folder must exist. Written whole or not at all.
 
     Raises:
@@ -61,9 +75,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
         raise ValueError("the model has no TT-LoRA layers to save; add_tt_lora puts them in")
     along = saved_along(model)
     tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
-    cores = set(tensors)
     tensors |= _saved_along(model, along)
-    _check_finite(tensors, cores)
     header = {
         "layers": {
             name: {
@@ -79,10 +91,10 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
             for name, layer in layers.items()
         },
         "modules_to_save": along,
-        "base": _fingerprint(model, along)[0],
+        "base": _fingerprint(model, along, digest)[0] | {"rule": 2},
     }
     # Copies, because the format refuses two names for one memory.
-    write(path, KIND, {name: tensor.detach().clone() for name, tensor in tensors.items()}, header)
+    write(path, KIND, {name: tensor.detach().clone() for name, tensor in tensors.items()}, header, _checked)
 
 
 @torch.inference_mode(False)  # cores made in inference mode could never be trained
@@ -120,12 +132,8 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
     _check_belongs(model, tensors, header, path)
     if check_base:
         _check_fingerprint(model, header, path)
-    layers = {name: TTLoRALinear.around(model.get_submodule(name), delta) for name, delta in deltas.items()}
     along = header["modules_to_save"]
-    install(model, layers, along)
-    with torch.no_grad():
-        for key, value in _saved_along(model, along).items():
-            value.copy_(tensors[key])
+    install(model, deltas, along, [(value, tensors[key]) for key, value in _saved_along(model, along).items()])
     return model
 
 
@@ -133,34 +141,53 @@ def _checked(
     tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, TTDelta]]:
     """The file's contents, and the updates made of them, if they are complete in themselves."""
+    check_header(header, _TYPES)
+    check_header(header["base"], _BASE, optional=("rule",))
+    if not header["layers"] or header["base"].get("rule", 2) != 2:
+        raise ValueError("its header has no layers, or hashes its base in a way that is not known")
+    along = header["modules_to_save"]
+    if {type(name) for name in along} - {str} or "" in along or len(set(along)) < len(along):
+        raise ValueError(f"its header's modules_to_save is {reprlib.repr(along)}")
     deltas, wanted = {}, set()
-    base = header["base"]
-    if not header["layers"] or not isinstance(base["sha256"] + base["each"], str):
-        raise ValueError("its header has no layers or no base")
     for name, about in header["layers"].items():
-        if not isinstance(about["automatic"], bool) or [type(width) for width in about["features"]] != [int, int]:
-            raise TypeError(f"the header's entry for {name} has a value of the wrong type")
-        if not 1 <= min(about["features"]) <= max(about["features"]) <= MOST_FEATURES:
-            raise ValueError(f"the header's entry for {name} has widths {about['features']}")
-        # Building it without memory checks all the rest: types, ranges, and whether shape and ranks go together.
+        cores = _cores(name, about, tensors)
+        wanted |= cores.keys()
+        # Building it without memory checks all the rest: ranges, and whether shape and ranks go together.
         delta = TTDelta(*about["features"], **_options(about), device="meta")
         if delta.shape != tuple(about["shape"]) or delta.ranks != tuple(about["ranks"]):
             raise ValueError(f"{name} has modes {about['shape']} and ranks {about['ranks']}, which do not go together")
-        for k, core in enumerate(delta.cores):
-            wanted.add(key := f"{name}.cores.{k}")
-            check_float(key, tensors[key])
-            if tensors[key].shape != core.shape:
-                raise ValueError(
-                    f"{key} has shape {tuple(tensors[key].shape)}, and the header says {tuple(core.shape)}"
-                )
-            delta.cores[k] = nn.Parameter(tensors[key].clone())  # the file itself must not stay the memory
+        for k, core in enumerate(cores.values()):
+            delta.cores[k] = nn.Parameter(core)
         deltas[name] = delta
-    along = tuple(f"{name}." for name in header["modules_to_save"])
+    inside = tuple(f"{name}." for name in along)
     for key in tensors:
-        if key not in wanted and not key.startswith(along):
+        if key not in wanted and not key.startswith(inside):
             raise ValueError(f"it holds {key}, which its header does not name")
     _check_finite(tensors, wanted)
     return tensors, header, deltas
+
+
+def _cores(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The cores of one layer by name, if its header tells the truth about them: before anything is built to measure."""
+    check_header(about, _LAYER)
+    shape, ranks, features = about["shape"], about["ranks"], about["features"]
+    if {type(size) for size in (*shape, *ranks, *features)} != {int} or len(features) != 2:
+        raise TypeError(f"the header's entry for {name} has a value of the wrong type")
+    if not 1 <= min(features) <= max(features) <= MOST_FEATURES:
+        raise ValueError(f"the header's entry for {name} has widths {features}")
+    if not 1 <= len(shape) <= MOST_MODES or len(ranks) != len(shape) + 1:
+        raise ValueError(f"the header's entry for {name} has {len(shape)} modes and {len(ranks)} ranks")
+    # Padding less than doubles a width.
+    if not math.prod(features) <= math.prod(shape) < 4 * math.prod(features):
+        raise ValueError(f"{name} has modes {reprlib.repr(shape)}, which do not fit its widths {features}")
+    cores = {key: tensors[key] for key in (f"{name}.cores.{k}" for k in range(len(shape)))}
+    for (key, core), wanted in zip(cores.items(), zip(ranks[:-1], shape, ranks[1:], strict=True), strict=True):
+        check_float(key, core)
+        if core.shape != wanted:
+            raise ValueError(f"{key} has shape {tuple(core.shape)}, and the header says {wanted}")
+    if len({core.dtype for core in cores.values()}) > 1:
+        raise ValueError(f"the cores of {name} have several dtypes")
+    return cores
 
 
 def _check_finite(tensors: dict[str, Tensor], cores: Collection[str]) -> None:
@@ -179,7 +206,7 @@ def _options(about: dict[str, Any]) -> dict[str, Any]:
 
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:
     """Whether the model has the layers of the file, in the right sizes."""
-    modules = dict(model.named_modules())
+    modules = bare_modules(model)
     for name, about in header["layers"].items():
         if name not in modules:
             raise ValueError(f"{path} adapts {name}, which this model does not have; load it into its own base model")
@@ -187,7 +214,7 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[st
             features = widths(modules[name])
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from error
-        if modules[name].weight.is_meta:
+        if any(tensor.is_meta for tensor in modules[name].state_dict().values() if isinstance(tensor, Tensor)):
             raise ValueError(f"{name} has no numbers yet (meta device); load the base model's weights first")
         if list(features) != about["features"]:
             raise ValueError(
@@ -203,21 +230,27 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[st
         if key not in here or key not in there or here[key].shape != tensors[key].shape:
             sides = [tuple(side[key].shape) if key in side else "nothing" for side in (tensors, here)]
             raise ValueError(f"{path} has {sides[0]} for {key}, and this model {sides[1]}; load it into its own base")
+        kinds = tensors[key].dtype, here[key].dtype
+        # Weights may come in another precision; numbers that mean something else may not.
+        if kinds[0] != kinds[1] and not all(kind.is_floating_point for kind in kinds):
+            raise ValueError(f"{path} has {kinds[0]} for {key}, and this model {kinds[1]}; load it into its own base")
 
 
 def _saved_along(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": tensor
         for name in names
-        for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
+        for key, tensor in bare_state(find(model, name), keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
 
 
-def _fingerprint(model: nn.Module, along: list[str]) -> tuple[dict[str, str], list[str]]:
+def _fingerprint(
+    model: nn.Module, along: list[str], hashed: Callable[[Tensor], str]
+) -> tuple[dict[str, str], list[str]]:
     """A hash of everything in the model that the file does not hold, the first digits of each tensor's, the names."""
     layers, hashes = adapters(model), {}
-    tensors = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    tensors = {key: tensor for key, tensor in bare_state(model).items() if isinstance(tensor, Tensor)}
     for key, tensor in tensors.items():
         owner = next((name for name in layers if key.startswith(f"{name}.")), None)
         if owner is not None:
@@ -227,13 +260,14 @@ def _fingerprint(model: nn.Module, along: list[str]) -> tuple[dict[str, str], li
                 tensor = layers[owner]._kept
             key = key.replace(f"{owner}.base_layer.", f"{owner}.", 1)
         if not key.startswith(tuple(f"{name}." for name in along)):
-            hashes[key] = hashlib.sha256(serialize(tensor)).hexdigest()
+            hashes[key] = hashed(tensor)
     whole = hashlib.sha256("".join(f"{key}={hashes[key]};" for key in sorted(hashes)).encode()).hexdigest()
     return {"sha256": whole, "each": "".join(hashes[key][:DIGITS] for key in sorted(hashes))}, sorted(hashes)
 
 
 def _check_fingerprint(model: nn.Module, header: dict[str, Any], path: str | Path) -> None:
-    here, names = _fingerprint(model, header["modules_to_save"])
+    hashed = digest if "rule" in header["base"] else digest_of_version_1
+    here, names = _fingerprint(model, header["modules_to_save"], hashed)
     if here["sha256"] == header["base"]["sha256"]:
         return
     there, count = header["base"]["each"], len(header["base"]["each"]) // DIGITS
@@ -245,7 +279,11 @@ def _check_fingerprint(model: nn.Module, header: dict[str, Any], path: str | Pat
             for k, name in enumerate(names)
             if here["each"][k * DIGITS : (k + 1) * DIGITS] != there[k * DIGITS : (k + 1) * DIGITS]
         ]
-        differs = f"{len(differing)} of {count} tensors differ, the first is {differing[0]}" if differing else "names"
+        differs = (
+            f"{len(differing)} of {count} tensors differ, the first is {differing[0]}"
+            if differing
+            else "tensors have other names"
+        )
     raise ValueError(
         f"{path} was trained on another base model ({differs}); load it into that one. A head that starts at random, "
         "and statistics that move while training, belong in modules_to_save; for the same model in another dtype, "

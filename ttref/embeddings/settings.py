@@ -1,0 +1,79 @@
+"""What the file of a table says about it, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import MOST_MODES, check_finite, check_header
+from ..shapes import check_modes, whole
+from ..truncation import check_rank_or_eps
+from .rows import RowLayout
+
+_DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+_LARGEST = 1 << 40  # no row is wider; products of larger modes would take time to find out
+_TYPES = {
+    "num_embeddings": (int,),
+    "embedding_dim": (int,),
+    "shape": (list,),
+    "ranks": (list,),
+    "dtype": (str,),
+    "core_bits": (int,),
+    "eps": (int, float, type(None)),
+    "by_row": (bool,),
+    "padding_idx": (int, type(None)),
+    "sparse": (bool,),
+    "trainable": (bool,),
+}
+
+
+def row_modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
+    """Modes of a row: those given, if they suffice for the width, or as many twos as it needs."""
+    if shape is None:
+        return (2,) * max((width - 1).bit_length(), 1)
+    modes = check_modes("shape", shape)
+    if len(modes) > MOST_MODES:
+        raise ValueError(f"shape has {len(modes)} modes, more than {MOST_MODES}; leave out the ones")
+    if math.prod(modes) < width:
+        raise ValueError(
+            f"shape {modes} multiplies to {math.prod(modes)}, but a row has {width} entries; "
+            "give modes that multiply to at least that (what exceeds it is filled with zeros)"
+        )
+    return modes
+
+
+def checked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[torch.dtype, list[RowLayout]]:
+    """The dtype of the rows and the layout of each bucket, if the header of a table of rows is true to itself."""
+    check_header(header, _TYPES)
+    check_finite(tensors)
+    if header["dtype"] not in _DTYPES or header["core_bits"] not in (8, 32):
+        raise ValueError(f"rows of {header['dtype']} with cores of {header['core_bits']} bits")
+    whole("num_embeddings", header["num_embeddings"], least=1)
+    width = whole("embedding_dim", header["embedding_dim"], least=1)
+    if header["padding_idx"] is not None:
+        whole("padding_idx", header["padding_idx"], least=0)
+    if header["eps"] is not None:
+        check_rank_or_eps(None, header["eps"])
+        if header["by_row"] or header["core_bits"] == 8:
+            raise ValueError("its header has eps, which goes neither with row_ranks nor with int8 cores")
+    if max((n for n in header["shape"] if isinstance(n, int)), default=0) > _LARGEST:
+        raise ValueError("its header has modes that no row has")
+    shape = row_modes(header["shape"], width)
+    if math.prod(shape) > _LARGEST:
+        raise ValueError(f"its header has modes that multiply to more than {_LARGEST}")
+    stored = sum(name.startswith(("cores.", "codes.")) for name in tensors)
+    most = 1 if header["eps"] is None and not header["by_row"] else 255
+    if not 1 <= len(header["ranks"]) == stored <= most:
+        raise ValueError(f"its header has {len(header['ranks'])} buckets, and it holds {stored}")
+    layouts: list[RowLayout] = []
+    for ranks in header["ranks"]:
+        layouts.append(RowLayout(shape, ranks, width))
+        if not isinstance(ranks, list) or layouts[-1].ranks != tuple(ranks):
+            raise ValueError("its header has ranks that its modes cannot have")
+    if len({layout.ranks for layout in layouts}) < len(layouts):
+        raise ValueError("its header has two buckets of the same ranks")
+    return _DTYPES[header["dtype"]], layouts
