@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ class TiedHead(nn.Module):
     """Scores for every token from a compressed table, which the look-up and the head share: ``table.logits(hidden)``.
 
     The look-up owns the table. Whoever walks over modules, parameters or the state of a model meets it there, once.
+    A head that :func:`replace_embedding` put into a model scores with whatever table the model looks rows up in: with
+    the copy that PEFT trains for ``modules_to_save``, while that is active.
 
     Args:
         table: The compressed table; it stays the one that the model looks rows up in.
@@ -36,7 +39,8 @@ class TiedHead(nn.Module):
         if not isinstance(table, CompressedTable):
             raise TypeError(f"a TiedHead needs an MPSEmbedding or a TTMEmbedding, got {type(table).__name__}")
         # A child, so that nn.DataParallel gives each replica's head that replica's table, but one that no walk meets.
-        self.table = table
+        self._modules["table"] = table
+        self._place: tuple[nn.Module, str] | None = None  # where the model's look-up stands: its parent and its name
         self.register_parameter("bias", bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -46,6 +50,19 @@ class TiedHead(nn.Module):
             return scores
         bias = F.pad(self.bias, (0, self.out_features - len(self.bias)))  # tokens added since have none
         return scores + bias.to(scores.dtype)
+
+    @property
+    def table(self) -> CompressedTable:
+        """The compressed table, which the look-up owns."""
+        own = self._modules["table"]
+        if self._place is None or getattr(self, "_is_replica", False):
+            return own
+        parent, name = self._place
+        there = parent._modules.get(name)
+        if there is own:
+            return own
+        self._modules["table"] = own = _table_in(there)
+        return own
 
     def shares(self) -> tuple[nn.Module, ...]:
         """The modules whose numbers this one uses and does not own: replacing one of them alone would break the tie."""
@@ -65,6 +82,18 @@ class TiedHead(nn.Module):
     def out_features(self) -> int:
         """How many tokens are scored: what has been appended to the table counts."""
         return self.table.num_embeddings
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TiedHead:
+        """Copied with its model, a head scores with the copy's table; copied alone, with the table of its model."""
+        if not memo and self._place is not None:
+            memo |= {id(kept): kept for kept in (self._place, self.table)}
+        made = memo[id(self)] = type(self).__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
+
+    def _replicate_for_data_parallel(self) -> TiedHead:
+        _ = self.table  # the one that the replicas shall share is the one in use
+        return super()._replicate_for_data_parallel()
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -149,3 +178,19 @@ class ScaledTable(nn.Module):
     def extra_repr(self) -> str:
         """The factor, as ``print(model)`` shows it."""
         return f"embed_scale={float(self.embed_scale):.6g}"
+
+
+def _table_in(look_up: nn.Module | None) -> CompressedTable:
+    """The table that a look-up reads, be it scaled or a copy that PEFT trains."""
+    if isinstance(look_up, ScaledTable):
+        return look_up.table
+    if hasattr(look_up, "modules_to_save") and hasattr(look_up, "original_module"):
+        copies, active = look_up.modules_to_save, look_up.active_adapters
+        used = active[0] if active and not look_up.disable_adapters and active[0] in copies else None
+        return _table_in(look_up.original_module if used is None else copies[used])
+    if not isinstance(look_up, CompressedTable):
+        raise RuntimeError(
+            f"the model looks rows up in a {type(look_up).__name__} now, and its head would score with another table; "
+            "put table and head in together, with replace_embedding"
+        )
+    return look_up

@@ -126,6 +126,13 @@ def replace_embedding(
         for parent, name, module in places:
             if module in swapped and parent._modules.get(name) is module:
                 setattr(parent, name, swapped[module])
+        for part in {*swapped, *swapped.values()}:
+            if isinstance(part, TiedHead):
+                part._place = None
+        parent, name = next((parent, name) for parent, name, module in _places(model, made) if module is made)
+        for part in model.modules():
+            if isinstance(part, TiedHead) and part.table is _numbers(made):
+                part._place = parent, name
         declare(model, made, untied=head == "dense")
     return look_up, scores
 
