@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +14,7 @@ from ttref import (
     TTMEmbedding,
     balanced_modes,
     factorize,
+    files,
     gaussian_distortion,
     product_quantize,
     quantize_integer,
@@ -26,6 +23,7 @@ from ttref import (
     tt_to_tensor,
     ttm_params,
 )
+from ttref.workbook.store import cache_folder
 
 Compress = Callable[[Tensor], Made]
 INDEX = 5  # bytes a row for saying in which of two parts a row lies and where, as MPSEmbedding counts them
@@ -120,15 +118,28 @@ def integers(table: Tensor, bits: int, group: int | None = None, best: bool = Fa
 
 
 def product(table: Tensor, subvectors: int) -> Made:
-    """Product quantization, kept in the system's temporary folder: k-means takes minutes."""
-    digest = hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"ttref-pq-{digest}-{subvectors}.pt"
-    if not path.is_file():
-        made = product_quantize(table, subvectors=subvectors)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        torch.save((made.approximation, made.nbytes), fresh)
-        os.replace(fresh, path)
-    return torch.load(path)
+    """Product quantization, kept in the user's cache folder: k-means takes minutes."""
+    folder = cache_folder() / "product_quantization"
+    path = folder / f"{files.digest(table)}-{subvectors}.safetensors"
+
+    def restore(tensors: dict[str, Tensor], header: dict) -> Made:
+        files.check_header(header, {"nbytes": (int,)})
+        kept = tensors["approximation"]
+        if (kept.shape, kept.dtype) != (table.shape, table.dtype):
+            raise ValueError("it is of another table")
+        return kept, header["nbytes"]
+
+    try:
+        return files.read(path, "product quantization", restore)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        print(f"{error}: it is made anew", flush=True)
+    bits = min(8, len(table).bit_length() - 1)  # a small table has rows for fewer centres
+    made = product_quantize(table, subvectors=subvectors, bits=bits)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files.write(path, "product quantization", {"approximation": made.approximation}, {"nbytes": made.nbytes}, restore)
+    return made.approximation, made.nbytes
 
 
 def product_of_width(table: Tensor, length: int) -> Made:

@@ -8,7 +8,6 @@ sections alone. To measure anew, remove ``book/results/embeddings.json``, or a s
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -164,10 +163,9 @@ def main(*names: str) -> None:
     folder = sources.data_folder()
     if folder is None:
         return
-    path = record.RESULTS / "embeddings.json"
 
     def recorded() -> dict:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        before = record.read("embeddings")
         return {name: before[name] for name in (*SECTIONS, "seconds") if name in before}
 
     def keep(found: dict) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import processor
+from ttref.files import replace
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 
@@ -31,7 +31,19 @@ def write(name: str, values: dict, *, models: list[str], data: list[str], seed: 
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    replace(path, [(json.dumps(record, indent=1) + "\n").encode()])
     return path
+
+
+def read(name: str) -> dict:
+    """What ``book/results/<name>.json`` holds; nothing if it is not there. A damaged one is a ValueError."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or remove it to measure all anew") from error
+    return found

@@ -9,7 +9,6 @@ it in training steps of 32 short sentences; times are processor seconds of one t
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -197,10 +196,9 @@ SECTIONS = {
 def main(*names: str) -> None:
     """Run some sections, or all, and record them."""
     folder = sources.data_folder()
-    path = record.RESULTS / "tt_lora.json"
 
     def recorded() -> dict:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        before = record.read("tt_lora")
         return {name: before[name] for name in (*SECTIONS, "cpu_seconds", "libraries") if name in before}
 
     def keep(found: dict) -> Path:

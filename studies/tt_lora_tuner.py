@@ -12,9 +12,9 @@ import json
 import logging
 import math
 import os
-import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,9 +142,8 @@ def trials(
         train(config, report)
 
     placed = tune.with_resources(trainable, {"cpu": 1})
-    if resumable(folder):
-        tuner = tune.Tuner.restore(str(folder), trainable=placed, resume_errored=True)
-    else:
+    tuner = restored(folder, placed)
+    if tuner is None:
         shutil.rmtree(folder, ignore_errors=True)
         asha = ASHAScheduler(max_t=epochs, grace_period=grace, reduction_factor=2)
         tuner = tune.Tuner(
@@ -173,6 +172,19 @@ def trials(
     return found
 
 
+def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | None:
+    """The search that left its state here, or None where it must start anew; a line says so if there was one."""
+    try:
+        if resumable(folder):
+            return tune.Tuner.restore(str(folder), trainable=trainable, resume_errored=True)
+        reason = "its state is damaged"
+    except Exception as error:  # Ray's files can be damaged in as many ways as pickles can
+        reason = f"its state cannot be read ({type(error).__name__}: {error})"
+    if folder.is_dir() and files(folder):
+        print(f"the search in {folder} starts anew: {reason}", flush=True)
+    return None
+
+
 def as_row(result: tune.Result) -> dict:
     """The number of a trial is the end of its name; of an error, the first line, without the way it came."""
     error = result.error.cause if isinstance(result.error, RayTaskError) else result.error
@@ -187,10 +199,16 @@ def as_row(result: tune.Result) -> dict:
 def resumable(folder: Path) -> bool:
     """Tell whether a search can go on from here; if a kill cut one of Ray's files short, put the copy in its place."""
     if not whole(state(folder)) and (folder / KEPT).is_file():
-        for path in files(folder):
-            path.unlink()
-        with zipfile.ZipFile(folder / KEPT) as kept:
-            kept.extractall(folder)
+        try:
+            with zipfile.ZipFile(folder / KEPT) as kept:
+                contents = {name: kept.read(name) for name in kept.namelist()}
+        except (OSError, zipfile.BadZipFile, zlib.error):
+            return False
+        if whole(contents):
+            for path in files(folder):
+                path.unlink()
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
     return whole(state(folder))
 
 
@@ -223,6 +241,6 @@ def whole(found: dict[str, bytes]) -> bool:
         for name, content in found.items():
             # The searcher's file is a pickle whatever it is called.
             json.loads(content) if name.startswith("experiment_state") else cloudpickle.loads(content)
-    except (ValueError, EOFError, pickle.UnpicklingError):
+    except Exception:  # a damaged pickle can raise anything
         return False
     return True

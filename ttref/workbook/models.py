@@ -85,7 +85,8 @@ def load_encoder() -> LoadedModel:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(weights.parent, local_files_only=True)
         model = AutoModel.from_pretrained(weights.parent, dtype=torch.float32, local_files_only=True)
-    return LoadedModel(model.eval(), tokenizer, "all-MiniLM-L6-v2", "float32 weights as trained, never quantised")
+    model = _in_memory(model).eval()
+    return LoadedModel(model, tokenizer, "all-MiniLM-L6-v2", "float32 weights as trained, never quantised")
 
 
 def _load_smollm2() -> LoadedModel:
@@ -186,7 +187,14 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> tuple[Any, Any]:
             f"the checkpoint lacks {len(report['missing_keys'])} tensors of the model, such as "
             f"{sorted(report['missing_keys'])[0]}"
         )
-    return model.eval(), tokenizer
+    return _in_memory(model).eval(), tokenizer
+
+
+def _in_memory(model: Any) -> Any:
+    """The model with copies of its tensors: transformers leaves them mapped to the file, which may change or shrink."""
+    for tensor in {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values():
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def _note(model: Any) -> str:

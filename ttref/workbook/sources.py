@@ -245,7 +245,7 @@ def recorded(name: str) -> dict[str, Any] | None:
         )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"book/results/{path.name} is not JSON: {error}") from error
     if not isinstance(result, dict):
         raise ValueError(f"book/results/{path.name} must hold a JSON object, got {type(result).__name__}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _MANIFEST = "manifest.json"
+_WAY_OUT = "set TTREF_CACHE to a folder that can be written"
 
 
 def sha256_of(path: Path) -> str:
@@ -30,18 +31,20 @@ def sha256_of(path: Path) -> str:
 def cache_folder() -> Path:
     """Return the folder for converted models, made if need be: `TTREF_CACHE`, or `ttref` in the user's cache folder.
 
+    A folder that is made here is its user's alone: what lies in it is believed.
+
     Raises:
-        OSError: the folder cannot be made or written; the message names `TTREF_CACHE` as the way out.
+        OSError: the folder cannot be made, or the user has no home; the message names `TTREF_CACHE` as the way out.
     """
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("TTREF_CACHE") or user_cache / "ttref").expanduser()
+    chosen, user_cache = os.environ.get("TTREF_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Asked for in this order: a user without a home folder may have named another.
+        folder = Path(chosen or (Path(user_cache) if user_cache else Path.home() / ".cache") / "ttref").expanduser()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except RuntimeError as error:
+        raise OSError(f"this user has no home folder; {_WAY_OUT}") from error
     except OSError as error:
-        raise OSError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); "
-            "set TTREF_CACHE to a folder that can be written"
-        ) from error
+        raise OSError(f"the cache folder {folder} cannot be made ({error.strerror}); {_WAY_OUT}") from error
     return folder
 
 
@@ -94,7 +97,7 @@ def is_intact(folder: Path, source_sha256: str) -> bool:
                 for name, (size, digest) in manifest["files"].items()
             )
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -114,6 +117,7 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
         The path of the finished folder.
 
     Raises:
+        OSError: the cache folder cannot be made or written; the message names `TTREF_CACHE` as the way out.
         ValueError: `build` wrote no file.
 
     Example:
@@ -129,6 +133,8 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
     folder = cache_folder() / name
     if is_intact(folder, source_sha256):
         return folder
+    if not os.access(folder.parent, os.W_OK | os.X_OK):  # one that only others may fill will do until now
+        raise OSError(f"the cache folder {folder.parent} cannot be written, and {name} is to be made in it; {_WAY_OUT}")
     with FileLock(folder.with_name(name + ".lock")):
         if is_intact(folder, source_sha256):
             return folder
