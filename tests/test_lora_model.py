@@ -277,10 +277,6 @@ class Tied(nn.Module):
         self.twice["b"] = self.twice["a"]
 
 
-class Params4bit(nn.Parameter):
-    """As the packages that quantize: a parameter of a kind of its own."""
-
-
 def holding(layer):
     """The layer to refuse comes last, after one that could be adapted."""
     return nn.ModuleDict({"first": nn.Linear(12, 12), "bad": layer})
@@ -290,18 +286,6 @@ def with_weight(weight):
     layer = nn.Linear(12, 12)
     layer.weight = weight
     return layer
-
-
-def four_bit():
-    return with_weight(Params4bit(torch.zeros(12, 12), requires_grad=False))
-
-
-def packed():
-    return with_weight(Params4bit(torch.zeros(72, 1, dtype=torch.uint8), requires_grad=False))
-
-
-def eight_bit():
-    return with_weight(nn.Parameter(torch.zeros(12, 12, dtype=torch.int8), requires_grad=False))
 
 
 def dynamic():
@@ -334,9 +318,6 @@ BAD_LAYERS = {
     "adapted": (lambda: TTLoRALinear(nn.Linear(12, 12), rank=1, alpha=1), "already adapted .a TTLoRALinear."),
     "PEFT's LoRA": (of_peft("lora"), "already adapted"),
     "PEFT's IA3": (of_peft("ia3"), "already adapted"),
-    "four bits": (four_bit, "Params4bit of torch.float32, no plain .*quantized"),
-    "packed": (packed, "Params4bit of torch.uint8, no plain"),
-    "eight bits": (eight_bit, "Parameter of torch.int8, no plain"),
     "dynamically quantized": (dynamic, "not torch.*quantized.*Linear"),
     "complex": (complex_weight, "complex64"),
     "parametrized": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)), "is parametrized"),

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,15 +21,18 @@ from torch import Tensor, nn
 try:
     from peft import mapping
     from peft.config import PeftConfig
+    from peft.tuners.lora import LoraModel
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+    from peft.utils.other import AuxiliaryTrainingWrapper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
     ) from error
 
-from .lora.base import adapted, delta_for, merged_weight, stored, widths
+from .lora.base import adapted, delta_for, merged_weight, quantized, stored, widths
 from .lora.delta import TTDelta
-from .lora.model import check_shape_names, modes_for, put
+from .lora.model import check_shape_names, check_unshared, modes_for
+from .wrappers import put
 
 __all__ = ["TTLoraConfig"]
 
@@ -55,12 +61,17 @@ class TTLoraConfig(PeftConfig):
         target_modules: Names, or a regular expression, as in every method of PEFT.
         exclude_modules: Likewise, modules to leave alone.
         modules_to_save: Modules to train and save in full besides, such as a new head.
-        layers_to_transform: Indices of the layers to adapt; all if left out.
+        layers_to_transform: Indices of the layers to adapt; all if left out. Only beside a list of names.
         layers_pattern: Name of the list of layers, if it is no usual one.
         bias: Only "none": biases stay frozen.
+        ensure_weight_tying: Train a table in ``modules_to_save`` and the head tied to it as one, as PEFT's LoRA does.
+
+    Numbers may be NumPy's, and sequences arrays; they become plain ones here.
 
     Raises:
-        ValueError: No target modules, or another bias.
+        ValueError: No target modules, another bias, layers counted beside a pattern; in ``get_peft_model``, a layer
+            whose weight another module shares, such as a head tied to the token table.
+        TypeError: In ``get_peft_model``, a layer that cannot be adapted.
 
     Cost:
         None by itself; the layers cost what :class:`~ttref.lora.layer.TTLoRALinear` costs.
@@ -87,17 +98,42 @@ class TTLoraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers"})
     bias: str = field(default="none", metadata={"help": "Only 'none'"})
+    ensure_weight_tying: bool = field(default=False, metadata={"help": "Train tied modules_to_save as one"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("rank", "alpha", "shape", "dropout", "layers_to_transform"):  # they are written as JSON
+            setattr(self, name, _plain(getattr(self, name)))
         self.peft_type = TTPeftType.TTLORA
         if self.bias != "none":
             raise ValueError(f"TT-LoRA leaves biases frozen: bias must be 'none', got {self.bias!r}")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern says where layers_to_transform counts; give both")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(
+                f"layers_to_transform counts among layers named in a list, and target_modules is the pattern "
+                f"{self.target_modules!r}; name the modules in a list, or say in the pattern which layers"
+            )
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(value := getattr(self, name), list):
+            if isinstance(value := getattr(self, name), list | tuple):
                 setattr(self, name, set(value))
+        # Where PEFT notes what it finds tied; no part of the file.
+        self.modules_to_tie = None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, sequences and dicts as JSON has them; anything else as it is, for the layers to refuse."""
+    if isinstance(value, str | bool) or value is None:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    return [_plain(entry) for entry in value] if isinstance(value, Iterable) else value
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
@@ -115,6 +151,8 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
+        # PEFT's helper switches it; x is only ever brought to the dtype that the base layer answers in.
+        self.cast_input_dtype_enabled = True
         self.register_buffer("_kept", None, persistent=False)
         self.train(base_layer.training)
         self.update_layer(adapter_name, config, module)
@@ -130,7 +168,9 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             dropout=config.dropout,
         )
         self.ttlora_delta[adapter_name] = delta.train(self.training)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        # Cores are where the base computes already. PEFT would have them in 8 bits, or nowhere, beside a base that is.
+        if not quantized(self.base_layer) and not self.base_layer.weight.is_meta:
+            self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -148,10 +188,14 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         weight = merged_weight(self.base_layer, [self.ttlora_delta[name] for name in names])
         if safe_merge and not weight.isfinite().all():
             raise ValueError(f"merging {', '.join(names)} would give NaN or infinite weights; nothing was merged")
-        if self._kept is None:
-            self._kept = self.base_layer.weight.data
-        self.base_layer.weight.data = weight
-        self.merged_adapters += names
+        before = self.base_layer.weight.data, self._kept, list(self.merged_adapters)
+        try:
+            self.base_layer.weight.data = weight
+            self._kept = before[0] if before[1] is None else before[1]
+            self.merged_adapters += names
+        except BaseException:
+            self._restore(*before)
+            raise
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -159,13 +203,21 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("the adapters are not merged; nothing to do", stacklevel=2)
             return
-        self.base_layer.weight.data, self._kept = self._kept, None
-        self.merged_adapters.clear()
+        before = self.base_layer.weight.data, self._kept, list(self.merged_adapters)
+        try:
+            self._restore(self._kept, None, [])
+        except BaseException:
+            self._restore(*before)
+            raise
+
+    def _restore(self, weight: Tensor, kept: Tensor | None, merged: list[str]) -> None:
+        self.base_layer.weight.data, self._kept = weight, kept
+        self.merged_adapters[:] = merged
 
     @property
     def weight(self) -> Tensor:
-        """The weight that ``forward`` multiplies by, for code that reads it past ``forward``."""
-        deltas = [] if self.disable_adapters or self.merged else self._active_deltas()
+        """The weight that ``forward`` multiplies by, for code that reads it past ``forward``; a quantized one's own."""
+        deltas = [] if self.disable_adapters or self.merged or quantized(self.base_layer) else self._active_deltas()
         return merged_weight(self.base_layer, deltas) if deltas else self.base_layer.weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -185,6 +237,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return [self.ttlora_delta[name] for name in self.active_adapters if name in self.ttlora_delta]
 
 
+class TTLoraLinear(TTLoraLayer):
+    """The same: PEFT finds linear layers that are adapted already, for "all-linear", by this word in the name."""
+
+
 class TTLoraModel(BaseTuner):
     """The tuner that PEFT calls for every target module."""
 
@@ -195,15 +251,43 @@ class TTLoraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **options: Any) -> None:
         """As PEFT does it, but a layer that does not fit leaves the model as it was, also in the first adapter."""
         check_shape_names([name for name, _ in model.named_modules()], self.peft_config[adapter_name].shape)
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **options)
         except BaseException:
-            for name, layer in [found for found in model.named_modules() if isinstance(found[1], TTLoraLayer)]:
-                if adapter_name in layer.ttlora_delta:
-                    del layer.ttlora_delta[adapter_name]
-                if not layer.ttlora_delta:
-                    put(model, name, layer.base_layer)
+            for name, layer in list(model.named_modules()):
+                if isinstance(layer, TTLoraLayer):
+                    if adapter_name in layer.ttlora_delta:
+                        del layer.ttlora_delta[adapter_name]
+                    if not layer.ttlora_delta:
+                        put(model, name, layer.base_layer)
+                elif isinstance(layer, AuxiliaryTrainingWrapper) and adapter_name in layer.modules_to_save:
+                    del layer.modules_to_save[adapter_name]
+                    layer._adapters.discard(adapter_name)
+                    if not layer.modules_to_save:
+                        put(model, name, layer.original_module)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
             raise
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **options: Any) -> Iterator[None]:
+        """PEFT's hook around a forward pass: an option that would go unheeded is refused."""
+        if options.get("adapter_names") is not None:
+            raise ValueError(
+                "TT-LoRA cannot take another adapter for every sample of a batch: adapter_names must be left out; "
+                "set_adapter chooses one for all"
+            )
+        yield
+
+    # As LoRA: the table is trained, and the head that is tied to it follows.
+    _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
+
+    def _add_targets_to_tie(self, peft_config: TTLoraConfig, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            "ensure_weight_tying ties modules_to_save: TT-LoRA does not adapt embeddings, so the adapter of a head "
+            f"that is tied to one ({', '.join(sorted(tied_weight_keys))}) has nothing to be tied to"
+        )
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -211,8 +295,8 @@ class TTLoraModel(BaseTuner):
 
         Its own version finds the adapter's name as the last part or the last but one; here ``cores.0`` follows it.
         """
-        head, mark, tail = key.rpartition(".ttlora_delta.")
-        return f"{head}{mark}{tail.removeprefix(adapter_name + '.')}"
+        head, mark, tail = key.rpartition(f".ttlora_delta.{adapter_name}.cores.")
+        return f"{head}.ttlora_delta.cores.{tail}" if mark else super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _create_and_replace(
         self,
@@ -228,7 +312,8 @@ class TTLoraModel(BaseTuner):
             if isinstance(target, TTLoraLayer):
                 target.update_layer(adapter_name, config, current_key)
                 return
-            layer = TTLoraLayer(target, adapter_name, config, current_key)
+            layer = TTLoraLinear(target, adapter_name, config, current_key)
+            check_unshared(self.model, [current_key])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         self._replace_module(parent, target_name, layer, target)

@@ -56,8 +56,9 @@ def bare_modules(model: nn.Module, remove_duplicate: bool = True) -> dict[str, n
 
 
 def bare_state(model: nn.Module, **options: Any) -> dict[str, Any]:
-    """``model.state_dict(**options)`` with names that know no wrapper."""
-    names, state = bare_names(model), {}
+    """The ``state_dict(**options)`` of what is inside the wrappers, with names that know none."""
+    model, state = bare(model), {}
+    names = bare_names(model)
     for key, value in model.state_dict(**options).items():
         owner, _, own = key.rpartition(".")
         while owner not in names:  # some wrappers take their name out by themselves, and buffers may have dots

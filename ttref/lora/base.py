@@ -79,7 +79,7 @@ def device_of(layer: nn.Module) -> torch.device | str | int:
 
 def stored(layer: nn.Module, matrix: Tensor) -> Tensor:
     """A matrix ``(out, in)`` as the layer's own weight lies, or back: ``Conv1D`` keeps ``(in, out)``."""
-    return matrix if isinstance(layer, nn.Linear) else matrix.mT
+    return matrix.mT if _is_conv1d(layer) else matrix
 
 
 def check_addable(layer: nn.Module) -> None:
