@@ -11,12 +11,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .matrices import check_matrix_train, ttm_to_matrix
+from .modules import listed
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
 from .precision import computable, under_autocast
 from .truncation import check_float
+
+try:
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+except ImportError:  # torch 2.4: any mode that sees all operations may be one that records them
+
+    def get_proxy_mode() -> object | None:
+        """What records operations now, or None."""
+        return torch._C._len_torch_dispatch_stack() or None
+
+
+# Where torch does not tell, kept memory is not used and nothing is added in place: slower, and as right.
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 __all__ = ["ttm_matvec"]
 
@@ -27,17 +39,22 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
     Args:
         cores: d cores ``(r_{k-1}, m_k, n_k, r_k)``.
         x: Vectors ``(*batch, n)`` in the dtype of the cores.
-        plan: "auto" takes :func:`plan_contraction`; a :class:`Plan` or an order's name forces one.
+        plan: "auto" takes :func:`plan_contraction`, an order's name the plan of that order; a :class:`Plan` is carried
+            out as it is, with its chunk and its cut, whatever batch it was made for.
 
     Returns:
         Tensor ``(*batch, m)``.
 
     Raises:
         TypeError: ``x`` differs in dtype from the cores.
-        ValueError: ``x`` has the wrong width, the cores are no TT-matrix, or no such order exists.
+        ValueError: ``x`` has the wrong width, the cores are no TT-matrix, no such order exists, or the plan has a chunk
+            below 1 or a cut that these cores do not have.
+        RuntimeError: Cores on the meta device, where there are no numbers, and ``x`` elsewhere.
 
     Cost:
-        As the plan says: O(batch d r^2 m n / min(m, n)) for the one-core-at-a-time orders with equal modes.
+        As the plan says: O(batch d r^2 m n / min(m, n)) for the one-core-at-a-time orders with equal modes. Half
+        precision is contracted in float32 and rounded once at the end: no faster than float32, also on a GPU. A thread
+        that computes without gradients on a CPU keeps two buffers of up to 32 MB each from call to call.
 
     Source:
         Novikov et al. (2015), equation 5.
@@ -50,6 +67,7 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
         >>> torch.allclose(ttm_matvec(cores, x), x @ w.T, atol=1e-5)
         True
     """
+    cores = listed(cores)
     rows, cols, _ = check_matrix_train(cores)
     check_float("x", x)
     if x.dtype != cores[0].dtype:
@@ -60,12 +78,21 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
     order = plan.order if isinstance(plan, Plan) else plan
     if not isinstance(order, str) or order not in (*ORDERS, "auto"):
         raise ValueError(f"plan must be 'auto', a Plan or one of {ORDERS}, got {order!r}")
-    plan = plan_contraction(cores, max(flat.shape[0], 1), order)
+    if not isinstance(plan, Plan):
+        plan = plan_contraction(cores, max(flat.shape[0], 1), order)
+    elif plan.chunk < 1 or (order == "two-gemm" and plan.cut not in (range(1, len(cores)) or [1])):
+        raise ValueError(f"this plan is of other cores: {plan} for {len(cores)} cores")
     return multiply(cores, flat, plan).reshape(*x.shape[:-1], math.prod(rows))
 
 
 def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None = None) -> Tensor:
     """:func:`ttm_matvec` for vectors ``(batch, n)`` and a plan made for them, nothing checked; ``bias`` is added."""
+    for core in cores:
+        if core.is_meta and not x.is_meta:  # products into memory of one's own would leave it as it was
+            raise RuntimeError(
+                "a core is on the meta device, where there are no numbers (offloaded and not brought back, or never "
+                f"loaded), and x on {x.device}"
+            )
     if under_autocast(x):  # half precision is contracted in float32 here, and so is this
         with torch.autocast(x.device.type, enabled=False):
             return multiply(cores, x, plan, bias)
@@ -83,7 +110,7 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
     if bias is not None:
         bias = computable(bias)
         # A transform may map over the bias alone, and then it has more entries than y.
-        y = y + bias if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else y.add_(bias)
+        y = y + bias if torch.compiler.is_compiling() or _transformed() else y.add_(bias)
     return y.to(dtype)
 
 
@@ -114,7 +141,7 @@ def _may_keep_memory(x: Tensor) -> bool:
         or type(x) is not Tensor  # a fake tensor's memory must not be kept
         or torch.jit.is_tracing()  # a tracer would take the memory itself into its graph
         or get_proxy_mode() is not None
-        or torch._C._are_functorch_transforms_active()
+        or _transformed()
     )
 
 

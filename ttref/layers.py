@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .canonical import tt_norm
 from .contraction import multiply
+from .linears import computed, weight_and_bias
 from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
-from .plans import Plan, cheapest, choose_modes, working_bytes
-from .precision import under_autocast
+from .modules import Cores, cores_of, listed
+from .plans import Plan, choose_modes, gives_modes, plan_for
+from .precision import full_precision, under_autocast
+from .rebuilt import rebuilt
 from .shapes import check_modes, paired_modes, tt_ranks, whole
+from .starts import draw
 from .truncation import check_float, check_input, check_rank_or_eps
 
 __all__ = ["TTLinear"]
 
 _NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
+_INSTEAD = "compress another weight with TTLinear.from_linear, or write to the cores"
 
 
 class TTLinear(nn.Module):
@@ -41,9 +44,12 @@ class TTLinear(nn.Module):
         bias: ``(out_features,)`` or None.
         in_features, out_features, in_shape, out_shape, ranks, ratio: Widths, modes, ranks, and how many times fewer
             numbers the cores hold than the dense weight.
+        order: "auto", or the order that ``forward`` must contract in (see :func:`plan_contraction`). Name one before
+            exporting with a dynamic batch, which "auto" would cut at the sizes where the cheapest order changes.
 
     Raises:
         TypeError, ValueError: Modes or ranks that are no positive integers, or unequally many modes.
+        RuntimeError: While computing: numbers on the meta device, which an offloading tool has not brought.
 
     Initialisation:
         Gaussian cores, scaled so that the entries of W have exactly the mean square 1 / (3 in_features) that
@@ -52,6 +58,13 @@ class TTLinear(nn.Module):
 
     Cost:
         ``layer.plan(batch)`` tells. Contracting takes the cheapest order for each batch size; shapes are fixed once.
+        Half precision, autocast's too, is contracted in float32 and rounded at the end: no faster than float32, also on
+        a GPU whose tensor cores that leaves idle. A thread that computes without gradients on a CPU keeps up to
+        2 x 32 MB of working memory from call to call, as :func:`ttm_matvec`.
+
+    Saving:
+        ``state_dict`` holds the cores and the bias; it goes into a layer made with the same arguments. Modes and ranks
+        are worth saving with it: those of a layer that ``from_linear`` made with ``eps`` are known only afterwards.
 
     Source:
         Novikov et al. (2015), Tensorizing Neural Networks.
@@ -61,7 +74,24 @@ class TTLinear(nn.Module):
         >>> layer = TTLinear((8, 8, 12), (12, 16, 16), rank=8)
         >>> layer(torch.randn(5, 768)).shape, layer.ranks, round(layer.ratio)
         (torch.Size([5, 3072]), (1, 8, 8, 1), 225)
+
+        Saved and loaded, here by torch; ``safetensors.torch.save_file`` and ``load_file`` do as well:
+
+        >>> import io
+        >>> made = TTLinear.from_linear(torch.nn.Linear(64, 48), eps=0.5)
+        >>> file = io.BytesIO()
+        >>> torch.save({"arguments": (made.in_shape, made.out_shape, made.ranks), "state": made.state_dict()}, file)
+        >>> _ = file.seek(0)
+        >>> found = torch.load(file)
+        >>> loaded = TTLinear(*found["arguments"])
+        >>> loaded.load_state_dict(found["state"])
+        <All keys matched successfully>
+        >>> x = torch.randn(5, 64)
+        >>> torch.allclose(loaded(x), made(x))
+        True
     """
+
+    order = "auto"
 
     def __init__(
         self,
@@ -78,11 +108,15 @@ class TTLinear(nn.Module):
         in_shape, out_shape = choose_modes(in_shape, out_shape, rank)
         modes = paired_modes(out_shape, in_shape)
         ranks = tt_ranks(modes, rank)
+        widths = [
+            math.prod(modes) if gives_modes(side) else int(side)
+            for side, modes in zip(given, (in_shape, out_shape), strict=True)
+        ]
         options = {"device": device, "dtype": dtype}
         self._adopt(
             [torch.empty(*core, **options) for core in zip(ranks[:-1], out_shape, in_shape, ranks[1:], strict=True)],
             None,
-            *(int(math.prod(side) if isinstance(side, Sequence) else side) for side in given),
+            *widths,
         )
         if bias:
             self.bias = nn.Parameter(torch.empty(self.out_features, **options))
@@ -116,7 +150,7 @@ class TTLinear(nn.Module):
             >>> TTLinear.from_cores([torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)])(torch.ones(15)).tolist()
             [30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0]
         """
-        cores = list(cores) if isinstance(cores, nn.ParameterList) else cores
+        cores = listed(cores)
         rows, cols, _ = check_matrix_train(cores)
         widths = []
         for name, width, modes in (("in_features", in_features, cols), ("out_features", out_features, rows)):
@@ -136,6 +170,7 @@ class TTLinear(nn.Module):
         return layer
 
     @classmethod
+    @full_precision
     @torch.no_grad()
     def from_linear(
         cls,
@@ -176,14 +211,14 @@ class TTLinear(nn.Module):
             True
         """
         with torch.enable_grad():  # a parametrized weight is computed here, and would look frozen otherwise
-            weight, bias = _weight_and_bias(layer)
+            weight, bias = weight_and_bias(layer)
         check_rank_or_eps(rank, eps)
         check_input("layer.weight", weight)
         out_features, in_features = weight.shape
         for name, modes, width in (("in_shape", in_shape, in_features), ("out_shape", out_shape, out_features)):
-            if modes is not None and math.prod(check_modes(name, modes)) != width:
+            if modes is not None and math.prod(modes := check_modes(name, modes)) != width:
                 raise ValueError(
-                    f"{name} {tuple(modes)} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
+                    f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
                     "leave it out and modes are chosen, with padding if need be"
                 )
         in_shape, out_shape = choose_modes(
@@ -194,8 +229,7 @@ class TTLinear(nn.Module):
         padding = 0, math.prod(in_shape) - in_features, 0, math.prod(out_shape) - out_features
         cores = ttm_svd(F.pad(weight, padding), out_shape, in_shape, rank=rank, eps=eps)
         made = cls.from_cores(cores, bias, in_features=in_features, out_features=out_features)
-        for core in made.cores:
-            core.requires_grad_(weight.requires_grad)
+        made.cores.requires_grad_(weight.requires_grad)
         return made.train(layer.training)
 
     @torch.no_grad()
@@ -209,34 +243,31 @@ class TTLinear(nn.Module):
             True
         """
         weight = self.weight
+        with torch.enable_grad():  # a parametrized bias is computed here, and would look frozen otherwise
+            bias = computed(self, "bias")
         dense = nn.utils.skip_init(
             nn.Linear,
             self.in_features,
             self.out_features,
-            bias=self.bias is not None,
+            bias=bias is not None,
             device=weight.device,
             dtype=weight.dtype,
         )
-        dense.weight.copy_(weight).requires_grad_(all(core.requires_grad for core in self.cores))
-        if self.bias is not None:
-            dense.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        dense.weight.copy_(weight).requires_grad_(all(part.requires_grad for part in self.cores.parameters()))
+        if bias is not None:
+            dense.bias.copy_(bias).requires_grad_(bias.requires_grad)
         return dense.train(self.training)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new cores and a new bias; see Initialisation."""
-        if self.cores[0].is_meta:  # no numbers yet: to_empty and another call make them
-            return
-        for core in self.cores:
-            core.normal_()
+        """Draw new cores and a new bias; see Initialisation.
+
+        Raises:
+            RuntimeError: A core is computed from other numbers (pruned, parametrised), so there is none to draw.
+        """
         entries = math.prod(self.in_shape) * math.prod(self.out_shape)
-        wanted = (entries / (3 * self.in_features)) ** 0.5
-        norm = tt_norm([core.double().flatten(1, 2) for core in self.cores]).item()
-        # Every core takes an equal share of the factor that brings the Frobenius norm to where it belongs.
-        share = (wanted / norm) ** (1 / len(self.cores))
-        for core in self.cores:
-            core.mul_(share)
-        if self.bias is not None:
+        draw(self.cores, (entries / (3 * self.in_features)) ** 0.5)
+        if self.bias is not None and not self.bias.is_meta:
             bound = self.in_features**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
@@ -244,7 +275,7 @@ class TTLinear(nn.Module):
         """``(*batch, in_features)`` to ``(*batch, out_features)``."""
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {self.in_features}")
-        cores = list(self.cores._parameters.values())  # as list(self.cores), in a fifth of the time
+        cores = cores_of(self.cores)
         autocast = under_autocast(x) and x.is_floating_point()
         if x.dtype != cores[0].dtype:
             if not autocast:
@@ -257,7 +288,7 @@ class TTLinear(nn.Module):
         padding, bias = math.prod(self.out_shape) - self.out_features, self.bias
         if padding and bias is not None:
             bias = F.pad(bias, (0, padding))
-        y = multiply(cores, flat, self._plan(flat.shape[0], x.device.type), bias)
+        y = multiply(cores, flat, plan_for(self._shapes, flat.shape[0], x.device.type, self.order), bias)
         if padding:
             y = y[:, : self.out_features].contiguous()
         if autocast and y.dtype != torch.float64:  # as nn.Linear answers, which leaves float64 alone too
@@ -266,26 +297,24 @@ class TTLinear(nn.Module):
 
     def plan(self, batch: int) -> Plan:
         """The contraction that ``forward`` takes for ``batch`` vectors, and what it costs."""
-        return self._plan(batch, self.cores[0].device.type)
-
-    def _plan(self, batch: int, device: str) -> Plan:
-        if torch.jit.is_tracing():  # sizes are tensors there
-            batch = int(batch)
-        # A tracing compiler follows the arithmetic itself; it cannot look into a cache.
-        find = cheapest.__wrapped__ if torch.compiler.is_compiling() else cheapest
-        return find(self._shapes, max(batch, 1), working_bytes(device))
+        return plan_for(self._shapes, batch, cores_of(self.cores)[0].device.type, self.order)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight ``(out_features, in_features)``, rebuilt at every access; ``forward`` does without it.
 
-        For code that looks at this attribute of ``nn.Linear``, such as the fast path of torch's transformer layers,
-        which then pays for the rebuilding; ``torch.backends.mha.set_fastpath_enabled(False)`` makes them call
-        ``forward`` instead.
+        For code that looks at this attribute of ``nn.Linear``, such as torch's transformer layers, which then pay for
+        the rebuilding. Nothing can be written into it (RuntimeError), nor assigned to it (AttributeError), because
+        nothing would come of it: compress another weight with :meth:`from_linear`, or write to ``cores``.
+        ``weight.clone()`` is a plain tensor.
         """
-        cores = list(self.cores)
-        with torch.autocast(cores[0].device.type, enabled=False) if under_autocast(cores[0]) else nullcontext():
-            return ttm_to_matrix(cores)[: self.out_features, : self.in_features]
+        dense = ttm_to_matrix(cores_of(self.cores))[: self.out_features, : self.in_features]
+        return rebuilt(dense, self, _INSTEAD)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight":
+            raise AttributeError(f"the weight of a TTLinear is rebuilt from its cores and cannot be set; {_INSTEAD}")
+        super().__setattr__(name, value)
 
     @property
     def ratio(self) -> float:
@@ -313,19 +342,10 @@ class TTLinear(nn.Module):
         self.in_shape = tuple(shape[2] for shape in self._shapes)
         self.out_shape = tuple(shape[1] for shape in self._shapes)
         self.ranks = (1, *(shape[3] for shape in self._shapes))
-        self.cores = nn.ParameterList(_copy(core) for core in cores)
+        self.cores = Cores(_copy(core) for core in cores)
         self.register_parameter("bias", None if bias is None else _copy(bias))
 
 
 def _copy(tensor: Tensor) -> nn.Parameter:
     keep = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
     return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=keep)
-
-
-def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight as (out, in) and bias of a layer that can be compressed."""
-    if isinstance(layer, nn.Linear):
-        return layer.weight, layer.bias
-    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # transformers' own; its weight is (in, out)
-        return layer.weight.mT, layer.bias
-    raise TypeError(f"layer must be an nn.Linear or GPT-2's Conv1D, got {type(layer).__name__}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 _NAMES = tuple(str(k) for k in range(64))
@@ -54,3 +56,8 @@ def cores_of(held: nn.ParameterList) -> list[Tensor]:
         return [parameters[name] for name in names]  # not .values(): what was taken out and put back comes last there
     except KeyError:  # parametrised, or the plain attributes of a replica
         return list(held)
+
+
+def listed(cores: Sequence[Tensor]) -> Sequence[Tensor]:
+    """A ``ParameterList``, which layers hand out, as the list of its tensors; anything else as it is."""
+    return cores_of(cores) if isinstance(cores, nn.ParameterList) else cores

@@ -1,4 +1,4 @@
-"""What it costs to multiply a batch of vectors by a TT-matrix, in each of the orders there are. Arithmetic only.
+"""What it costs to multiply a batch of vectors by a TT-matrix, in each of the orders there are: nothing is multiplied.
 
 With cores ``(r_{k-1}, m_k, n_k, r_k)`` the product can be taken core by core from either end, or after some merging::
 
@@ -7,19 +7,21 @@ With cores ``(r_{k-1}, m_k, n_k, r_k)`` the product can be taken core by core fr
     two-gemm         merge the cores into two halves, then two matrix products
     dense            rebuild the matrix, block by block, then one matrix product
 
-Which is cheapest depends on the modes, the ranks and the batch; the numbers that come out are the same.
+Which is cheapest depends on the modes, the ranks and the batch; the numbers that come out agree to rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .matrices import check_matrix_train
+from .modules import listed
 from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
 
 __all__ = ["Plan", "plan_contraction"]
@@ -32,8 +34,10 @@ ORDERS = ("right-to-left", "left-to-right", "two-gemm", "dense")
 WORKING_BYTES = 8 << 20
 WORKING_BYTES_CUDA = 256 << 20
 LEAST_CHUNK = 32  # fewer vectors at a time would make the matrix products too small
+FEW_ARRANGEMENTS = 1000  # pairs of orders of modes that are all compared, which takes some hundredths of a second
 
 Shape = tuple[int, int, int, int]
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Plan(NamedTuple):
@@ -84,13 +88,13 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
         >>> plan_contraction(cores, 1).macs, plan_contraction(cores, 1, "dense").macs
         (2048, 12288)
     """
+    cores = listed(cores)
     check_matrix_train(cores)
     batch = whole("batch", batch, least=1)
     if order != "auto" and order not in ORDERS:
         raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
     shapes = tuple(tuple(core.shape) for core in cores)
-    working = working_bytes(cores[0].device.type)
-    return cheapest(shapes, batch, working) if order == "auto" else cost(order, shapes, batch, working)
+    return cheapest(shapes, batch, working_bytes(cores[0].device.type), order)
 
 
 def working_bytes(device: str) -> int:
@@ -98,10 +102,24 @@ def working_bytes(device: str) -> int:
     return WORKING_BYTES_CUDA if device == "cuda" else WORKING_BYTES
 
 
+def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "auto") -> Plan:
+    """The plan that a module takes for a batch of vectors on such a device, "auto" or the order that it names.
+
+    While a tracing compiler works, the plan of a named order is that of no batch in particular: only the order and the
+    cut are used there, and a batch that is no number yet stays one.
+    """
+    if order not in ("auto", *ORDERS):
+        raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
+    if torch.compiler.is_compiling():  # it follows the arithmetic itself, and cannot look into a cache
+        batch = max(batch, 1) if order == "auto" else LEAST_CHUNK
+        return cheapest.__wrapped__(shapes, batch, working_bytes(device), order)
+    return cheapest(shapes, max(int(batch), 1), working_bytes(device), order)  # to a tracer, sizes are tensors
+
+
 @lru_cache(maxsize=4096)
-def cheapest(shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES) -> Plan:
-    """The cheapest of all orders for cores of these shapes."""
-    return _cheaper([cost(order, shapes, batch, working) for order in ORDERS])
+def cheapest(shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES, order: str = "auto") -> Plan:
+    """The cheapest of all orders for cores of these shapes, or the plan of the one named."""
+    return _cheaper([cost(way, shapes, batch, working) for way in (ORDERS if order == "auto" else (order,))])
 
 
 def _cheaper(plans: Sequence[Plan]) -> Plan:
@@ -116,29 +134,48 @@ def _cheaper(plans: Sequence[Plan]) -> Plan:
 def choose_modes(
     in_shape: int | Sequence[int], out_shape: int | Sequence[int], rank: int | Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations."""
-    sides = []
-    lengths = [len(tuple(side)) for side in (in_shape, out_shape) if isinstance(side, Sequence)]
-    order = lengths[0] if lengths else 3
-    for name, side in (("in_shape", in_shape), ("out_shape", out_shape)):
-        if isinstance(side, Sequence) and not isinstance(side, str):
-            sides.append([check_modes(name, side)])
-        else:
-            sides.append(_arrangements(balanced_modes(whole(name, side, least=1), order)))
-    lengths = len(sides[0][0]), len(sides[1][0])
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"in_shape {sides[0][0]} has {lengths[0]} modes and out_shape {sides[1][0]} has {lengths[1]}; "
-            "they need equally many"
-        )
+    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations.
 
-    def macs(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int]:
+    Up to a thousand pairs of orders are compared; of more, those that a swap of two modes improves until none does.
+    """
+    given = {"in_shape": in_shape, "out_shape": out_shape}
+    fixed = {name: check_modes(name, side) for name, side in given.items() if gives_modes(side)}
+    order = len(next(iter(fixed.values()))) if fixed else 3
+    if any(len(modes) != order for modes in fixed.values()):
+        raise ValueError(
+            f"in_shape {fixed['in_shape']} has {order} modes and out_shape {fixed['out_shape']} has "
+            f"{len(fixed['out_shape'])}; they need equally many"
+        )
+    chosen = [
+        fixed[name] if name in fixed else balanced_modes(whole(name, side, least=1), order)
+        for name, side in given.items()
+    ]
+    free = [name not in fixed for name in given]
+
+    def macs(pair: Pair) -> tuple[int, int]:
         ins, outs = pair
         ranks = tt_ranks(paired_modes(outs, ins), rank)
         shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
         return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
 
-    return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
+    if math.prod(_count(modes) for modes, may in zip(chosen, free, strict=True) if may) <= FEW_ARRANGEMENTS:
+        sides = [_arrangements(modes) if may else [modes] for modes, may in zip(chosen, free, strict=True)]
+        return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
+    starts = [
+        tuple(tuple(sorted(modes, reverse=down)) if may else modes for modes, may in zip(chosen, free, strict=True))
+        for down in (False, True)
+    ]
+    return min((_improved(start, free, macs) for start in starts), key=macs)
+
+
+def gives_modes(side: int | Sequence[int]) -> bool:
+    """Whether modes were given, in a sequence or array of any kind, and not a width; a 0-d array is a number."""
+    return isinstance(side, Iterable) and not isinstance(side, str) and getattr(side, "ndim", 1) > 0
+
+
+def _count(modes: tuple[int, ...]) -> int:
+    """How many arrangements there are."""
+    return math.factorial(len(modes)) // math.prod(math.factorial(modes.count(mode)) for mode in set(modes))
 
 
 def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -147,6 +184,24 @@ def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
         return [modes]
     places = [modes.index(mode) for mode in sorted(set(modes))]
     return [(modes[k], *rest) for k in places for rest in _arrangements(modes[:k] + modes[k + 1 :])]
+
+
+def _improved(pair: Pair, free: Sequence[bool], macs: Callable[[Pair], tuple[int, int]]) -> Pair:
+    """The best that is reached by swaps of two modes of a side, each the first that makes things cheaper."""
+    least = macs(pair)
+    places = [(side, i, j) for side in (0, 1) if free[side] for j in range(len(pair[side])) for i in range(j)]
+    while True:
+        for side, i, j in places:
+            modes = list(pair[side])
+            if modes[i] == modes[j]:
+                continue
+            modes[i], modes[j] = modes[j], modes[i]
+            swapped = (tuple(modes), pair[1]) if side == 0 else (pair[0], tuple(modes))
+            if (found := macs(swapped)) < least:
+                pair, least = swapped, found
+                break
+        else:
+            return pair
 
 
 def price(plan: Plan) -> int:

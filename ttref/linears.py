@@ -1,0 +1,99 @@
+"""Dense linear layers of other packages: the matrix that one multiplies by, and whether it does no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_PLAIN = (Tensor, nn.Parameter)
+_UNBUILT = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The matrix ``(out, in)`` and the bias that a layer computes with now, masks and parametrisations applied.
+
+    Raises:
+        TypeError: Another kind of layer, one that computes more than ``x W^T + b``, one without plain numbers.
+        ValueError: Its numbers are elsewhere (on the meta device).
+    """
+    conv1d = conv1d_of(layer)
+    if not isinstance(layer, nn.Linear) and conv1d is None:
+        raise TypeError(f"layer must be an nn.Linear or GPT-2's Conv1D, got {type(layer).__name__}")
+    kind = type(layer).__name__
+    if any(isinstance(getattr(layer, name, None), _UNBUILT) for name in ("weight", "bias")):
+        raise TypeError(f"this {kind} has no weight yet: call it once with a batch, which tells it its width")
+    weight, bias = computed(layer, "weight"), computed(layer, "bias")
+    if type(weight) not in _PLAIN:
+        raise TypeError(
+            f"the weight of this {kind} is a {type(weight).__name__}, no plain tensor (quantised or distributed?); "
+            "load the model with plain weights and compress those"
+        )
+    more = computes_more(layer, conv1d.forward if conv1d else nn.Linear.forward)
+    if more:
+        raise TypeError(
+            f"this {kind} {more}, which would be lost; compress a plain nn.Linear with the same weight and bias, "
+            "and do the rest around the result"
+        )
+    if weight.is_meta or (bias is not None and bias.is_meta):
+        raise ValueError(
+            f"the numbers of this {kind} are not here but on the meta device (offloaded, or never loaded); "
+            "accelerate.hooks.remove_hook_from_submodules(model) brings back what was offloaded"
+        )
+    return (weight.mT if conv1d else weight), bias
+
+
+def conv1d_of(layer: nn.Module) -> type | None:
+    """The class of GPT-2's ``Conv1D`` in a layer's ancestry, None for other layers; its weight is ``(in, out)``.
+
+    By name: importing the class would load transformers.
+    """
+    kinds = [kind for kind in type(layer).__mro__ if kind.__name__ == "Conv1D"]
+    return kinds[-1] if kinds and hasattr(layer, "nf") else None
+
+
+def computes_more(layer: nn.Module, forward: Callable) -> str | None:
+    """Whether a call does something that the class with this ``forward`` does not: what, for a message, or None.
+
+    What torch itself hangs onto a layer to compute its parameters (pruning, weight and spectral norm) does not count:
+    :func:`computed` does the same. Nor does what accelerate puts around a forward to move tensors.
+
+    Example:
+        >>> computes_more(nn.Linear(2, 2), nn.Linear.forward) is None
+        True
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.register_forward_hook(lambda layer, given, y: 3 * y)
+        >>> computes_more(layer, nn.Linear.forward)
+        'has forward hooks'
+    """
+    own = vars(layer)
+    patched = own.get("_old_forward", own.get("forward")) if "_hf_hook" in own else own.get("forward")
+    if type(layer).forward is not forward or type(layer).__call__ is not nn.Module.__call__:
+        return "has a forward of its own"
+    if patched is not None and getattr(patched, "__func__", None) is not forward:
+        return "had its forward replaced"
+    if layer._forward_hooks:
+        return "has forward hooks"
+    if any(not _computes_parameter(hook) for hook in layer._forward_pre_hooks.values()):
+        return "has forward pre-hooks"
+    return None
+
+
+def computed(layer: nn.Module, name: str) -> Any:
+    """The parameter ``name`` as the layer's next call would compute it, and the layer left as it is."""
+    for hook in layer._forward_pre_hooks.values():  # those of torch leave what the last call computed as the attribute
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook.apply_mask(layer)
+        if isinstance(hook, WeightNorm) and hook.name == name:
+            return hook.compute_weight(layer)
+        if isinstance(hook, SpectralNorm) and hook.name == name:
+            return hook.compute_weight(layer, do_power_iteration=False)
+    return getattr(layer, name)
+
+
+def _computes_parameter(hook: Callable) -> bool:
+    return isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm))
