@@ -1,6 +1,7 @@
 """Write the repository's public address where it belongs: `make address REPO=owner/name` (`REPO=` for none).
 
-`repository.url` in `_config.yml` holds it. From there it goes into the badge row and bootstrap cell of every notebook.
+`repository.url` in `_config.yml` holds it. From there it goes into the badge row and bootstrap cell of every notebook,
+with the tag of this version: a notebook fetches the release it belongs to, not whatever the branch holds that day.
 """
 
 import re
@@ -16,15 +17,16 @@ def set_address(repo: str) -> str:
         The address as written.
 
     Raises:
-        ValueError: `repo` is not of the form owner/name, or `_config.yml` has no repository.url line.
+        ValueError: `repo` is not of the form owner/name, or `_config.yml` has no lines for url and branch.
     """
     if repo and not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", repo):
         raise ValueError(f"{repo!r} is not of the form owner/name")
     url = f"https://github.com/{repo}" if repo else ""
     config = notebooks.CONFIG.read_text(encoding="utf-8")
-    text, found = re.subn(r"^(repository:\n  url: ).*$", rf'\g<1>"{url}"', config, flags=re.MULTILINE)
+    lines = rf'\g<1>"{url}"\g<2>{notebooks.revision() if url else "main"}'
+    text, found = re.subn(r"^(repository:\n  url: ).*(\n  branch: ).*$", lines, config, flags=re.MULTILINE)
     if found != 1:
-        raise ValueError("_config.yml needs a line '  url: ...' directly below 'repository:'")
+        raise ValueError("_config.yml needs the lines '  url: ...' and '  branch: ...' directly below 'repository:'")
     notebooks.CONFIG.write_text(text, encoding="utf-8")
     return url
 

