@@ -16,19 +16,8 @@ from .matrices import check_matrix_train, ttm_to_matrix
 from .modules import listed
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
 from .precision import computable, under_autocast
+from .tracing import recorded, transformed
 from .truncation import check_float
-
-try:
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-except ImportError:  # torch 2.4: any mode that sees all operations may be one that records them
-
-    def get_proxy_mode() -> object | None:
-        """What records operations now, or None."""
-        return torch._C._len_torch_dispatch_stack() or None
-
-
-# Where torch does not tell, kept memory is not used and nothing is added in place: slower, and as right.
-_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 __all__ = ["ttm_matvec"]
 
@@ -110,7 +99,7 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
     if bias is not None:
         bias = computable(bias)
         # A transform may map over the bias alone, and then it has more entries than y.
-        y = y + bias if torch.compiler.is_compiling() or _transformed() else y.add_(bias)
+        y = y + bias if torch.compiler.is_compiling() or transformed() else y.add_(bias)
     return y.to(dtype)
 
 
@@ -139,9 +128,8 @@ def _may_keep_memory(x: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0  # forward mode records even without grad
         or x.device.type != "cpu"
         or type(x) is not Tensor  # a fake tensor's memory must not be kept
-        or torch.jit.is_tracing()  # a tracer would take the memory itself into its graph
-        or get_proxy_mode() is not None
-        or _transformed()
+        or recorded()  # a tracer would take the memory itself into its graph
+        or transformed()
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .tracing import recorded
+
 _HARMLESS = {"requires_grad_", "detach_", "share_memory_"}  # in-place by name, yet nothing is written
 _WRITING = {"__setitem__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor".split())}
 # What shows the same memory, which torch.nn.init and .data write through.
@@ -27,6 +29,9 @@ class Rebuilt(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Carry the function out on plain tensors, unless it writes into one of these."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # given to a compiled function: nothing to be seen through there
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
         name, target = func.__name__, args[0] if args else next(iter(kwargs.values()), None)
         writes = name in _WRITING or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
         writes = writes or (name == "__set__" and func.__self__ is Tensor.data)
@@ -83,8 +88,8 @@ def rebuilt(weight: Tensor, owner: object, instead: str) -> Tensor:
             ...
         RuntimeError: the weight of this ReLU is rebuilt at every access, so what is written into it is lost; write ...
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(weight) is not Tensor or weight.is_meta:
-        return weight  # tracers follow plain tensors, and no numbers can be lost
+    if torch.compiler.is_compiling() or recorded() or type(weight) is not Tensor or weight.is_meta:
+        return weight  # tracers follow plain tensors, and where there are no numbers none can be lost
     return _marked(
         weight,
         f"the weight of this {type(owner).__name__} is rebuilt at every access, so what is written into it is lost; "
