@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..files import MOST_MODES, check_finite, check_header
-from ..shapes import check_modes, whole
+from ..shapes import check_modes, tt_ranks, whole
 from ..truncation import check_rank_or_eps
 from .rows import RowLayout
 
@@ -71,9 +72,12 @@ def checked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[t
         raise ValueError(f"its header has {len(header['ranks'])} buckets, and it holds {stored}")
     layouts: list[RowLayout] = []
     for ranks in header["ranks"]:
+        # A cap that no bond can use is clipped in the making, so what a table has is what its modes can have.
+        if not isinstance(ranks, list) or any(type(rank) is not int for rank in ranks):
+            raise TypeError(f"its header's ranks are {reprlib.repr(header['ranks'])}")
+        if tt_ranks(shape, ranks) != tuple(ranks):
+            raise ValueError(f"its header has ranks {reprlib.repr(ranks)}, which its modes cannot have")
         layouts.append(RowLayout(shape, ranks, width))
-        if not isinstance(ranks, list) or layouts[-1].ranks != tuple(ranks):
-            raise ValueError("its header has ranks that its modes cannot have")
     if len({layout.ranks for layout in layouts}) < len(layouts):
         raise ValueError("its header has two buckets of the same ranks")
     return _DTYPES[header["dtype"]], layouts
