@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+import weakref
+
+from torch import Tensor, nn
+
+from .wrappers import bare_names
 
 __all__ = ["swap_layer"]
+
+# They took down the parameters when they were made.
+_SYNCHRONISING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -12,7 +19,8 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
     Args:
         model: The model, changed in place.
-        name: The module's name, as in ``model.named_modules()``.
+        name: The module's name, as in ``model.named_modules()``, or as the model has it inside ``torch.compile`` and
+            ``nn.DataParallel``.
         layer: The replacement, of the same widths. Bias, dtype and device are yours to match.
 
     Returns:
@@ -20,11 +28,16 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``layer`` is no module.
-        ValueError: No module of this name, other widths, or a parameter of the old module that other modules share (a
-            tied output head): replacing one of them alone would break the tie.
+        ValueError: No module of this name, other widths, a model that parallel training has wrapped, or a parameter,
+            buffer or the module itself that other modules use too (a tied output head, a :class:`TiedHead`): replacing
+            one of them alone would break the tie.
+
+    Ties:
+        Where transformers ties weights by name, it is told of names that are gone, and ``tie_weights`` leaves a head
+        alone that was untied and then swapped. Swapped back, it stays untied.
 
     Cost:
-        O(number of parameters' names).
+        O(number of modules and of parameters' names).
 
     Example:
         >>> from ttref import TTLinear
@@ -36,6 +49,8 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must be an nn.Module, got {type(layer).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:  # as the bare model has it, without what torch.compile and its like put around modules
+        name = {bare: full for full, bare in bare_names(model).items()}.get(name, name)
     if not name or name not in modules:
         known = [known for known, module in modules.items() if known and not list(module.children())]
         raise ValueError(f"the model has no module {name!r}; its innermost modules are {', '.join(known[:20])}")
@@ -44,13 +59,92 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         before, after = (getattr(module, width, getattr(module, in_gpt2, None)) for module in (old, layer))
         if before is not None and after is not None and before != after:
             raise ValueError(f"{name} has {width} = {before}, but the replacement has {after}")
-    own = {id(parameter) for parameter in old.parameters()}
-    for other, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in own and not other.startswith(name + "."):
+    path, _, leaf = name.rpartition(".")
+    parent = modules[path]
+    for prefix in (name[:end] for end in range(len(name)) if end == 0 or name[end] == "."):
+        if type(modules[prefix]).__name__ in _SYNCHRONISING:
             raise ValueError(
-                f"{name} shares a parameter with {other}: replacing one of the two would break the tie; "
-                "untie them first by giving one a copy: layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                f"{type(modules[prefix]).__name__} would not synchronise the new layer's parameters: "
+                "swap the layer in the bare model, then wrap that"
             )
-    parent, _, leaf = name.rpartition(".")
-    setattr(modules[parent], leaf, layer)
+    _check_ties(model, modules, name)
+    try:
+        _put(parent, leaf, layer)
+        _declare_ties(model, old, layer, name)
+    except BaseException:
+        _put(parent, leaf, old)
+        _declare_ties(model, layer, old, name)
+        raise
     return old
+
+
+def _check_ties(model: nn.Module, modules: dict[str, nn.Module], name: str) -> None:
+    """Refuse a module whose numbers another one uses too."""
+    old, (path, _, leaf) = modules[name], name.rpartition(".")
+    # A block under two names holds one layer, which is then replaced under both.
+    places = [place.rpartition(".") for place, module in modules.items() if module is old]
+    same = tuple(f"{up}.{end}.".lstrip(".") for up, _, end in places if modules[up] is modules[path] and end == leaf)
+    own = {key for tensors in (old.parameters(), old.buffers()) for tensor in tensors for key in _keys(tensor)}
+    for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
+        for other, tensor in named(remove_duplicate=False):
+            if not other.startswith(same) and own.intersection(_keys(tensor)):
+                raise ValueError(
+                    f"{name} shares a {kind} with {other}: replacing one of the two would break the tie; "
+                    "untie them first by giving one a copy: layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                )
+    inside = {id(module) for module in old.modules() if module is old or any(True for _ in module.parameters())}
+    for other, module in modules.items():
+        if not f"{other}.".startswith(same) and any(id(used) in inside for used in _hidden(module)):
+            raise ValueError(
+                f"{other} uses {name} without holding it as a module (a tied output head): it would go on with the old "
+                "one; replace both, for a model's token table by replace_embedding"
+            )
+
+
+def _keys(tensor: Tensor) -> list[object]:
+    """By what a tensor is known: itself, and where its numbers begin, which another parameter may have too."""
+    if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin) or not tensor.numel():
+        return [id(tensor)]
+    try:
+        return [id(tensor), (tensor.device, tensor.data_ptr())]
+    except RuntimeError:  # a kind of tensor without memory of its own
+        return [id(tensor)]
+
+
+def _hidden(module: nn.Module) -> list[object]:
+    """The modules that a module uses without registering them, as far as can be seen."""
+    found = list(module.shares()) if callable(getattr(module, "shares", None)) else []
+    for name, value in vars(module).items():
+        if name == "_modules":
+            continue
+        if isinstance(value, dict):
+            found += value.values()
+        elif isinstance(value, (list, tuple)):
+            found += value
+        else:
+            found.append(value() if isinstance(value, weakref.ref) else value)
+    return [value for value in found if isinstance(value, nn.Module)]
+
+
+def _put(parent: nn.Module, leaf: str, layer: nn.Module) -> None:
+    setattr(parent, leaf, layer)
+    if leaf == "_orig_mod":
+        parent._initialize()  # a compiled module has the old one's call bound
+
+
+def _declare_ties(model: nn.Module, old: nn.Module, new: nn.Module, name: str) -> None:
+    """Tell transformers, which ties weights by name whenever it loads or saves, what has no such weight any more."""
+    for prefix, part in model.named_modules():
+        ties = getattr(part, "_tied_weights_keys", None)
+        if not hasattr(part, "get_expanded_tied_weights_keys") or not name.startswith(f"{prefix}." if prefix else ""):
+            continue
+        declared = {**(ties or {}), **(getattr(ties, "declared", None) or {})}
+        inner = name[len(prefix) :].lstrip(".") + "."
+        if any(end.startswith(inner) for tie in declared.items() for end in tie):
+            from .embeddings.ties import declare  # only a model of transformers needs it
+
+            try:
+                look_up = part.get_input_embeddings()
+            except NotImplementedError:
+                look_up = None
+            declare(part, look_up, untied=True)
