@@ -5,6 +5,7 @@ Every function takes and returns plain lists of cores ``(*batch, r_{k-1}, n_k, r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,17 @@ from torch import Tensor
 from .precision import full_precision
 from .shapes import tt_ranks, whole
 from .trains import check_train
-from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, truncate
+from .truncation import (
+    bond_tolerance,
+    check_input,
+    check_range,
+    check_rank_or_eps,
+    exponents,
+    peak,
+    times_power,
+    truncate,
+)
+from .wide import Pair, orthonormal, product
 
 __all__ = ["tt_norm", "tt_orthogonalize", "tt_round"]
 
@@ -34,12 +45,14 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
         center: Position of the center, 0 to d-1.
 
     Returns:
-        New cores; a bond that was larger than its neighbours can fill becomes smaller.
+        New cores; a bond that was larger than its neighbours can fill becomes smaller. Products of some of the cores
+        may leave the range of the dtype, as long as the norm of the train does not.
 
     Raises:
         IndexError: ``center`` outside 0 ... d-1.
         TypeError: ``center`` is no integer; else as :func:`tt_to_tensor`.
-        ValueError: As :func:`tt_to_tensor`, or the norm is beyond the range of the dtype, so no core can carry it.
+        ValueError: As :func:`tt_to_tensor`, NaN or Inf, or a norm beyond the range of the dtype, above or below, which
+            the center cannot carry.
 
     Cost:
         O(d n r^3) multiply-adds (one QR of an ``r n x r`` matrix for each core).
@@ -58,19 +71,9 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
     center = whole("center", center, least=-(2**31))
     if not 0 <= center < len(cores):
         raise IndexError(f"center must be a core position from 0 to {len(cores) - 1}, got {center}")
-    moved, exponents = [], 0.0
-    for k, core in enumerate(cores):
-        check_input(f"cores[{k}]", core)
-        # Powers of two round nothing, and keep a product of extremes in range where the train itself is.
-        exponent = torch.frexp(peak(core.double(), (-1, -2, -3))).exponent.clamp(min=-1000).double()
-        moved.append(core.double() * 2.0**-exponent)
-        exponents = exponents + exponent
-    for k in range(center):
-        _push_right(moved, k)
-    for k in range(len(cores) - 1, center, -1):
-        _push_left(moved, k)
-    moved[center] = moved[center] * 2.0**exponents
-    return _narrow(moved, cores[0].dtype)
+    moved, exponent = canonical(cores, center)
+    nothing = torch.zeros_like(exponent)
+    return _narrow(moved, [exponent if k == center else nothing for k in range(len(cores))], cores[0].dtype)
 
 
 @full_precision
@@ -87,15 +90,22 @@ def tt_round(
 
     Returns:
         New cores, left-orthogonal but for the last, which carries the norm. In a batch they share the largest rank.
+        A train may stand for numbers that its dtype cannot hold: where the last core could not carry the norm (above
+        the largest number of the dtype, or below the smallest normal one), every core carries an equal part of it, a
+        power of two, and is left-orthogonal but for that factor.
 
     Raises:
-        TypeError, ValueError: As :func:`tt_svd` and :func:`tt_orthogonalize`.
+        TypeError, ValueError: As :func:`tt_svd`; NaN or Inf in a core, or a norm of which even such a part is beyond
+            the range of the dtype.
 
     Guarantee:
-        As :func:`tt_svd`, with the train's own tensor in place of ``x``.
+        As :func:`tt_svd`, with the train's own tensor in place of ``x``, however much cancels in it: a difference of
+        two nearly equal trains is rounded in twice float64's digits where float64 has too few for ``eps``. With
+        ``rank`` there is no such care: rounding errors are relative to the norm that the train would have if nothing
+        cancelled.
 
     Cost:
-        O(d n r^3) multiply-adds.
+        O(d n r^3) multiply-adds; more than a hundred times as long where so much cancels.
 
     Source:
         Oseledets (2011), algorithm 2.
@@ -109,13 +119,14 @@ def tt_round(
     check_rank_or_eps(rank, eps)
     batch, _, modes = check_train(cores)
     dtype, d = cores[0].dtype, len(cores)
-    moved = tt_orthogonalize([core.double() for core in cores], 0)
     ranks = None if rank is None else tt_ranks(modes, rank)
-    scale = peak(moved[0], (-1, -2, -3))
-    moved[0] = moved[0] / scale
+    moved, exponent = canonical(cores, 0)
     allowed = None
     if eps is not None:
-        allowed = bond_tolerance(eps, d - 1, dtype) * torch.linalg.vector_norm(moved[0], dim=(-1, -2, -3))
+        tolerance = bond_tolerance(eps, d - 1, dtype)
+        if _cancels(cores, moved[0], exponent, tolerance):
+            moved, exponent = _right_orthogonal_wide(cores)
+        allowed = tolerance * torch.linalg.vector_norm(moved[0], dim=(-1, -2, -3))
     for k in range(d - 1):
         left, n, right = moved[k].shape[-3:]
         matrix = moved[k].reshape(*batch, left * n, right)
@@ -124,8 +135,7 @@ def tt_round(
         moved[k] = u.reshape(*batch, left, n, -1)
         following = moved[k + 1]
         moved[k + 1] = (carried @ following.reshape(*batch, right, -1)).reshape(*batch, -1, *following.shape[-2:])
-    moved[-1] = moved[-1] * scale
-    return _narrow(moved, dtype)
+    return _narrow(moved, _shared(moved, exponent, dtype), dtype)
 
 
 @full_precision
@@ -141,10 +151,11 @@ def tt_norm(cores: Sequence[Tensor]) -> Tensor:
         cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
 
     Returns:
-        Tensor of shape ``batch``.
+        Tensor of shape ``batch``, in the dtype of the cores.
 
     Raises:
-        TypeError, ValueError: As :func:`tt_to_tensor`.
+        TypeError, ValueError: As :func:`tt_to_tensor`; ValueError for NaN or Inf, and for a norm beyond the range of
+            the dtype, above or below.
 
     Cost:
         O(d n r^3) multiply-adds.
@@ -155,21 +166,101 @@ def tt_norm(cores: Sequence[Tensor]) -> Tensor:
         4.0
     """
     check_train(cores)
-    last = tt_orthogonalize([core.double() for core in cores], len(cores) - 1)[-1]
-    scale = peak(last, (-1, -2, -3))
-    norm = torch.linalg.vector_norm(last / scale, dim=(-1, -2, -3)) * scale[..., 0, 0, 0]
-    return norm.to(cores[0].dtype)
+    moved, exponent = canonical(cores, len(cores) - 1)
+    norm = torch.linalg.vector_norm(moved[-1], dim=(-1, -2, -3))
+    answer = times_power(norm, exponent[..., 0, 0, 0]).to(cores[0].dtype)
+    check_range("the norm of the train is", answer[..., None], norm[..., None])
+    return answer
 
 
-def _narrow(cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """float64 cores in ``dtype``, or an error where that would turn a norm into Inf."""
-    narrow = [core.to(dtype, memory_format=torch.contiguous_format) for core in cores]
-    for k, core in enumerate(narrow):
-        if not core.isfinite().all():
-            raise ValueError(
-                f"core {k} would have to carry the norm of the train, beyond the range of {dtype}; "
-                "convert the cores with .float() or .double()"
-            )
+def canonical(cores: Sequence[Tensor], center: int) -> tuple[list[Tensor], Tensor]:
+    """A checked train in canonical form, in float64 and without its size: :func:`tt_orthogonalize` in any range.
+
+    Returns:
+        The cores, and the exponent e ``(*batch, 1, 1, 1)``, int64: the center is to be multiplied by ``2^e``. Its own
+        largest entry lies in [1/2, 1), or it is zero.
+    """
+    moved, exponent = _unscaled(cores)
+    for k in range(center):
+        _push_right(moved, k)
+        exponent = exponent + _rescale(moved, k + 1)
+    for k in range(len(cores) - 1, center, -1):
+        _push_left(moved, k)
+        exponent = exponent + _rescale(moved, k - 1)
+    return moved, exponent
+
+
+def _unscaled(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Each core in float64 and divided by a power of two, which rounds nothing; the sum of the exponents."""
+    moved = []
+    for k, core in enumerate(cores):
+        check_input(f"cores[{k}]", core)
+        moved.append(core.double())
+    return moved, sum(_rescale(moved, k) for k in range(len(cores)))
+
+
+def _rescale(cores: list[Tensor], k: int) -> Tensor:
+    """Divide core k in place by a power of two, so that no product leaves the range; the exponent."""
+    exponent = exponents(cores[k], (-1, -2, -3))
+    cores[k] = times_power(cores[k], -exponent)
+    return exponent
+
+
+def _cancels(cores: Sequence[Tensor], center: Tensor, exponent: Tensor, tolerance: float) -> bool:
+    """Whether the rounding errors of float64 are too large for what may be lost, because the train cancels.
+
+    They are relative to what the train would be if nothing cancelled: if the terms of the sums over the bonds had
+    random signs. The mean square of that norm is a product of matrices, the squared norms of all ``G[i, :, j]``.
+    """
+    moved, size = _unscaled(cores)
+    squares = torch.ones_like(size, dtype=torch.float64)[..., 0]
+    for core in moved:
+        squares = squares @ core.square().sum(-2)
+        grown = exponents(squares, (-1, -2))
+        squares, size = times_power(squares, -grown), size + grown[..., None] / 2
+    terms = squares[..., 0, 0].log2() / 2 + size[..., 0, 0, 0]  # log2 of that norm; -inf for a zero train
+    norm = torch.linalg.vector_norm(center, dim=(-1, -2, -3)).log2() + exponent[..., 0, 0, 0]
+    rounding = len(cores) * torch.finfo(torch.float64).eps
+    return bool(((terms > -torch.inf) & (terms + math.log2(rounding) > norm + math.log2(tolerance))).any())
+
+
+def _right_orthogonal_wide(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """:func:`canonical` with center 0, in twice as many digits; bonds keep their size, what depends becomes zero."""
+    moved, exponent = _unscaled(cores)
+    carried: Pair = moved[-1], torch.zeros_like(moved[-1])
+    for k in range(len(cores) - 1, 0, -1):
+        *batch, left, n, right = carried[0].shape
+        q, r = orthonormal(tuple(part.reshape(*batch, left, n * right).mT for part in carried))
+        moved[k] = q[0].mT.reshape(*batch, left, n, right)
+        previous = moved[k - 1]
+        flat = previous.reshape(*batch, -1, left)
+        merged = product((flat, torch.zeros_like(flat)), (r[0].mT, r[1].mT))
+        grown = exponents(merged[0], (-1, -2))
+        carried = tuple(times_power(part, -grown).reshape(previous.shape) for part in merged)
+        exponent = exponent + grown[..., None]
+    moved[0] = carried[0]
+    return moved, exponent
+
+
+def _shared(cores: Sequence[Tensor], exponent: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """What each core takes of ``2^exponent``: the last one all, or equal parts where ``dtype`` could not hold it."""
+    size, info = times_power(peak(cores[-1], (-1, -2, -3)), exponent), torch.finfo(dtype)
+    fits = (size <= info.max) & (size >= info.tiny)
+    each = exponent.div(len(cores), rounding_mode="floor")
+    parts = []
+    for k in range(len(cores)):
+        equal = each + (exponent - each * len(cores) > k).long()
+        alone = exponent if k == len(cores) - 1 else torch.zeros_like(exponent)
+        parts.append(torch.where(fits, alone, equal))
+    return parts
+
+
+def _narrow(cores: Sequence[Tensor], parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """float64 cores times ``2^part`` in ``dtype``, or an error where that would turn a norm into Inf or nothing."""
+    narrow = []
+    for k, (core, part) in enumerate(zip(cores, parts, strict=True)):
+        narrow.append(times_power(core, part).to(dtype, memory_format=torch.contiguous_format))
+        check_range(f"core {k} would have to carry the norm of the train,", narrow[k].flatten(-3), core.flatten(-3))
     return narrow
 
 

@@ -12,11 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .canonical import tt_orthogonalize
+from .canonical import canonical
 from .precision import full_precision
 from .shapes import whole
 from .trains import check_batch_dims, check_train
-from .truncation import bond_tolerance, check_input, check_rank_or_eps, peak, ranks_within, singular_values
+from .truncation import (
+    bond_tolerance,
+    check_input,
+    check_range,
+    check_rank_or_eps,
+    exponents,
+    ranks_within,
+    singular_values,
+    times_power,
+)
 
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 
@@ -38,7 +47,8 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
 
     Raises:
         IndexError: ``bond`` outside 1 ... d-1.
-        TypeError, ValueError: No real floating-point tensor or train, NaN or Inf, no entries.
+        TypeError, ValueError: No real floating-point tensor or train, NaN or Inf, no entries; ValueError for values
+            beyond the range of the dtype.
 
     Cost:
         A tensor of N entries cut into m x n: O(N min(m, n)) multiply-adds. A train: O(d n r^3).
@@ -51,8 +61,10 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
         >>> [round(s, 4) for s in schmidt_values(bell, 1).tolist()]
         [0.7071, 0.7071]
     """
-    values, scale, dtype = _spectrum(x_or_cores, bond, batch_dims)
-    return (values * scale).to(dtype)
+    values, exponent, dtype = _spectrum(x_or_cores, bond, batch_dims)
+    answer = times_power(values, exponent).to(dtype)
+    check_range("the Schmidt values are", answer, values)
+    return answer
 
 
 @full_precision
@@ -145,7 +157,7 @@ def suggest_ranks(x_or_cores: Tensor | Sequence[Tensor], *, eps: float) -> tuple
 
 
 def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Schmidt values in float64 divided by a scale ``(*batch, 1)``, that scale, and the dtype to answer in.
+    """Schmidt values in float64 divided by ``2^e``, the exponent e ``(*batch, 1)``, and the dtype to answer in.
 
     Ratios of Schmidt values stay exact where the values themselves leave the range of the input's dtype.
     """
@@ -156,15 +168,17 @@ def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int)
         batch, modes = x.shape[:batch_dims], x.shape[batch_dims:]
         _check_bond(bond, len(modes))
         matrix = x.reshape(*batch, math.prod(modes[:bond]), -1).double()
+        exponent = exponents(matrix, (-2, -1))
+        matrix = times_power(matrix, -exponent)
     else:
         check_train(x_or_cores)
         _check_bond(bond, len(x_or_cores))
         x = x_or_cores[0]
-        matrix = tt_orthogonalize([core.double() for core in x_or_cores], bond - 1)[bond - 1].flatten(-3, -2)
+        moved, exponent = canonical(x_or_cores, bond - 1)
+        matrix, exponent = moved[bond - 1].flatten(-3, -2), exponent[..., 0]
     if matrix.shape[-2] > matrix.shape[-1]:
         matrix = matrix.mT
-    scale = peak(matrix, (-2, -1))
-    return singular_values(matrix / scale, precise=x.dtype == torch.float64), scale[..., 0], x.dtype
+    return singular_values(matrix, precise=x.dtype == torch.float64), exponent[..., 0], x.dtype
 
 
 def _check_bond(bond: int, d: int) -> None:
