@@ -1,0 +1,127 @@
+"""Layers that something else uses too are not swapped in silence, however the sharing is done."""
+
+import copy
+
+import pytest
+import torch
+from test_surgery import Tied, plan_of
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ttref import MPSEmbedding, TiedHead, TTLinear, replace_embedding, swap_layer
+
+
+def gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def refused(model, name, layer, message):
+    plan = plan_of(model)
+    with pytest.raises(ValueError, match=message):
+        swap_layer(model, name, layer)
+    assert plan_of(model) == plan
+
+
+def test_a_table_that_a_tied_head_scores_with():
+    model = gpt2()
+    replace_embedding(model, MPSEmbedding.from_embedding(model.get_input_embeddings(), rank=2), head="tied")
+    other = MPSEmbedding.from_embedding(nn.Embedding(50, 16), rank=1)
+    refused(model, "transformer.wte", other, "lm_head uses transformer.wte without holding it")
+    assert isinstance(model.lm_head, TiedHead) and model.lm_head.table is model.transformer.wte
+    swap_layer(model, "lm_head", nn.Linear(16, 50, bias=False))  # the head itself can go
+
+
+@pytest.mark.parametrize("hide", [lambda module: (module,), lambda module: [module], lambda module: {"a": module}])
+def test_a_module_hidden_in_a_container(hide):
+    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "user": nn.Identity()})
+    model["user"].kept = hide(model["table"])
+    refused(model, "table", nn.Embedding(5, 4), "user uses table without holding it")
+
+
+def test_shared_buffers_memory_and_children():
+    norms = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4, affine=False))
+    norms[1].running_mean = norms[0].running_mean
+    refused(norms, "0", nn.BatchNorm1d(4), "0 shares a buffer with 1.running_mean")
+    model = Tied()
+    model.head.weight = nn.Parameter(model.embed.weight.data)  # another parameter, the same numbers
+    refused(model, "head", TTLinear(12, 20, 2), "head shares a parameter with embed.weight")
+    block = nn.Sequential(nn.Linear(4, 4))
+    model = nn.ModuleDict({"block": block, "inner": block[0]})
+    refused(model, "block", nn.Identity(), "block shares a parameter with inner.weight")
+
+
+def test_a_layer_of_a_block_under_two_names_is_one_place():
+    block = nn.Sequential(nn.Linear(4, 4))
+    model = nn.ModuleDict({"first": block, "again": block})
+    layer = TTLinear(4, 4, 1)
+    swap_layer(model, "first.0", layer)
+    assert model["again"][0] is layer
+
+
+def test_a_head_untied_as_advised_stays_untied(tmp_path):
+    model, tokens = gpt2(), torch.arange(6)[None]
+    refused(model, "lm_head", TTLinear(16, 50, 2, bias=False), "lm_head shares a parameter .* untie them first")
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    head = TTLinear.from_linear(model.lm_head, rank=4)
+    with torch.no_grad():
+        dense = swap_layer(model, "lm_head", head)
+        wanted = model(tokens).logits
+        model.tie_weights()
+        model.save_pretrained(tmp_path)
+        assert model.lm_head is head
+        torch.testing.assert_close(model(tokens).logits, wanted)
+        assert swap_layer(model, "lm_head", dense) is head
+        model.tie_weights()
+        assert model.lm_head is dense and dense.weight is not model.transformer.wte.weight
+        copy.deepcopy(model).resize_token_embeddings(60)
+
+
+def test_a_swap_that_is_interrupted_leaves_the_model_as_it_was(monkeypatch):
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    head, plan = TTLinear.from_linear(model.lm_head, rank=4), plan_of(model)
+    calls = []
+
+    def once(*_, **__):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ttref.embeddings.ties.declare", once)
+    with pytest.raises(KeyboardInterrupt):
+        swap_layer(model, "lm_head", head)
+    assert plan_of(model) == plan and len(calls) == 2
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+@pytest.mark.parametrize("wrapped_name", [True, False])
+def test_names_inside_wrappers(wrap, wrapped_name):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)), torch.randn(2, 12)
+    wrapped = wrap(model)
+    wrapped(x)
+    layer = TTLinear(12, 20, 2)
+    inside = "module." if isinstance(wrapped, nn.DataParallel) else "_orig_mod."
+    swap_layer(wrapped, (inside if wrapped_name else "") + "0", layer)
+    assert model[0] is layer
+    torch.testing.assert_close(wrapped(x), model(x))
+
+
+def test_the_layer_inside_a_compiled_one():
+    model, x = nn.Sequential(torch.compile(nn.Linear(12, 20), backend="eager")), torch.randn(2, 12)
+    model(x)
+    layer = TTLinear(12, 20, 2)
+    swap_layer(model, "0._orig_mod", layer)
+    torch.testing.assert_close(model(x), layer(x))
+
+
+def test_a_model_in_distributed_training_is_refused():
+    class DistributedDataParallel(nn.Module):  # in the real one's place, which needs a process group
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(12, 20)))
+    refused(model, "module.0", TTLinear(12, 20, 2), "would not synchronise")
