@@ -27,14 +27,24 @@ from . import (
 )
 from .measure import machine, run, table
 
+PAGES = {
+    "trains": figure,
+    "layers": layers_figure,
+    "tables": tables_figure,
+    "adapters": adapters_figure,
+    "integers": integers,
+    "reshapes": reshapes,
+}
+
 
 def main(parts: list[str]) -> None:
     """Measure, print, write."""
     limits = machine()
-    print(
-        f"{limits['processor']}, {limits['threads']} threads, {limits['flops_per_s'] / 1e9:.0f} Gflop/s "
-        f"(float64 GEMM), {limits['flops32_per_s'] / 1e9:.0f} (float32), {limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
-    )
+    print(f"here: {described(limits)}")
+    for part, page in PAGES.items():
+        if part in parts and page.RESULTS.exists():
+            recorded = json.loads(page.RESULTS.read_text(encoding="utf-8"))
+            print(f"{part}, recorded {recorded['date']}: {described(recorded['machine'])}")
     if "trains" in parts:
         results = [run(case, limits) for case in tqdm(trains.cases(), desc="trains", disable=None)]
         print(table(results))
@@ -66,6 +76,15 @@ def main(parts: list[str]) -> None:
         record(reshapes, alone, cases=results)
 
 
+def described(limits: dict) -> str:
+    """A machine in one line: ratios move with the processor, so a reader compares this first."""
+    single = f" {limits['flops32_per_s'] / 1e9:.0f} (float32)," if "flops32_per_s" in limits else ""
+    return (
+        f"{limits['processor']}, {limits['threads']} threads, {limits['flops_per_s'] / 1e9:.0f} Gflop/s "
+        f"(float64 GEMM),{single} {limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
+    )
+
+
 def record(page, limits: dict, **values) -> None:
     """Store a part's results, then redraw what the page shows of them."""
     values = {
@@ -81,8 +100,7 @@ def record(page, limits: dict, **values) -> None:
 
 
 if __name__ == "__main__":
-    parts = ["trains", "layers", "tables", "adapters", "integers", "reshapes"]
-    chosen = sys.argv[1:] or parts
-    if unknown := set(chosen) - set(parts):
-        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    chosen = sys.argv[1:] or list(PAGES)
+    if unknown := set(chosen) - set(PAGES):
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PAGES)}")
     main(chosen)

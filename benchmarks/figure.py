@@ -15,6 +15,7 @@ PART = "trains"
 RESULTS = ROOT / "book" / "results" / "speed.json"
 PICTURE = ROOT / "book" / "_static" / "speed.png"
 TABLE = ROOT / "book" / "results" / "speed.md"
+OTHERS = "Times are this processor's, and ratios move with it too."
 
 
 def draw(results: dict) -> Figure:
@@ -77,7 +78,7 @@ def markdown(results: dict) -> str:
         f"Measured {results['date']} by `{made_by}` on {machine['processor']}, {machine['threads']} threads, "
         f"{machine['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s (copy); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + ".",
+        + f". {OTHERS}",
     ]
     for case in results["cases"]:
         lines += [

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ttref.workbook import figures
 
-from .figure import short
+from .figure import OTHERS, short
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = "layers"
@@ -86,7 +86,8 @@ def markdown(results: dict) -> str:
         f"threads, {machine['flops32_per_s'] / 1e9:.0f} Gflop/s (float32 GEMM), "
         f"{machine['bytes_per_s'] / 1e9:.0f} GB/s (copy from and to memory; what fits the cache moves faster); "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + ". Times are medians of five rounds. The last four columns say how many times as long as `ttref` the other "
+        + f". {OTHERS} "
+        "Times are medians of five rounds. The last four columns say how many times as long as `ttref` the other "
         "layers took, as the median of the ratios within a round (dense: `nn.Linear`; tltorch f. and r.: its "
         "implementations factorized and reconstructed). Work: multiply-adds as a share of the dense layer's. Order: "
         "→ left to right, ← right to left.",
