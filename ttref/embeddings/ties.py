@@ -79,11 +79,17 @@ def _resizing(part: nn.Module, look_up: nn.Module | None) -> None:
         delattr(part, name)
 
 
-def _cannot_resize(look_up: nn.Module, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+def _cannot_resize(
+    look_up: nn.Module, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
+) -> nn.Module:
     """What stands for ``resize_token_embeddings`` meanwhile."""
-    if new_num_tokens in (None, look_up.num_embeddings):
+    rows = look_up.num_embeddings
+    wanted = rows if new_num_tokens is None else new_num_tokens
+    if pad_to_multiple_of is not None:
+        wanted += -wanted % pad_to_multiple_of
+    if wanted == rows:
         return look_up
     raise TypeError(
-        f"the model's table is compressed and keeps its {look_up.num_embeddings} rows; table.append(rows) adds tokens "
-        "to it, or put the dense table back with replace_embedding, resize that, compress it and replace it again"
+        f"the model's table is compressed and keeps its {rows} rows; table.append(rows) adds tokens to it, or put the "
+        "dense table back with replace_embedding, resize that, compress it and replace it again"
     )
