@@ -190,7 +190,7 @@ def _table_in(look_up: nn.Module | None) -> CompressedTable:
         return _table_in(look_up.original_module if used is None else copies[used])
     if not isinstance(look_up, CompressedTable):
         raise RuntimeError(
-            f"the model's look-up is of type {type(look_up).__name__} now, and its head would score with another table; "
-            "put table and head in together, with replace_embedding"
+            f"the model's look-up is of type {type(look_up).__name__} now, and its head would score with another "
+            "table; put table and head in together, with replace_embedding"
         )
     return look_up

@@ -63,6 +63,11 @@ def replace_embedding(
         prepared in the same way. For a file that others can read, save the table with ``embedding.save(path)`` and the
         model with its dense table put back; then load both and replace again.
 
+    PEFT:
+        ``modules_to_save`` with the name of the table trains a copy of it, and a tied head scores with that copy while
+        it is active; the head's own name trains its bias only. PEFT's warning that it found nothing tied is about
+        dense weights.
+
     More tokens:
         After ``embedding.append(rows)`` look-up and head know the new tokens, their bias is 0. A loss computed by
         the model itself also needs ``model.config.vocab_size = embedding.num_embeddings``.
