@@ -96,4 +96,5 @@ _HOME = {
     # Names too; its modules are not imported either.
     **{f"fixedpoint.{module}": names for module, names in fixedpoint._HOME.items()},
 }
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+if not TYPE_CHECKING:  # a checker that saw it would take any name for granted
+    __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -1,7 +1,8 @@
-"""`ttref/` alone, in an empty folder: the core with torch, fixed point with NumPy, and nothing else."""
+"""`ttref/` copied elsewhere: the core with torch, fixed point with NumPy and nothing else; then below the top level."""
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ FIXED_POINT = [f"fixedpoint.{name}" for name in BELOW_RTL.split()]
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
     "ttref.embeddings.mps.MPSEmbedding.load": "safetensors",
-    "ttref.embeddings.head.replace_embedding": "transformers",
+    "ttref.embeddings.replacing.replace_embedding": "transformers",
     "ttref.lora.saving.save_tt_lora": "safetensors",
 }
 
@@ -98,6 +99,57 @@ def test_the_core_runs_alone(tmp_path, package, modules, examples, hidden):
     done = subprocess.run(
         [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", SCRIPT, *arguments],
         cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+BELOW_THE_TOP = """
+import importlib, pkgutil, sys
+
+top, other = sys.argv[1:3]
+if other:
+    import ttref  # one that is installed beside the copy
+    assert ttref.__file__.startswith(other), ttref.__file__
+    ttref.TTLinear, ttref.fixedpoint.cycles
+elsewhere = {name for name in sys.modules if name.partition(".")[0] == "ttref"}
+assert bool(elsewhere) == bool(other)
+copy = importlib.import_module(top)
+for found in pkgutil.walk_packages(copy.__path__, f"{top}.", onerror=None):
+    importlib.import_module(found.name)
+wanted = [getattr(copy, name) for name in dir(copy)] + [getattr(copy.fixedpoint, name) for name in dir(copy.fixedpoint)]
+strangers = [thing for thing in wanted if getattr(thing, "__module__", top).partition(".")[0] == "ttref"]
+assert not strangers, strangers
+
+import numpy, torch
+x = torch.arange(64.0).reshape(4, 16)
+assert torch.allclose(copy.tt_to_tensor(copy.tt_svd(x, (4, 4, 4), eps=1e-6)).reshape(4, 16), x, atol=1e-3)
+layer = copy.TTLinear((4, 4), (2, 4), 2)
+adapted = copy.TTLoRALinear(torch.nn.Linear(16, 8), rank=2, alpha=1.0)
+assert layer(x).shape == adapted(x).shape == (4, 8)
+cores = [core.detach().double().numpy() for core in layer.cores]
+q = copy.fixedpoint.QuantizedTT.from_float(cores, weight_width=8, act_width=12, calibration=x.numpy())
+assert copy.sqnr_db(copy.contract_float(cores, x.numpy()), q.matvec_float(x.numpy())) > 20
+assert copy.cycles(q.stages, lanes=2) > 0
+assert {name for name in sys.modules if name.partition(".")[0] == "ttref"} == elsewhere
+if other:
+    assert ttref.QuantizedTT is not copy.QuantizedTT and not isinstance(layer, ttref.TTLinear)
+"""
+
+
+@pytest.mark.parametrize("beside", ["", "installed"], ids=["alone", "beside an installed one"])
+def test_a_copy_below_the_top_uses_nothing_but_itself(tmp_path, beside):
+    """All of it: what needs an extra too, the workbook too. Two copies in one program stay two."""
+    places = ["project/myproject/vendor", *([beside] if beside else [])]
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copytree(ROOT / "ttref", tmp_path / place / "ttref", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", BELOW_THE_TOP, "myproject.vendor.ttref", str(tmp_path / beside) if beside else ""],
+        cwd=tmp_path / "project",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / beside) if beside else "", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
