@@ -1,5 +1,5 @@
 # make book, make test: each is enough on a machine with python3 (3.11 or newer), git and make.
-.PHONY: book test lab execute bench studies fpga floor slow address hashes clean help
+.PHONY: book test lab execute bench studies fpga slow address hashes clean help
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
@@ -20,7 +20,6 @@ help:
 	@echo "make studies   every study whose data is present (TTREF_DATA=DIR)"
 	@echo "make fpga      circuits of tensor trains, placed and routed (downloads 60 MB of tools, takes twenty minutes)"
 	@echo "make slow      the tests that take minutes, examples drawn at random, and everything again under other arithmetic"
-	@echo "make floor     the tests of the module with the lowest versions that pyproject.toml allows"
 	@echo "make address   write the repository's public address: REPO=owner/name, or REPO= for none"
 	@echo "make hashes    write the hashes of pins that have none into the requirements files"
 	@echo "make clean     remove the built book and caches; .venv stays"
