@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -248,6 +249,20 @@ def test_loss_is_transformers_own_loss_for_every_batch(tiny_lm):
         assert sources.language_model_loss(tiny_lm.model, windows, batch=batch) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_model_is_no_view_of_its_file(tiny, tmp_path, monkeypatch):
+    """Its tensors lie as fresh ones do, ties stay, and the file may change or shrink."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    monkeypatch.setenv("TTREF_LM", str(folder))
+    model = sources.load_language_model().model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in (*model.parameters(), *model.buffers()))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(bytes(os.path.getsize(folder / "model.safetensors")))
+        file.truncate(100)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_loss_ignores_dropout_and_restores_the_mode(tiny_lm):
     windows = sources.token_windows(tiny_lm.tokenizer, length=16, count=2)
     quiet_loss = sources.language_model_loss(tiny_lm.model, windows)
@@ -319,7 +334,15 @@ def test_recorded_lists_what_there_is(checkout):
         sources.recorded("sped")
 
 
-@pytest.mark.parametrize("content, message", [("{", "is not JSON"), ("[1]", "a JSON object, got list")])
+BROKEN = [
+    ("{", "is not JSON"),
+    ("[1]", "a JSON object, got list"),
+    ("[" * 100_000, "is not JSON"),
+    ('{"a":' * 100_000, "is not JSON"),
+]
+
+
+@pytest.mark.parametrize("content, message", BROKEN, ids=["cut", "list", "nested lists", "nested"])
 def test_recorded_refuses_a_broken_file(checkout, content, message):
     (checkout / "speed.json").write_text(content)
     with pytest.raises(ValueError, match=message):

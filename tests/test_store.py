@@ -85,11 +85,27 @@ def flip_one_bit(folder):
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{not json"),
         lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+        lambda folder: (folder / "manifest.json").write_text('{"files":' * 100_000),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"),
         lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": ["weights"]}'),
         lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {}}'),
         lambda folder: (folder / "manifest.json").write_text('{"source_sha256": "s", "files": {"weights": 3}}'),
     ],
-    ids=["bit", "truncated", "file gone", "no manifest", "not json", "list", "files a list", "no files", "bad entry"],
+    ids=[
+        "bit",
+        "truncated",
+        "file gone",
+        "no manifest",
+        "not json",
+        "list",
+        "nested lists",
+        "nested",
+        "no text",
+        "files a list",
+        "no files",
+        "bad entry",
+    ],
 )
 def test_a_damaged_cache_is_noticed_and_rebuilt(damage):
     counter = []
@@ -164,6 +180,41 @@ def test_a_cache_that_cannot_be_made_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("TTREF_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(OSError, match="set TTREF_CACHE to a folder that can be written"):
         store.cache_folder()
+
+
+@pytest.mark.parametrize("cache", ["", "TTREF_CACHE", "XDG_CACHE_HOME"])
+def test_a_user_without_a_home_folder_may_name_a_cache(cache, tmp_path, monkeypatch):
+    """As in containers, where a user may be a number and no more."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TTREF_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    if cache:
+        monkeypatch.setenv(cache, str(tmp_path / "chosen"))
+        assert store.cache_folder() == tmp_path / "chosen" / ("ttref" if cache == "XDG_CACHE_HOME" else "")
+    else:
+        with pytest.raises(OSError, match="no home folder; set TTREF_CACHE to a folder that can be written"):
+            store.cache_folder()
+
+
+def test_a_cache_that_is_made_is_its_users_alone(cache):
+    before = os.umask(0)
+    try:
+        assert store.cache_folder().stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
+
+
+def test_a_cache_that_only_others_may_fill(cache, monkeypatch):
+    """What is in it is used; what is not is asked for by name."""
+    folder = store.built_once("model", write_two, source_sha256="s")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != cache)
+    assert store.built_once("model", None, source_sha256="s") == folder
+    with pytest.raises(OSError, match="cannot be written, and other is to be made in it; set TTREF_CACHE"):
+        store.built_once("other", write_two, source_sha256="s")
 
 
 @pytest.fixture

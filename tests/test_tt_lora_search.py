@@ -150,6 +150,41 @@ def test_a_file_cut_short_is_replaced_by_its_copy(tmp_path):
     assert not tuner.resumable(tmp_path)
 
 
+DAMAGED = {
+    "cut": pickle.dumps([1, 2, 3])[:-2],
+    "empty": b"",
+    "text": b"no pickle at all",
+    "a module that is not there": b"cnowhere_at_all\nthing\n.",
+    "a name that is not there": b"cjson\nnothing\n.",
+    "an empty stack": b"\x80\x04.",
+    "a memo that is not there": b"\x80\x04h\x07.",
+    "a call that fails": b"cjson\nloads\n(I1\ntR.",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_search_starts_anew_from_a_damaged_state(damage, tmp_path, capsys):
+    """Whatever a pickle raises when it is read; a line says why the trials are trained once more."""
+    folder = tmp_path / "search"
+    folder.mkdir()
+    for copy in (None, b"no archive", b"PK\x05\x06" + bytes(18)):
+        (folder / "tuner.pkl").write_bytes(DAMAGED[damage])
+        (folder / "experiment_state-1.json").write_bytes(b"{}")
+        if copy is not None:
+            (folder / tuner.KEPT).write_bytes(copy)
+        assert not tuner.resumable(folder)
+        assert tuner.restored(folder, lambda config: None) is None
+        assert f"the search in {folder} starts anew: its state is damaged" in capsys.readouterr().out
+    (folder / tuner.KEPT).unlink()
+    (folder / "tuner.pkl").write_bytes(pickle.dumps([1]))
+    (folder / "experiment_state-1.json").write_bytes(b"[" * 100_000)
+    assert not tuner.resumable(folder)
+    (folder / "experiment_state-1.json").write_bytes(b"{}")  # whole, and nothing that Ray has written
+    assert tuner.resumable(folder) and tuner.restored(folder, lambda config: None) is None
+    assert "starts anew: its state cannot be read" in capsys.readouterr().out
+    assert tuner.restored(tmp_path / "nowhere", lambda config: None) is None and not capsys.readouterr().out
+
+
 def test_answers_survive_packing():
     right = np.random.default_rng(0).random(421) < 0.6
     assert (selection.unpack(selection.pack(right), 421) == right).all()
