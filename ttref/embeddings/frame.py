@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..precision import computable
 from ..truncation import peak
+from .rows import Held, traced
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
 
 
-class Frame(nn.Module):
+TOGETHER = 16  # a product of fewer rows rounds some of them otherwise than among more, on many processors
+
+
+class Frame(Held):
     """``row = inner @ rotation + mean``, either of them left out; buffers, so stored and counted, but not trained."""
 
     def __init__(self, mean: Tensor | None = None, rotation: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("rotation", rotation)
+
+    def forward(self) -> list[Tensor | None]:
+        """Mean and rotation."""
+        return [self.mean, self.rotation]
 
     @classmethod
     @torch.no_grad()
@@ -41,23 +50,36 @@ class Frame(nn.Module):
 
     def inner(self, rows: Tensor) -> Tensor:
         """What is left of rows without the mean and along the axes; computed in at least float32."""
-        rows = computable(rows)
-        if self.mean is not None:
-            rows = rows - self.mean
-        if self.rotation is None:
+        rows, (mean, rotation) = computable(rows), self.stored()
+        if mean is not None:
+            rows = rows - mean
+        if rotation is None:
             return rows
-        back = self.rotation.mT
+        back = rotation.mT
         if back.dtype in (torch.float16, torch.bfloat16):  # rounding has left these axes a little oblique
-            back = torch.linalg.inv(self.rotation.double())
+            back = torch.linalg.inv(rotation.double())
         return rows @ back.to(rows.dtype)
 
     def outer(self, inner: Tensor) -> Tensor:
         """The inverse."""
-        if self.rotation is not None:
-            inner = inner @ self.rotation.to(inner.dtype)
-        return inner if self.mean is None else inner + self.mean
+        mean, rotation = self.stored()
+        if rotation is not None:
+            inner = _turned(inner, rotation.to(inner.dtype))
+        return inner if mean is None else inner + mean
 
     @property
     def empty(self) -> bool:
         """Whether rows are as they are."""
         return self.mean is None and self.rotation is None
+
+
+def _turned(inner: Tensor, rotation: Tensor) -> Tensor:
+    """``inner @ rotation``, with rows of zeros up to a multiple of ``TOGETHER``.
+
+    So what a row becomes hardly ever depends on how many are multiplied with it. The processor has the last word: what
+    is promised is agreement to rounding.
+    """
+    count = inner.shape[0]
+    if traced() or count % TOGETHER == 0:
+        return inner @ rotation
+    return (F.pad(inner, (0, 0, 0, -count % TOGETHER)) @ rotation)[:count]

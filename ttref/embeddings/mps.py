@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..files import read, write
-from ..precision import computable
+from ..precision import computable, full_precision
 from ..shapes import whole
 from ..truncation import check_input, check_rank_or_eps
 from .frame import Frame
-from .rows import RowLayout
+from .rows import RowLayout, traced
 from .settings import checked, row_modes
 from .sorting import check_caps, sort_by_cap, sort_by_error
-from .store import Group, RowStore
+from .store import Group, RowStore, gaussian
 from .tables import CompressedTable, table_of
 
 __all__ = ["MPSEmbedding"]
@@ -77,12 +78,11 @@ class MPSEmbedding(CompressedTable):
         rows = whole("num_embeddings", num_embeddings, least=1)
         width = whole("embedding_dim", embedding_dim, least=1)
         dtype = dtype or torch.get_default_dtype()
-        self._start(row_modes(shape, width), RowStore(width, 32, sparse=sparse), dtype, None, False, padding_idx)
-        table = torch.randn(rows, width, device=device, dtype=dtype)
-        if padding_idx is not None and -rows <= padding_idx < rows:  # an id outside of that is refused below
-            table[padding_idx] = 0
-        self.store.add(table, [(RowLayout(self.shape, rank, width), torch.arange(rows, device=device))])
-        self._grow(rows)
+        shape, store = row_modes(shape, width), RowStore(width, 32, sparse=sparse)
+        padding_idx = _padding(padding_idx, rows)
+        table = gaussian(torch.empty(rows, width, device=device, dtype=dtype), padding_idx)
+        group = RowLayout(shape, rank, width), torch.arange(rows, device=device), None
+        self._start(shape, full_precision(store.grown)(table, [group]), dtype, None, False, padding_idx)
 
     def _start(
         self,
@@ -93,19 +93,30 @@ class MPSEmbedding(CompressedTable):
         by_row: bool,
         padding_idx: int | None,
     ) -> None:
-        """What every way to make a table begins with; the store is still empty."""
-        super().__init__(0, store.width, padding_idx)
+        """What every way to make a table ends with."""
+        super().__init__(store.width, padding_idx)
         self.shape, self.eps, self.by_row, self.store = tuple(shape), eps, by_row, store
-        self.core_bits = store.bits
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)  # the dtype of rows of int8 cores
+        self.core_bits, self._turn = store.bits, _Turn()
+        # The dtype of the rows of int8 cores.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=self.device), persistent=False)
 
-    def _grow(self, rows: int) -> None:
-        if self.padding_idx is not None and not -rows <= self.padding_idx < rows:
-            raise ValueError(f"padding_idx is {self.padding_idx}, but the table has {rows} rows")
-        self.num_embeddings = rows
-        self.padding_idx = None if self.padding_idx is None else self.padding_idx % rows
+    def _grow(self, store: RowStore) -> None:
+        """The one step in which a table changes: whoever looks rows up meets the old store or the new one, whole."""
+        self.store = store
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return self.store.count
+
+    @full_precision
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new rows in place, each in the ranks it has; a mean becomes zeros, a rotation the identity."""
+        self.store.draw(self.padding_idx, self.dtype)
 
     @classmethod
+    @full_precision
     @torch.no_grad()
     def from_embedding(
         cls,
@@ -178,22 +189,19 @@ class MPSEmbedding(CompressedTable):
         frame = Frame.of(table, center=center, rotate=rotate)
         made = cls.__new__(cls)
         store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame)
-        made._start(shape, store, table.dtype, eps, caps is not None, embedding.padding_idx)
-        made.to(table.device)
-        if rank is None:
-            groups = made._groups(table, caps)
-        else:
-            groups = [(RowLayout(shape, rank, width), torch.arange(len(table), device=table.device))]
-        store.add(table, groups, trainable=embedding.weight.requires_grad)
-        made._grow(len(table))
+        layout = None if rank is None else RowLayout(shape, rank, width)
+        groups = _groups(table, shape, frame, layout, eps, caps)
+        store = store.grown(table, groups, trainable=embedding.weight.requires_grad)
+        made._start(shape, store, table.dtype, eps, caps is not None, _padding(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
 
+    @full_precision
     @torch.no_grad()
     def append(self, rows: Tensor, *, row_ranks: Sequence[int] | Tensor | None = None) -> Tensor:
         """Add rows at the end, compressed as the table was. What is stored of the old rows stays bit for bit.
 
-        Not while another thread looks rows up. ``state_dict`` names the pieces that rows came in; :meth:`save` does
-        not.
+        The table is as before or has all new rows, whatever interrupts: threads that append take turns, and a look-up
+        meanwhile sees the old rows or all. ``state_dict`` names the pieces that rows came in; :meth:`save` does not.
 
         Mean and rotation stay those of the first rows, so that nothing old changes.
 
@@ -211,7 +219,8 @@ class MPSEmbedding(CompressedTable):
         Cost:
             One TT-SVD for each new row. Later, earlier additions are copied now and then, each at most log2(rows)
             times; the first rows only when as many have been added. An index, where there is one, is copied.
-            Parameters are replaced when pieces merge: give an optimizer the new ones.
+            Parameters are replaced when pieces merge: give an optimizer the new ones. Pieces under a pruning mask, a
+            parametrisation or an offloading hook are never merged.
 
         Example:
             >>> mps = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=2)
@@ -228,12 +237,16 @@ class MPSEmbedding(CompressedTable):
         if self.by_row != (row_ranks is not None):
             how = "row_ranks: give one for each new row" if self.by_row else "rank or eps, which new rows follow too"
             raise ValueError(f"this table was made with {how}")
-        before = self.num_embeddings
         caps = None if row_ranks is None else check_caps(row_ranks, len(rows))
-        rows = rows.detach().to(self.device)
-        self.store.add(rows, self._groups(rows, caps))
-        self._grow(before + len(rows))
-        return torch.arange(before, self.num_embeddings, device=self.device)
+        rows = rows.detach()
+        with self._turn.lock:
+            before = self.store
+            rows = rows.to(self.device)
+            layout = None if self.by_row or self.eps is not None else before.buckets[0].layout
+            longer = before.grown(rows, _groups(rows, self.shape, before.frame, layout, self.eps, caps))
+            ids = torch.arange(before.count, longer.count, device=rows.device)
+            self._grow(longer)
+        return ids
 
     def extra_repr(self) -> str:
         """Sizes, modes, ranks with the number of rows that have them, and the ratio."""
@@ -299,9 +312,8 @@ class MPSEmbedding(CompressedTable):
         dtype, layouts = checked(header, tensors)
         made, rows, shape = cls.__new__(cls), header["num_embeddings"], layouts[0].shape
         store = RowStore(header["embedding_dim"], header["core_bits"], sparse=header["sparse"])
-        made._start(shape, store, dtype, header["eps"], header["by_row"], header["padding_idx"])
         store.restore(tensors, layouts, rows, dtype)
-        made._grow(rows)
+        made._start(shape, store, dtype, header["eps"], header["by_row"], _padding(header["padding_idx"], rows))
         return made.requires_grad_(header["trainable"])
 
     @property
@@ -319,23 +331,52 @@ class MPSEmbedding(CompressedTable):
         """Whether a look-up gives sparse gradients."""
         return self.store.sparse
 
-    def _groups(self, rows: Tensor, caps: list[int] | None) -> Iterable[Group]:
-        """Which ranks these rows take."""
-        if caps is not None:
-            return sort_by_cap(caps, self.shape, rows)
-        if self.eps is not None:
-            return sort_by_error(self.eps, self.shape, rows, self.store.frame)
-        return [(self.store.buckets[0].layout, torch.arange(len(rows), device=rows.device))]
-
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
         computed = self.dtype if self.core_bits == 32 else torch.float32  # what rows of such cores come out in
+        store, padding = self.store, self.padding_idx
+        stopped = traced() and padding is not None  # where the padding row lies is a number, which no branch may ask
         direct = self.dtype == computed and computed in (torch.float32, torch.float64)
 
         def fetch(part: slice, out: Tensor | None) -> Tensor:
-            found = self.store.rows(ids[part], padding=self.padding_idx, out=out if direct else None)
+            found = store.rows(ids[part], padding=None if stopped else padding, out=out if direct else None)
+            if stopped:
+                found = torch.where((ids[part] == padding).unsqueeze(1), found.detach(), found)
             return found.to(self.dtype) if out is None else found if found is out else out.copy_(found)
 
         return fetch
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.store.scores(computable(hidden)).to(self.dtype)
+
+
+class _Turn:
+    """A lock that copies and pickles as a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
+        return _Turn, ()
+
+
+def _padding(padding_idx: int | None, rows: int) -> int | None:
+    """The index counted from the start, or a ValueError."""
+    if padding_idx is not None and not -rows <= padding_idx < rows:
+        raise ValueError(f"padding_idx is {padding_idx}, but the table has {rows} rows")
+    return None if padding_idx is None else padding_idx % rows
+
+
+def _groups(
+    rows: Tensor,
+    shape: Sequence[int],
+    frame: Frame,
+    layout: RowLayout | None,
+    eps: float | None,
+    caps: list[int] | None,
+) -> Iterable[Group]:
+    """Which ranks these rows take."""
+    if caps is not None:
+        return sort_by_cap(caps, shape, rows)
+    if eps is not None:
+        return sort_by_error(eps, shape, rows, frame)
+    return [(layout, torch.arange(len(rows), device=rows.device), None)]

@@ -13,17 +13,22 @@ The free index at either end runs over the modes that the identity stands for.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..precision import computable
 from ..rounding import to_codes
 from ..shapes import tt_ranks
 from ..trains import tt_svd
-from ..precision import computable
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class RowLayout:
@@ -67,6 +72,8 @@ class RowLayout:
         """TT-SVD of rows ``(count, width)``; the stored cores as one matrix ``(count, numbers)``."""
         if self.whole:
             return rows.clone()
+        if rows.is_meta:  # no numbers to decompose
+            return rows.new_empty(len(rows), self.numbers)
         padded = F.pad(rows, (0, math.prod(self.shape) - self.width))
         train = tt_svd(padded, self.shape, rank=self.ranks, batch_dims=1)
         packed = []
@@ -87,10 +94,11 @@ class RowLayout:
         parts = packed.split([math.prod(core) for core in self.cores], dim=1)
         train = [part.unflatten(1, core) for part, core in zip(parts, self.cores, strict=True)]
         front, back = train[0].flatten(1, 2), train[-1].flatten(2)
-        for core in train[1 : self._half]:
-            front = torch.bmm(front, core.flatten(2)).view(len(packed), -1, core.shape[3])
-        for core in reversed(train[self._half : -1]):
-            back = torch.bmm(core.flatten(1, 2), back).view(len(packed), core.shape[1], -1)
+        count = packed.shape[0]  # not len, which tracing would take for a constant
+        for core, (_, n, right) in zip(train[1 : self._half], self.cores[1 : self._half], strict=True):
+            front = torch.bmm(front, core.flatten(2)).view(count, front.shape[1] * n, right)
+        for core, (left, n, _) in zip(train[self._half : -1][::-1], self.cores[self._half : -1][::-1], strict=True):
+            back = torch.bmm(core.flatten(1, 2), back).view(count, left, n * back.shape[2])
         return meet(front, back, self.width, out)
 
     def _macs(self, half: int) -> int:
@@ -108,44 +116,59 @@ def meet(front: Tensor, back: Tensor, width: int, out: Tensor | None = None) -> 
     needed = -(-width // back.shape[2])
     front = front[:, :needed]
     if out is not None and needed * back.shape[2] == width:
-        torch.bmm(front, back, out=out.view(len(out), needed, -1))
+        torch.bmm(front, back, out=out.view(len(out), needed, back.shape[2]))
         return out
     rows = torch.bmm(front, back).flatten(1)[:, :width]
     return rows if out is None else out.copy_(rows)
 
 
-class Piece(nn.Module):
+class Held(nn.Module):
+    """A module that is read by :meth:`stored`, never by its attributes alone.
+
+    Tools hang what they do to tensors on the call of the module that owns them: pruning masks them in a hook before it,
+    offloading loads them there and drops them after it. So where there is such a hook, reading is a call.
+    """
+
+    def stored(self) -> list[Tensor | None]:
+        """The tensors as torch means them: masked, parametrised, loaded, replicated."""
+        return self() if self._forward_pre_hooks or "forward" in self.__dict__ else self.forward()
+
+
+class Piece(Held):
     """Packed rows that were added together: cores as a parameter, or int8 codes and scales as buffers."""
 
     def __init__(self, stored: Sequence[Tensor], carrier: int, *, trainable: bool) -> None:
         super().__init__()
-        self.carrier = carrier
-        if len(stored) == 1:
-            self.cores = nn.Parameter(stored[0], requires_grad=trainable)
-        else:
+        self.carrier, self.coded = carrier, len(stored) > 1
+        if self.coded:
             self.register_buffer("codes", stored[0])
             self.register_buffer("scales", stored[1])
+        else:
+            self.cores = nn.Parameter(stored[0], requires_grad=trainable)
+        self._count = len(stored[0])
 
     def __len__(self) -> int:
-        return len(self.stored()[0])
+        return self._count
 
-    def stored(self) -> list[Tensor]:
-        """The tensors held."""
-        return [*self._parameters.values(), *self._buffers.values()]
+    def forward(self) -> list[Tensor]:
+        """The tensors."""
+        return [self.codes, self.scales] if self.coded else [self.cores]
+
+    def plain(self) -> bool:
+        """Whether nothing hangs on these tensors that a copy of their numbers would lose."""
+        return not self._forward_pre_hooks and (self.coded or "cores" in self._parameters)
 
     def take(self, place: Tensor, *, padding: int | None, sparse: bool) -> Tensor:
         """Packed cores ``(count, numbers)`` at ``place``; no gradient reaches row ``padding``."""
-        if self._parameters:
-            return F.embedding(place, self.cores, padding_idx=padding, sparse=sparse)
-        return self._decoded(self.codes[place], self.scales[place])
+        held = self.stored()
+        if self.coded:
+            return self._decoded(*[tensor[place] for tensor in held])
+        return F.embedding(place, held[0], padding_idx=padding, sparse=sparse)
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
         """All packed cores in order, ``rows`` at a time."""
-        if self._parameters:
-            yield from self.cores.split(rows)
-        else:
-            for codes, scales in zip(self.codes.split(rows), self.scales.split(rows), strict=True):
-                yield self._decoded(codes, scales)
+        for parts in zip(*(tensor.split(rows) for tensor in self.stored()), strict=True):
+            yield self._decoded(*parts) if self.coded else parts[0]
 
     def _decoded(self, codes: Tensor, scales: Tensor) -> Tensor:
         values = codes.to(torch.float32)
@@ -158,7 +181,8 @@ class Piece(nn.Module):
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
         if scales is not None:
-            self.scales = scales.to(self.scales.device)
+            kept = self.scales if scales.is_meta else scales  # from there, no numbers come along
+            self.scales = kept.to(self.scales.device, scales.dtype)
         return self
 
 
@@ -185,11 +209,17 @@ class RowTrains(nn.Module):
         orthogonal = (values[:, : -self.layout.carrier] * 127).round_().clamp_(-127, 127).to(torch.int8)
         return [torch.cat((orthogonal, codes), 1), scales.squeeze(1)]
 
+    def grown(self, stored: Sequence[Tensor], *, trainable: bool) -> RowTrains:
+        """These rows and those that :meth:`compress` made, at the end; this one stays as it is."""
+        longer = twin(self)
+        longer.adopt(stored, trainable=trainable)
+        return longer
+
     def adopt(self, stored: Sequence[Tensor], *, trainable: bool) -> None:
         """Append rows that :meth:`compress` made, at the end."""
         pieces, stored = list(self.pieces), list(stored)
         # Merging only pieces that are no larger than what comes makes every row move at most log2(rows) times.
-        while pieces and len(pieces[-1]) <= len(stored[0]):
+        while pieces and len(pieces[-1]) <= len(stored[0]) and pieces[-1].plain():
             before = pieces.pop().stored()
             stored = [torch.cat((old.detach(), new)) for old, new in zip(before, stored, strict=True)]
         self.pieces = nn.ModuleList([*pieces, Piece(stored, self.layout.carrier, trainable=trainable)])
@@ -206,15 +236,20 @@ class RowTrains(nn.Module):
         if len(self.pieces) == 1:
             packed = self.pieces[0].take(place, padding=padding, sparse=sparse)
         else:
-            ends = torch.tensor([len(piece) for piece in self.pieces], device=place.device).cumsum(0)
-            starts = [int(end) - len(piece) for end, piece in zip(ends, self.pieces, strict=True)]
+            ends = list(itertools.accumulate(map(len, self.pieces)))
+            starts = [0, *ends[:-1]]
+            owner = torch.zeros_like(place)  # a few comparisons: no table of ends has to be traced or moved
+            for end in ends[:-1]:
+                owner += place >= end
+            local = place
+            for size, end in zip(map(len, self.pieces), ends[:-1], strict=False):
+                local = local - size * (place >= end)
 
-            def part(k: int, mine: Tensor) -> Tensor:
+            def part(k: int, places: Tensor) -> Tensor:
                 here = padding is not None and 0 <= padding - starts[k] < len(self.pieces[k])
-                where = padding - starts[k] if here else None
-                return self.pieces[k].take(place[mine] - starts[k], padding=where, sparse=sparse)
+                return self.pieces[k].take(places, padding=padding - starts[k] if here else None, sparse=sparse)
 
-            packed = by_owner(torch.bucketize(place, ends, right=True), len(self.pieces), part)
+            packed = by_owner(owner, local, len(self.pieces), part, every=self.bits == 32)
         return self.layout.unpack(computable(packed), out)
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
@@ -223,11 +258,46 @@ class RowTrains(nn.Module):
             yield from piece.blocks(rows)
 
 
-def by_owner(owner: Tensor, owners: int, part: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """What lies in several places, in order: ``part(k, mine)`` gives what k owns, at positions ``mine``."""
+def by_owner(
+    owner: Tensor, place: Tensor, owners: int, part: Callable[[int, Tensor], Tensor], *, every: bool
+) -> Tensor:
+    """Gather rows from several owners, in the order of the ids.
+
+    Args:
+        owner: Who owns each row, int64 ``(count,)``.
+        place: Where its owner has it, likewise.
+        owners: How many there are.
+        part: ``part(k, places)`` gives rows of owner k.
+        every: While gradients are recorded, ask owners of no row as well, for none: their parameters then get a
+            gradient of zeros, as in a dense table, and parallel training does not wait for them.
+    """
+    if traced():  # nothing may depend on how many rows somebody owns: everybody gives as many, and the right one counts
+        rows = part(0, torch.where(owner == 0, place, 0))
+        for k in range(1, owners):
+            mine = owner == k
+            rows = torch.where(mine.unsqueeze(1), part(k, torch.where(mine, place, 0)), rows)
+        return rows
     found = [(k, (owner == k).nonzero().squeeze(1)) for k in range(owners)]
-    found = [(k, mine) for k, mine in found if len(mine)]
-    if len(found) == 1:
-        return part(*found[0])
-    gathered = torch.cat([part(k, mine) for k, mine in found])
-    return gathered.index_select(0, torch.cat([mine for _, mine in found]).argsort())
+    asked = [(k, mine) for k, mine in found if len(mine)]
+    owning = len(asked)
+    if every and torch.is_grad_enabled():
+        asked = found
+    elif not asked:
+        asked = found[:1]
+    if len(asked) == 1:
+        return part(asked[0][0], place)
+    gathered = torch.cat([part(k, place[mine]) for k, mine in asked])
+    return gathered if owning < 2 else gathered.index_select(0, torch.cat([mine for _, mine in asked]).argsort())
+
+
+def traced() -> bool:
+    """Whether a compiler or an exporter follows this call: then no branch may depend on numbers or on their count."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def twin(module: Module) -> Module:
+    """A module of the same settings and hooks around the same tensors and parts, of which each can be replaced."""
+    other = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[name] = dict(module.__dict__[name])
+    return other

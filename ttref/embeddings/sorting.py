@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..precision import computable
 from ..shapes import whole
+from ..truncation import peak
 from .frame import AT_ONCE, Frame
 from .rows import RowLayout
 from .store import Group
@@ -31,7 +33,7 @@ def sort_by_cap(caps: Sequence[int], shape: Sequence[int], table: Tensor) -> Ite
     key = {ranks: k for k, ranks in enumerate(by_ranks)}
     owner = torch.tensor([key[layouts[cap].ranks] for cap in caps], device=table.device)
     for ranks, k in key.items():
-        yield by_ranks[ranks], (owner == k).nonzero().squeeze(1)
+        yield by_ranks[ranks], (owner == k).nonzero().squeeze(1), None
 
 
 @torch.no_grad()
@@ -48,17 +50,27 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
             continue
         before = layout.ranks
         if layout.whole or layout.numbers >= width:  # from here on the row itself is smaller
-            yield RowLayout(shape, math.prod(shape), width), left
+            yield RowLayout(shape, math.prod(shape), width), left, None
             return
-        good = torch.cat([_errors(layout, table[part], frame) <= allowed for part in left.split(AT_ONCE)])
-        if good.any():
-            yield layout, left[good]
-        left = left[~good]
+        kept, good = [], []
+        for part in left.split(AT_ONCE):
+            packed = layout.pack(frame.inner(table[part]).to(table.dtype))
+            good.append(_errors(layout, packed, table[part], frame) <= allowed)
+            kept.append(packed[good[-1]])
+        mine = torch.cat(good)
+        if mine.any():
+            yield layout, left[mine], [torch.cat(kept)]  # what was measured is what is stored
+        left = left[~mine]
 
 
-def _errors(layout: RowLayout, rows: Tensor, frame: Frame) -> Tensor:
-    """Error of each row relative to its norm, 0 for a zero row that is kept."""
-    packed = layout.pack(frame.inner(rows).to(rows.dtype))
-    gap = frame.outer(layout.unpack(packed)).double() - rows.double()
-    norms = torch.linalg.vector_norm(rows.double(), dim=1)
-    return torch.linalg.vector_norm(gap, dim=1) / norms.clamp(min=torch.finfo(torch.float64).tiny)
+def _errors(layout: RowLayout, packed: Tensor, rows: Tensor, frame: Frame) -> Tensor:
+    """Error of each row as a look-up gives it, relative to its norm; 0 for a zero row that comes back as one."""
+    found = frame.outer(layout.unpack(computable(packed)))
+    scale = peak(rows, (1,)).double()  # squares of float64 extremes would leave the range
+    wanted, looked_up = rows.double() / scale, [found]
+    if rows.dtype != found.dtype:  # where a half is nearly between two, another order of summing may take either
+        slack = 4 * torch.finfo(found.dtype).eps * found.abs().amax(1, keepdim=True)
+        looked_up = [found - slack, found + slack]
+    gap = torch.stack([(one.to(rows.dtype).double() / scale - wanted).abs() for one in looked_up]).amax(0)
+    norms, gaps = torch.linalg.vector_norm(wanted, dim=1), torch.linalg.vector_norm(gap, dim=1)
+    return torch.where(norms > 0, gaps / norms, torch.where(gaps > 0, torch.inf, 0.0))

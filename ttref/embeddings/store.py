@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..precision import computable
 from .frame import AT_ONCE, Frame
-from .rows import RowLayout, RowTrains, by_owner
+from .rows import Held, Piece, RowLayout, RowTrains, by_owner, traced, twin
 
-Group = tuple[RowLayout, Tensor]  # a layout, and the rows that take it, int64
+Group = tuple[RowLayout, Tensor, list[Tensor] | None]  # a layout, the rows that take it, int64, and what is stored
 BLOCK = 2048  # rows rebuilt at once to score vectors with them
 
 
-class RowStore(nn.Module):
+class RowStore(Held):
     """The rows of a table, each as a train in the bucket of its ranks.
 
     With one bucket, row i lies at place i. With more, an index holds the bucket (uint8) and the place (int32) of each
@@ -28,6 +28,7 @@ class RowStore(nn.Module):
         buckets: ``ModuleList`` of :class:`RowTrains`.
         frame: Mean row and axes.
         bucket, place: The index, or None.
+        count: How many rows there are.
     """
 
     def __init__(self, width: int, bits: int, *, sparse: bool, frame: Frame | None = None) -> None:
@@ -36,56 +37,68 @@ class RowStore(nn.Module):
         self.buckets, self.frame = nn.ModuleList(), frame or Frame()
         self.register_buffer("bucket", None)
         self.register_buffer("place", None)
+        self.count = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.buckets))
 
+    def forward(self) -> list[Tensor | None]:
+        """The index."""
+        return [self.bucket, self.place]
+
     @torch.no_grad()
-    def add(self, table: Tensor, groups: Iterable[Group], *, trainable: bool = True) -> None:
-        """Compress rows into the buckets they belong to. Nothing changes before all of them are compressed."""
+    def grown(self, table: Tensor, groups: Iterable[Group], *, trainable: bool = True) -> RowStore:
+        """A store of these rows and of more, compressed into the buckets they belong to. This one stays as it is.
+
+        What does not change is shared by both. So whoever holds a store always holds a whole one, whatever happens
+        on the way to the next.
+        """
         grown, found = list(self.buckets), []
         if grown and self.bits == 32:  # new rows are frozen if the old ones are
-            trainable = next(grown[0].parameters()).requires_grad
-        for layout, mine in groups:
+            trainable = self.first().requires_grad
+        for layout, mine, stored in groups:
             k = next((k for k, trains in enumerate(grown) if trains.layout.ranks == layout.ranks), len(grown))
             if k == len(grown):
                 grown.append(RowTrains(layout, self.bits))
-            found.append((k, mine, self._compressed(grown[k], table, mine)))
+            found.append((k, mine, stored or self._compressed(grown[k], table, mine)))
         if len(grown) > 255:
             raise ValueError(f"the rows have {len(grown)} different ranks; at most 255 can be kept apart")
         index = self._grown_index(grown, found, len(table), table.device) if len(grown) > 1 else (None, None)
         for k, _, stored in found:
-            grown[k].adopt(stored, trainable=trainable)
-        self.buckets = nn.ModuleList(grown)
-        self.bucket, self.place = index
+            grown[k] = grown[k].grown(stored, trainable=trainable)
+        longer = twin(self)
+        longer.buckets = nn.ModuleList(grown).train(self.training)
+        longer.bucket, longer.place = index
+        longer.count = self.count + len(table)
+        return longer
 
     def rows(self, ids: Tensor, *, padding: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows ``(count, width)``, computed in at least float32; into ``out`` where that saves a copy."""
-        if self.place is None:
+        bucket, place = self.stored()
+        if place is None:
             alone = self.frame.empty or self.buckets[0].layout.whole
             rows = self.buckets[0](ids, padding=padding, sparse=self.sparse, out=out if alone else None)
             return rows if alone else self.frame.outer(rows)
-        owner, place = self.bucket[ids], self.place[ids].long()
-        home = None if padding is None else (int(self.bucket[padding]), int(self.place[padding]))
+        home = None if padding is None else (int(bucket[padding]), int(place[padding]))
 
-        def part(k: int, mine: Tensor) -> Tensor:
+        def part(k: int, places: Tensor) -> Tensor:
             where = home[1] if home is not None and home[0] == k else None
-            rows = self.buckets[k](place[mine], padding=where, sparse=self.sparse)
+            rows = self.buckets[k](places, padding=where, sparse=self.sparse)
             return rows if self.buckets[k].layout.whole else self.frame.outer(rows)
 
-        return by_owner(owner, len(self.buckets), part)
+        return by_owner(bucket[ids], place[ids].long(), len(self.buckets), part, every=self.bits == 32)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """``hidden @ rows^T`` for vectors ``(count, width)``, a block of rows at a time, as they are stored.
 
         A rotation turns the vectors once instead of every row, and the mean adds one number to each vector.
         """
-        turned, shift = hidden, 0.0
-        if self.frame.rotation is not None:
-            turned = hidden @ self.frame.rotation.to(hidden.dtype).mT
-        if self.frame.mean is not None:
-            shift = (hidden @ self.frame.mean.to(hidden.dtype)).unsqueeze(1)
-        recorded = torch.is_grad_enabled() and (hidden.requires_grad or any(p.requires_grad for p in self.parameters()))
+        turned, shift, (mean, rotation) = hidden, 0.0, self.frame.stored()
+        if rotation is not None:
+            turned = hidden @ rotation.to(hidden.dtype).mT
+        if mean is not None:
+            shift = (hidden @ mean.to(hidden.dtype)).unsqueeze(1)
+        recorded = torch.is_grad_enabled() and (hidden.requires_grad or self.first().requires_grad) and not traced()
         parts = []
         for trains in self.buckets:
             vectors, offset = (hidden, 0.0) if trains.layout.whole else (turned, shift)
@@ -99,13 +112,13 @@ class RowStore(nn.Module):
                 scores = keep(block, vectors, packed, use_reentrant=False, preserve_rng_state=False)
                 parts.append(scores + offset)
         scores = torch.cat(parts, dim=1)
-        return scores if self.place is None else scores.index_select(1, self._slots())
+        return scores if self.stored()[1] is None else scores.index_select(1, self._slots())
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything held, by name, the pieces of each bucket in one."""
-        found = {f"frame.{name}": tensor for name, tensor in self.frame.state_dict().items()}
-        if self.place is not None:
-            found |= {"bucket": self.bucket, "place": self.place}
+        names = "frame.mean", "frame.rotation", "bucket", "place"
+        named = zip(names, [*self.frame.stored(), *self.stored()], strict=True)
+        found = {name: tensor for name, tensor in named if tensor is not None}
         for k, trains in enumerate(self.buckets):
             names = ("cores",) if self.bits == 32 else ("codes", "scales")
             found |= {f"{name}.{k}": x.detach() for name, x in zip(names, trains.stored(), strict=True)}
@@ -130,14 +143,12 @@ class RowStore(nn.Module):
             trains = RowTrains(layout, self.bits)
             trains.adopt(stored, trainable=True)
             self.buckets.append(trains)
-        if len(self) != rows:
-            raise ValueError(f"it holds {len(self)} rows, and {rows} are announced")
+        self.count = len(self)
+        if self.count != rows:
+            raise ValueError(f"it holds {self.count} rows, and {rows} are announced")
         if len(layouts) > 1:
             self.bucket, self.place = (take("bucket", (rows,), torch.uint8), take("place", (rows,), torch.int32))
-            sizes = torch.tensor([*map(len, self.buckets)], device=self.place.device)
-            beyond = (self.place < 0) | (self.bucket >= len(sizes))
-            beyond |= self.place >= sizes[self.bucket.long().clamp(max=len(sizes) - 1)]
-            if beyond.any() or (torch.bincount(self._slots(), minlength=rows) != 1).any():
+            if not self._whole_index():
                 raise ValueError("the index does not name every row once")
         self.frame = Frame(
             take("frame.mean", (self.width,), dtype) if "frame.mean" in tensors else None,
@@ -145,6 +156,28 @@ class RowStore(nn.Module):
         )
         if tensors:
             raise ValueError(f"it holds {', '.join(sorted(tensors))} too")
+
+    @torch.no_grad()
+    def draw(self, padding: int | None, dtype: torch.dtype) -> None:
+        """Put Gaussian rows in place of those there are, which may be no numbers yet, nor may the index be one."""
+        if self.first().is_meta:  # no numbers yet: to_empty and another call make them
+            return
+        for held, of in ((self.frame.mean, torch.zeros), (self.frame.rotation, torch.eye)):
+            if held is not None:
+                held.copy_(of(self.width))
+        if self.place is not None and not self._whole_index():
+            sizes = torch.tensor([*map(len, self.buckets)], device=self.place.device)
+            self.bucket.copy_(torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes))
+            self.place.copy_(torch.cat([torch.arange(len(trains), device=sizes.device) for trains in self.buckets]))
+        slot = None if padding is None else padding if self.place is None else int(self._slots()[padding])
+        for trains in self.buckets:
+            for piece in trains.pieces:
+                held = piece.stored()
+                here = slot is not None and 0 <= slot < len(piece)
+                rows = torch.empty(len(piece), self.width, dtype=dtype, device=held[0].device)
+                for old, new in zip(held, trains.compress(gaussian(rows, slot if here else None)), strict=True):
+                    old.copy_(new)
+                slot = None if slot is None else slot - len(piece)
 
     def first(self) -> Tensor:
         """Some stored cores or codes: they know dtype and device."""
@@ -159,24 +192,70 @@ class RowStore(nn.Module):
             stored = stored or [x.new_empty(len(mine), *x.shape[1:]) for x in found]
             for whole, part in zip(stored, found, strict=True):
                 whole[start : start + AT_ONCE] = part
+            if not rows.is_meta:
+                self._check_range(trains, rows, found, mine[start : start + AT_ONCE])
         return stored
+
+    def _check_range(self, trains: RowTrains, rows: Tensor, stored: list[Tensor], mine: Tensor) -> None:
+        """A ValueError that names a row which a look-up could not give back: infinite, or lost below all scales."""
+        kind = torch.float32 if self.bits == 8 else rows.dtype
+        largest = rows.abs().amax(1)
+        doubtful = largest > torch.finfo(kind).max / 16  # below that, no cut and no rounding reaches the end
+        if self.bits == 8:
+            doubtful |= largest > torch.finfo(rows.dtype).max / 16
+            lost = (stored[1] < torch.finfo(torch.float32).tiny) & (stored[0][:, -trains.layout.carrier :] != 0).any(1)
+            lost |= (largest > 0) & (largest < torch.finfo(torch.float32).tiny)
+            if lost.any():
+                row = int(mine[lost.nonzero()[0]])
+                raise ValueError(
+                    f"row {row} has no entry above {float(largest[lost][0]):.3g}, too small for int8 cores, whose "
+                    "scales have the range of float32; scale the table up, or leave core_bits at 32"
+                )
+        if not doubtful.any():
+            return
+        packed = Piece([part[doubtful] for part in stored], trains.layout.carrier, trainable=False)
+        found = trains.layout.unpack(computable(next(packed.blocks(len(rows)))))
+        found = (found if trains.layout.whole else self.frame.outer(found)).to(rows.dtype)
+        if not found.isfinite().all():
+            wrong = (~found.isfinite().all(1)).nonzero()[0]
+            raise ValueError(
+                f"row {int(mine[doubtful.nonzero()[wrong]])} has entries up to {float(largest[doubtful][wrong]):.3g}; "
+                f"compressed, it leaves the range of {rows.dtype if kind != torch.float32 else kind}; scale the table "
+                "down, or keep it in a wider dtype" + " with core_bits=32" * (self.bits == 8)
+            )
 
     def _grown_index(
         self, grown: list[RowTrains], found: list[tuple[int, Tensor, Any]], count: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Bucket and place of the old rows and of ``count`` new ones, before these are adopted."""
-        old = len(self)
+        old, (old_bucket, old_place) = self.count, self.stored()
         bucket = torch.zeros(old + count, dtype=torch.uint8, device=device)
         place = torch.arange(old + count, dtype=torch.int32, device=device)
-        if self.place is not None:
-            bucket[:old], place[:old] = self.bucket, self.place
+        if old_place is not None:
+            bucket[:old], place[:old] = old_bucket, old_place
         for k, mine, _ in found:
             bucket[old + mine] = k
             places = torch.arange(len(grown[k]), len(grown[k]) + len(mine), dtype=torch.int32, device=device)
             place[old + mine] = places
         return bucket, place
 
+    def _whole_index(self) -> bool:
+        """Whether the index names every row once."""
+        sizes = torch.tensor([*map(len, self.buckets)], device=self.place.device)
+        beyond = (self.place < 0) | (self.bucket >= len(sizes))
+        beyond |= self.place >= sizes[self.bucket.long().clamp(max=len(sizes) - 1)]
+        return not beyond.any() and bool((torch.bincount(self._slots(), minlength=self.count) == 1).all())
+
     def _slots(self) -> Tensor:
         """Where each row lies when the buckets stand in a line."""
-        starts = torch.tensor([0, *map(len, self.buckets)], device=self.place.device).cumsum(0)
-        return starts[self.bucket.long()] + self.place
+        bucket, place = self.stored()
+        starts = torch.tensor([0, *map(len, self.buckets)], device=place.device).cumsum(0)
+        return starts[bucket.long()] + place
+
+
+def gaussian(table: Tensor, padding: int | None) -> Tensor:
+    """Rows as those of a new ``nn.Embedding``, drawn in place."""
+    table.normal_()
+    if padding is not None:
+        table[padding] = 0
+    return table

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..precision import under_autocast
+from ..precision import full_precision, under_autocast
+from ..rebuilt import rebuilt
 from ..truncation import check_input
+from .rows import traced
 
 LOOK_UP = 512  # rows rebuilt at once
 
@@ -24,23 +26,28 @@ class CompressedTable(nn.Module):
 
     _repeats = True  # whether a row costs enough to look for repeated ids first
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> None:
+    num_embeddings: int
+
+    def __init__(self, embedding_dim: int, padding_idx: int | None) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = (num_embeddings, embedding_dim, padding_idx)
+        self.embedding_dim, self.padding_idx = embedding_dim, padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``(*ids)`` to ``(*ids, embedding_dim)``. A repeated id is rebuilt once; the whole table never is.
+        """``(*ids)`` to ``(*ids, embedding_dim)``. The whole table is never rebuilt.
 
         Args:
             ids: int32 or int64, any shape.
 
         Raises:
             TypeError: ids that are no integers.
-            IndexError: A negative id, or one beyond the table.
+            IndexError: A negative id, or one beyond the table. A RuntimeError where the look-up was compiled, traced
+                or exported; all three are supported, exporting with any number of ids too.
         """
         flat = self._check_ids(ids)
         if flat.is_meta:  # no numbers to look at
             return flat.new_empty(*ids.shape, self.embedding_dim, dtype=self.dtype)
+        if traced():
+            return self._rows(flat).reshape(*ids.shape, self.embedding_dim)
         unique, inverse = torch.unique(flat, return_inverse=True) if self._repeats and len(flat) > 1 else (flat, None)
         rows = self._rows(flat) if len(unique) == len(flat) else F.embedding(inverse, self._rows(unique))
         return rows.reshape(*ids.shape, self.embedding_dim)
@@ -77,7 +84,8 @@ class CompressedTable(nn.Module):
         if hidden.dtype != self.dtype and not autocast:
             raise TypeError(f"hidden is {hidden.dtype} but the table is {self.dtype}; convert one of them")
         flat = hidden.reshape(-1, self.embedding_dim).to(self.dtype)
-        scores = _without_autocast(self._logits, flat).reshape(*hidden.shape[:-1], self.num_embeddings)
+        scores = full_precision(self._logits)(flat)
+        scores = scores.reshape(*hidden.shape[:-1], scores.shape[1])
         return scores.to(torch.get_autocast_dtype(hidden.device.type)) if autocast else scores
 
     @torch.no_grad()
@@ -98,7 +106,24 @@ class CompressedTable(nn.Module):
         writing into it changes nothing.
         """
         everything = torch.arange(self.num_embeddings, device=self.device)
-        return CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
+        dense = CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
+        return rebuilt(dense, self, "compress another table with from_embedding")
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        raise AttributeError(self._no_weight())
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``; ``weight`` is taken."""
+        if name == "weight":  # the way of every assignment of an nn.Parameter
+            raise AttributeError(self._no_weight())
+        super().register_parameter(name, param)
+
+    def _no_weight(self) -> str:
+        return (
+            f"the weight of a {type(self).__name__} is rebuilt from its cores and cannot be assigned; compress the new "
+            f"table with {type(self).__name__}.from_embedding"
+        )
 
     @property
     def params(self) -> int:
@@ -133,14 +158,10 @@ class CompressedTable(nn.Module):
         """Scores ``(count, num_embeddings)`` of checked vectors ``(count, embedding_dim)``."""
         raise NotImplementedError
 
+    @full_precision  # rows are copied out of a table, so autocast must not round what they are rebuilt from
     def _rows(self, ids: Tensor) -> Tensor:
-        return _without_autocast(self._rows_of, ids)
-
-    def _rows_of(self, ids: Tensor) -> Tensor:
-        if not len(ids):
-            return torch.empty(0, self.embedding_dim, dtype=self.dtype, device=ids.device)
         rows = self._look_up(ids)
-        if torch.is_grad_enabled():
+        if traced() or torch.is_grad_enabled() or not len(ids):
             return rows(slice(None), None)
         out = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=ids.device)
         for start in range(0, len(ids), LOOK_UP):  # so few at once that what comes between stays in the cache
@@ -154,7 +175,12 @@ class CompressedTable(nn.Module):
             found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"ids must be a tensor of int32 or int64, got {found}")
         flat = ids.reshape(-1).long()
-        if len(flat) and not flat.is_meta and not torch.compiler.is_compiling():
+        if traced():
+            found = (flat >= 0) & (flat < self.num_embeddings)
+            torch._assert_async(found.all(), f"an id is out of range: the table has {self.num_embeddings} rows")
+            if torch.jit.is_tracing():  # which forgets assertions: such an id must lead nowhere
+                flat = torch.where(found, flat, 2**62)
+        elif len(flat) and not flat.is_meta:
             least, most = torch.aminmax(flat)
             if least < 0 or most >= self.num_embeddings:
                 wrong = least if least < 0 else most
@@ -163,14 +189,6 @@ class CompressedTable(nn.Module):
                     f"0 to {self.num_embeddings - 1}, and negative ids do not count from the end"
                 )
         return flat
-
-
-def _without_autocast(function, x: Tensor) -> Tensor:
-    """Rows are copied out of a table, so autocast must not round what they are rebuilt from."""
-    if not torch._C._is_any_autocast_enabled():
-        return function(x)
-    with torch.autocast(x.device.type, enabled=False):
-        return function(x)
 
 
 def table_of(embedding: nn.Embedding, *, sparse: bool) -> Tensor:

@@ -14,15 +14,17 @@ from ..canonical import tt_norm
 from ..contraction import multiply
 from ..files import check_finite, check_header, read, write
 from ..matrices import check_matrix_train, ttm_svd
-from ..plans import cheapest, working_bytes
-from ..precision import computable
-from ..shapes import paired_modes, tt_ranks, whole
+from ..modules import Cores, cores_of, listed
+from ..plans import choose_modes, gives_modes, plan_for
+from ..precision import computable, full_precision
+from ..shapes import check_modes, paired_modes, tt_ranks, whole
 from ..truncation import check_rank_or_eps
-from .rows import meet
-from .tables import CompressedTable, table_of
+from .rows import meet, traced
+from .tables import LOOK_UP, CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
 
+_NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
 KIND = "TTMEmbedding"  # in files, whatever a subclass is called
 _SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
 
@@ -36,9 +38,10 @@ class TTMEmbedding(CompressedTable):
         row(id)[j_1 j_2 j_3] = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]        id = (i_1 i_2 i_3)
 
     Args:
-        row_shape: Row modes ``(m_1, ..., m_d)``. If they multiply to more than ``num_embeddings``, the rest is padding
-            that no id reaches.
-        col_shape: Column modes ``(n_1, ..., n_d)``, likewise for ``embedding_dim``.
+        row_shape: Row modes ``(m_1, ..., m_d)``, or the number of rows: then three balanced modes are chosen, in the
+            order that scores with the fewest operations. If modes multiply to more than ``num_embeddings``, the rest
+            is padding that no id reaches.
+        col_shape: Column modes ``(n_1, ..., n_d)`` or the width, likewise for ``embedding_dim``.
         rank: Cap on the TT-ranks, one int or d+1 of them.
         num_embeddings, embedding_dim: Sizes of the table; left out, the products of the modes.
         padding_idx: A row that gets no gradient of its own. The cores are shared, so it cannot be kept at zero: its
@@ -66,8 +69,8 @@ class TTMEmbedding(CompressedTable):
 
     def __init__(
         self,
-        row_shape: Sequence[int],
-        col_shape: Sequence[int],
+        row_shape: int | Sequence[int],
+        col_shape: int | Sequence[int],
         rank: int | Sequence[int],
         num_embeddings: int | None = None,
         embedding_dim: int | None = None,
@@ -76,6 +79,11 @@ class TTMEmbedding(CompressedTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if num_embeddings is None and not gives_modes(row_shape):
+            num_embeddings = whole("row_shape", row_shape, least=1)
+        if embedding_dim is None and not gives_modes(col_shape):
+            embedding_dim = whole("col_shape", col_shape, least=1)
+        row_shape, col_shape = _modes(row_shape, col_shape, rank)
         modes = paired_modes(row_shape, col_shape)
         ranks = tt_ranks(modes, rank)
         sizes = zip(ranks[:-1], row_shape, col_shape, ranks[1:], strict=True)
@@ -88,13 +96,14 @@ class TTMEmbedding(CompressedTable):
         self.reset_parameters()
 
     @classmethod
+    @full_precision
     @torch.no_grad()
     def from_embedding(
         cls,
         embedding: nn.Embedding,
         *,
-        row_shape: Sequence[int],
-        col_shape: Sequence[int],
+        row_shape: Sequence[int] | None = None,
+        col_shape: Sequence[int] | None = None,
         rank: int | Sequence[int] | None = None,
         eps: float | None = None,
     ) -> TTMEmbedding:
@@ -103,8 +112,10 @@ class TTMEmbedding(CompressedTable):
         Args:
             embedding: ``nn.Embedding``; ``padding_idx`` is kept, ``max_norm``, ``scale_grad_by_freq`` and ``sparse``
                 are refused.
-            row_shape: Row modes, multiplying to at least the number of rows; what exceeds it is zeros.
-            col_shape: Column modes, as many, multiplying to at least the width.
+            row_shape: Row modes, multiplying to at least the number of rows; what exceeds it is zeros. Left out, they
+                are chosen as in the constructor, three or as many as ``col_shape`` has; the order of the modes also
+                decides what a given rank can represent.
+            col_shape: Column modes, as many, multiplying to at least the width; likewise.
             rank: Cap on the TT-ranks.
             eps: Error allowed for the whole table, relative to its Frobenius norm, in [0, 1). Give exactly one.
 
@@ -123,13 +134,20 @@ class TTMEmbedding(CompressedTable):
 
         Example:
             >>> table = nn.Embedding(60, 12)
+            >>> TTMEmbedding.from_embedding(table, rank=4).row_shape
+            (3, 4, 5)
             >>> whole = TTMEmbedding.from_embedding(table, row_shape=(4, 4, 4), col_shape=(2, 2, 3), eps=0)
             >>> torch.allclose(whole(torch.arange(60)), table.weight, atol=1e-5)
             True
         """
         table = table_of(embedding, sparse=False)
         check_rank_or_eps(rank, eps)
-        paired_modes(row_shape, col_shape)
+        rows, width = table.shape
+        for name, modes in (("row_shape", row_shape), ("col_shape", col_shape)):
+            if modes is not None:
+                check_modes(name, modes)
+        rows, width = (rows if row_shape is None else row_shape), (width if col_shape is None else col_shape)
+        row_shape, col_shape = _modes(rows, width, _NOMINAL_RANK if rank is None else rank)
         padding = []
         for name, modes, size in (("col_shape", col_shape, table.shape[1]), ("row_shape", row_shape, table.shape[0])):
             if math.prod(modes) < size:
@@ -162,9 +180,10 @@ class TTMEmbedding(CompressedTable):
             torch.Size([15])
         """
         made = cls.__new__(cls)
-        made._adopt(list(cores), num_embeddings, embedding_dim, padding_idx)
+        made._adopt(list(listed(cores)), num_embeddings, embedding_dim, padding_idx)
         return made
 
+    @full_precision
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw new cores; see Initialisation."""
@@ -186,7 +205,7 @@ class TTMEmbedding(CompressedTable):
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; as :meth:`MPSEmbedding.save`."""
-        tensors = {f"cores.{k}": core.detach() for k, core in enumerate(self.cores)}
+        tensors = {f"cores.{k}": core.detach() for k, core in enumerate(cores_of(self.cores))}
         header = {name: getattr(self, name) for name in _SETTINGS}
         header["trainable"] = any(core.requires_grad for core in self.cores)
         write(path, KIND, tensors, header, self._restore)
@@ -209,21 +228,22 @@ class TTMEmbedding(CompressedTable):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the rows."""
-        return self.cores[0].dtype
+        return cores_of(self.cores)[0].dtype
 
     @property
     def device(self) -> torch.device:
         """Where the table lies."""
-        return self.cores[0].device
+        return cores_of(self.cores)[0].device
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
         """Contract the slices from both ends to the middle; an end with few digits is contracted for all of them."""
-        cores = [computable(core) for core in self.cores]
+        held = cores_of(self.cores)
+        cores, dtype = [computable(core) for core in held], held[0].dtype
         half = _meeting(self.col_shape)
         behind = math.prod(self.row_shape[half:])
-        front, front_ids = _front(cores[:half], ids // behind)
-        back, back_ids = _back(cores[half:], ids % behind) if half < len(cores) else (None, None)
-        plain = self.dtype in (torch.float32, torch.float64)
+        front, front_ids = _front(cores[:half], ids // behind, self._shapes[:half])
+        back, back_ids = _back(cores[half:], ids % behind, self._shapes[half:]) if half < len(cores) else (None, None)
+        plain = dtype in (torch.float32, torch.float64)
 
         def rows(part: slice, out: Tensor | None) -> Tensor:
             found = front.index_select(0, front_ids[part])
@@ -231,9 +251,9 @@ class TTMEmbedding(CompressedTable):
                 found = found.flatten(1)[:, : self.embedding_dim]
             else:
                 found = meet(found, back.index_select(0, back_ids[part]), self.embedding_dim, out if plain else None)
-            if self.padding_idx is not None and torch.is_grad_enabled():
+            if self.padding_idx is not None and (torch.is_grad_enabled() or traced()):
                 found = torch.where((ids[part] == self.padding_idx).unsqueeze(1), found.detach(), found)
-            return found.to(self.dtype) if out is None else out if found is out else out.copy_(found)
+            return found.to(dtype) if out is None else out if found is out else out.copy_(found)
 
         return rows
 
@@ -242,8 +262,8 @@ class TTMEmbedding(CompressedTable):
         width = math.prod(self.col_shape)
         if width != self.embedding_dim:
             hidden = F.pad(hidden, (0, width - self.embedding_dim))
-        plan = cheapest(self._shapes, max(len(hidden), 1), working_bytes(hidden.device.type))
-        return multiply(list(self.cores), hidden, plan)[:, : self.num_embeddings]
+        plan = plan_for(self._shapes, hidden.shape[0], hidden.device.type)
+        return multiply(cores_of(self.cores), hidden, plan)[:, : self.num_embeddings]
 
     def _adopt(self, cores: Sequence[Tensor], rows: int | None, columns: int | None, padding_idx: int | None) -> None:
         row_shape, col_shape, ranks = check_matrix_train(cores)
@@ -255,10 +275,22 @@ class TTMEmbedding(CompressedTable):
             sizes.append(size)
         if padding_idx is not None and not -sizes[0] <= padding_idx < sizes[0]:
             raise ValueError(f"padding_idx is {padding_idx}, but the table has {sizes[0]} rows")
-        super().__init__(*sizes, None if padding_idx is None else padding_idx % sizes[0])
+        super().__init__(sizes[1], None if padding_idx is None else padding_idx % sizes[0])
+        self.num_embeddings = sizes[0]
         self.row_shape, self.col_shape, self.ranks = row_shape, col_shape, ranks
         self._shapes = tuple(tuple(core.shape) for core in cores)
-        self.cores = nn.ParameterList(nn.Parameter(core.detach().clone().contiguous()) for core in cores)
+        self.cores = Cores(nn.Parameter(core.detach().clone().contiguous()) for core in cores)
+
+
+def _modes(
+    row_shape: int | Sequence[int], col_shape: int | Sequence[int], rank: int | Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Modes of both sides, chosen where a size was given instead."""
+    if gives_modes(row_shape) and gives_modes(col_shape):
+        paired_modes(row_shape, col_shape)
+        return row_shape, col_shape
+    columns, rows = choose_modes(col_shape, row_shape, rank)
+    return rows, columns
 
 
 def _meeting(widths: Sequence[int]) -> int:
@@ -266,39 +298,48 @@ def _meeting(widths: Sequence[int]) -> int:
     return min(range(1, max(len(widths), 2)), key=lambda k: math.prod(widths[:k]) + math.prod(widths[k:]))
 
 
-def _front(cores: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+def _front(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Products of the slices of the leading cores that the digits of ids pick: ``(some, n_1 ... n_k, r_k)``, and where.
 
-    If all combinations of digits are no more than the ids, each is contracted once.
+    If all combinations of digits are no more than the ids, each is contracted once. ``shapes`` are those of the cores,
+    in numbers, which tracing would take from the cores as tensors.
     """
     if len(cores) == 1:
         return cores[0].squeeze(0), ids
     *before, last = cores
-    r, m, n, r_next = last.shape
+    r, m, n, r_next = shapes[-1]
     slices = last.transpose(0, 1).flatten(2)
-    combinations = math.prod(core.shape[1] for core in before)
-    if combinations * m <= len(ids):
-        every, where = _front(before, torch.arange(combinations, device=ids.device))
+    combinations = math.prod([shape[1] for shape in shapes[:-1]])
+    if combinations * m <= _enough(ids):
+        every, where = _front(before, torch.arange(combinations, device=ids.device), shapes[:-1])
         # The last digit first: then the product comes out in its final order, and nothing is transposed.
         product = torch.matmul(every[where].reshape(1, -1, r), slices)
-        return product.view(m * combinations, -1, r_next), ids % m * combinations + ids // m
-    front, where = _front(before, ids // m)
+        width = every.shape[1] * n
+        return product.view(m * combinations, width, r_next), ids % m * combinations + ids // m
+    front, where = _front(before, ids // m, shapes[:-1])
     product = torch.bmm(front.index_select(0, where), slices.index_select(0, ids % m))
-    return product.view(len(ids), -1, r_next), torch.arange(len(ids), device=ids.device)
+    count = ids.shape[0]
+    return product.view(count, front.shape[1] * n, r_next), torch.arange(count, device=ids.device)
 
 
-def _back(cores: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+def _back(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """The same for the trailing cores: ``(some, r_k, n_{k+1} ... n_d)``, and where."""
     if len(cores) == 1:
         return cores[0].squeeze(3).transpose(0, 1).contiguous(), ids
     first, *behind = cores
-    r, m, n, r_next = first.shape
+    r, m, n, r_next = shapes[0]
     slices = first.transpose(0, 1).reshape(m, r * n, r_next)
-    combinations = math.prod(core.shape[1] for core in behind)
-    if m * combinations <= len(ids):
-        every, where = _back(behind, torch.arange(combinations, device=ids.device))
+    combinations = math.prod([shape[1] for shape in shapes[1:]])
+    if m * combinations <= _enough(ids):
+        every, where = _back(behind, torch.arange(combinations, device=ids.device), shapes[1:])
         product = torch.matmul(slices.unsqueeze(1), every[where])
-        return product.view(m * combinations, r, -1), ids
-    back, where = _back(behind, ids % combinations)
+        return product.view(m * combinations, r, n * every.shape[2]), ids
+    back, where = _back(behind, ids % combinations, shapes[1:])
     product = torch.bmm(slices.index_select(0, ids // combinations), back.index_select(0, where))
-    return product.view(len(ids), r, -1), torch.arange(len(ids), device=ids.device)
+    count = ids.shape[0]
+    return product.view(count, r, n * back.shape[2]), torch.arange(count, device=ids.device)
+
+
+def _enough(ids: Tensor) -> int:
+    """How many combinations of digits are contracted in advance: no more than ids, which tracing leaves open."""
+    return LOOK_UP if traced() else len(ids)
