@@ -63,8 +63,8 @@ class TTLinear(nn.Module):
         2 x 32 MB of working memory from call to call, as :func:`ttm_matvec`.
 
     Saving:
-        ``state_dict`` holds the cores and the bias; it goes into a layer made with the same arguments. Modes and ranks
-        are worth saving with it: those of a layer that ``from_linear`` made with ``eps`` are known only afterwards.
+        ``state_dict`` holds the cores and the bias and goes into a layer made with the same modes and ranks, which are
+        worth saving with it. If a width is padded, :meth:`from_cores` takes the cores, the bias and the two widths.
 
     Source:
         Novikov et al. (2015), Tensorizing Neural Networks.
