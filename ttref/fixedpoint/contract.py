@@ -123,7 +123,9 @@ class QuantizedTT:
                 widths, ``"as given"`` leaves them.
 
         Returns:
-            The integer train.
+            The integer train. Gauge and bounds are sums in float64, whose last digit differs from processor to
+            processor: a weight half-way between two integers may become the other one elsewhere. Where bits count,
+            keep the integer train and not its recipe.
 
         Raises:
             TypeError: Cores or a sample that are not real, widths that are not integers, or an ``x_max`` that is no
