@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .precision import full_precision
-from .shapes import paired_modes
-from .trains import check_train, tt_svd, tt_to_tensor
+from .shapes import check_modes, paired_modes
+from .trains import check_listed, check_train, tt_svd, tt_to_tensor
 from .truncation import check_input
 
 __all__ = ["ttm_svd", "ttm_to_matrix"]
@@ -67,7 +67,7 @@ def ttm_svd(
     """
     check_input("w", w)  # again in tt_svd, but there the index would be that of the folded tensor
     modes = paired_modes(row_shape, col_shape)
-    rows, cols = tuple(row_shape), tuple(col_shape)
+    rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
     if w.ndim != 2 or w.shape != (math.prod(rows), math.prod(cols)):
         raise ValueError(
             f"w has shape {tuple(w.shape)}, but row_shape {rows} and col_shape {cols} make a "
@@ -110,8 +110,7 @@ def ttm_to_matrix(cores: Sequence[Tensor]) -> Tensor:
 
 def check_matrix_train(cores: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Row modes, column modes and ranks of a TT-matrix; an error that names the first core that does not fit."""
-    if not isinstance(cores, (list, tuple)):
-        raise TypeError(f"cores must be a list of cores, got {type(cores).__name__}")
+    check_listed(cores)
     for k, core in enumerate(cores):
         if isinstance(core, Tensor) and core.ndim != 4:
             raise ValueError(

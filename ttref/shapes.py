@@ -137,7 +137,7 @@ def tt_ranks(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]
     """
     modes = check_modes("shape", shape)
     d = len(modes)
-    if isinstance(rank, Iterable):
+    if listed(rank):
         caps = [whole(f"rank[{k}]", r, least=1) for k, r in enumerate(rank)]
         if len(caps) != d + 1:
             raise ValueError(
@@ -176,8 +176,9 @@ def tt_params(shape: Sequence[int], rank: int | Sequence[int]) -> int:
         >>> [tt_params((2,) * 10, r) for r in (1, 2, 3, 4, 8, 16, 32)]
         [20, 72, 140, 232, 680, 1704, 2728]
     """
-    ranks = tt_ranks(shape, rank)
-    return sum(ranks[k] * int(n) * ranks[k + 1] for k, n in enumerate(shape))
+    modes = check_modes("shape", shape)
+    ranks = tt_ranks(modes, rank)
+    return sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(modes))
 
 
 def ttm_params(row_shape: Sequence[int], col_shape: Sequence[int], rank: int | Sequence[int]) -> int:
@@ -218,10 +219,10 @@ def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[in
 
 
 def whole(name: str, value: int, *, least: int) -> int:
-    """``value`` as an int, or an error that names it."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    """``value`` as an int, or an error that names it; an array or a tensor of one integer without axes is one too."""
     try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
@@ -230,9 +231,14 @@ def whole(name: str, value: int, *, least: int) -> int:
     return number
 
 
+def listed(value: object) -> bool:
+    """Whether this is several numbers: a 0-d array or tensor calls itself iterable and is one; a string is none."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
+
+
 def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple of ints of at least 1, or an error that names it."""
-    if not isinstance(shape, Iterable):
+    """``shape`` as a tuple of ints of at least 1, or an error that names it; arrays and tensors are sequences too."""
+    if not listed(shape):
         raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
     shape = tuple(shape)
     if not shape:

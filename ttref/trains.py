@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .precision import computable, full_precision
 from .shapes import check_modes, tt_ranks, whole
@@ -89,6 +90,8 @@ def tt_svd(
         >>> [tuple(core.shape) for core in tt_svd(rows, rank=2, batch_dims=1)]
         [(100, 1, 2, 2), (100, 2, 2, 2), (100, 2, 2, 2), (100, 2, 2, 1)]
     """
+    if rank is None and eps is None and isinstance(shape, Integral):
+        raise ValueError(f"{shape} stands where the shape is expected; to cap the ranks, write rank={shape}")
     check_rank_or_eps(rank, eps)
     check_input("x", x)
     batch, modes = _split_axes(x, shape, batch_dims)
@@ -213,13 +216,18 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
     return row.reshape(batch + where.shape[:-1]).to(cores[0].dtype)
 
 
+def check_listed(cores: Sequence[Tensor], name: str = "cores") -> None:
+    """Cores come in a list, in a tuple, or in the ParameterList that layers keep them in."""
+    if not isinstance(cores, (list, tuple, nn.ParameterList)):
+        raise TypeError(f"{name} must be a list of cores, got {type(cores).__name__}")
+
+
 def check_train(
     cores: Sequence[Tensor], name: str = "cores"
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Batch axes, ranks and modes of a train; an error that names the first core that does not fit."""
-    if not isinstance(cores, (list, tuple)):
-        raise TypeError(f"{name} must be a list of cores, got {type(cores).__name__}")
-    if not cores:
+    check_listed(cores, name)
+    if not len(cores):
         raise ValueError(f"{name} is empty; a train has at least one core")
     for k, core in enumerate(cores):
         check_float(f"{name}[{k}]", core)

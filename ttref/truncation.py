@@ -1,4 +1,4 @@
-"""Truncated singular value decompositions of many small matrices at once: the one numerical engine of ``ttref``.
+"""Truncated singular value decompositions of many small matrices at once: what every truncation in ``ttref`` uses.
 
 **Accuracy rule.** Singular values read off a Gram matrix lose half the digits of the arithmetic. So the Gram matrix is
 only ever formed in float64 from data of at most float32: half of 16 digits still covers all of float32. Data that is
@@ -48,10 +48,14 @@ def check_float(name: str, x: Tensor) -> None:
 
 def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> None:
     """Exactly one of the two, and eps in [0, 1)."""
-    if (rank is None) == (eps is None):
-        given = "both" if rank is not None else "neither"
+    if rank is None and eps is None:
         raise ValueError(
-            f"give exactly one of rank and eps, got {given}: a cap on the rank would void the guarantee of eps"
+            "give exactly one of rank and eps, got neither: rank=8 caps the ranks, eps=0.1 allows ten per cent of error"
+        )
+    if rank is not None and eps is not None:
+        raise ValueError(
+            "give exactly one of rank and eps, got both: a cap on the rank would void the guarantee of eps; "
+            "where both are wanted, round twice, first by eps and then by rank"
         )
     if eps is not None:
         if isinstance(eps, bool) or not isinstance(eps, Real):
