@@ -283,11 +283,25 @@ class TTLoraModel(BaseTuner):
     # As LoRA: the table is trained, and the head that is tied to it follows.
     _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
-    def _add_targets_to_tie(self, peft_config: TTLoraConfig, tied_weight_keys: list[str]) -> None:
-        raise ValueError(
-            "ensure_weight_tying ties modules_to_save: TT-LoRA does not adapt embeddings, so the adapter of a head "
-            f"that is tied to one ({', '.join(sorted(tied_weight_keys))}) has nothing to be tied to"
-        )
+    def _check_tied_modules(self, model: nn.Module, peft_config: TTLoraConfig) -> None:
+        """PEFT's hook; its own version knows tables and heads by two names only."""
+        tied = self._get_module_names_tied_with_embedding() if peft_config.ensure_weight_tying else []
+        if not tied:
+            super()._check_tied_modules(model, peft_config)
+            return
+        table = model.get_input_embeddings()
+        names = [name for name, module in model.named_modules() if module is table or name in tied]
+        saved = peft_config.modules_to_save or []
+        if not any(name == entry or name.endswith(f".{entry}") for name in names for entry in saved):
+            raise ValueError(
+                f"ensure_weight_tying trains tied modules_to_save as one, and none of {', '.join(names)} is among them"
+            )
+        if tables := [name for name in tied if not isinstance(model.get_submodule(name), nn.Linear)]:
+            raise ValueError(
+                f"PEFT ties heads to the table and no tables to one another, and {tables[0]} is tied as well: "
+                "ensure_weight_tying must be left out, and modules_to_save copied for training one by one"
+            )
+        self._add_modules_to_save_to_tie(peft_config, tied)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -102,7 +102,7 @@ def install(
     for name in saved:
         if clash := [layer for layer in (*deltas, *layers) if layer == name or layer.startswith(name + ".")]:
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
-    check_unshared(model, {*deltas, *saved})
+    check_unshared(model, deltas, saved)
     _warn_of_ddp(model)
     before = {name: find(model, name) for name in deltas}
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -145,14 +145,15 @@ def _warn_of_ddp(model: nn.Module) -> None:
         )
 
 
-def check_unshared(model: nn.Module, names: Collection[str]) -> None:
-    """No parameter of these modules is used elsewhere too: merging or training would change that other place."""
+def check_unshared(model: nn.Module, adapted: Collection[str], saved: Collection[str] = ()) -> None:
+    """No weight to be merged and no parameter to be trained is used elsewhere too: it would change there as well."""
     uses: dict[int, list[str]] = {}
     for name, module in bare_modules(model, remove_duplicate=False).items():
         for own, parameter in module._parameters.items():
             uses.setdefault(id(parameter), []).append(f"{name}.{own}".removeprefix("."))
-    for name in names:
-        for parameter in find(model, name).parameters():
+    for name in {*adapted, *saved}:
+        module = find(model, name)
+        for parameter in module.parameters() if name in saved else [getattr(module, "weight", None)]:
             others = [other for other in uses.get(id(parameter), ()) if not other.startswith(name + ".")]
             if others:
                 raise ValueError(
@@ -194,10 +195,7 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
     try:
         for name, layer in layers.items():
             if not layer.merged:
-                try:
-                    layer.merge()
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"{name}: {error}") from error
+                _merge(name, layer)
             if not layer.base_layer.weight.isfinite().all():
                 raise ValueError(f"{name}: weight plus update has NaN or infinite entries; nothing was merged")
         for name, layer in layers.items():
@@ -213,6 +211,13 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
                 layer.unmerge()
         raise
     return model
+
+
+def _merge(name: str, layer: TTLoRALinear) -> None:
+    try:  # not inside the other try: an interrupt at the inner one's first line would pass the outer one by
+        layer.merge()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def adapters(model: nn.Module) -> dict[str, TTLoRALinear]:
