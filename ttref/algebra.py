@@ -32,7 +32,8 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         b: d cores ``(*batch, s_{k-1}, n_k, s_k)`` with the same modes; batch axes broadcast.
 
     Returns:
-        Tensor of shape ``batch``, in the dtype of the cores.
+        Tensor of shape ``batch``, in the dtype of the cores. Products of the leading cores must lie in its range too
+        (:func:`tt_norm` asks for no such thing); what leaves it becomes Inf or zero, as in any product of torch.
 
     Raises:
         TypeError: A core is no real floating-point tensor, or the two trains differ in dtype.

@@ -140,7 +140,8 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
         cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
 
     Returns:
-        Tensor of shape ``(*batch, n_1, ..., n_d)``, dtype of the cores.
+        Tensor of shape ``(*batch, n_1, ..., n_d)``, dtype of the cores. Products of neighbouring cores must lie in its
+        range too; what leaves it becomes Inf or zero, as in any product of torch.
 
     Raises:
         TypeError: A core is no real floating-point tensor.
@@ -183,7 +184,8 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
         index: d integers, or an integer tensor ``(*many, d)`` of such rows. Negative numbers count from the end.
 
     Returns:
-        Tensor of shape ``(*batch, *many)``; a 0-d tensor for one entry of one train.
+        Tensor of shape ``(*batch, *many)``; a 0-d tensor for one entry of one train. Products of the leading cores
+        must lie in the range of the dtype too, as for :func:`tt_to_tensor`.
 
     Raises:
         TypeError: The index is not of integers.
