@@ -194,7 +194,7 @@ class TTLinear(nn.Module):
             A layer with the dtype, device, training mode and ``requires_grad`` of the old one.
 
         Raises:
-            TypeError: Some other kind of layer; one that computes more than ``x W^T + b`` (a forward of its own, forward
+            TypeError: Some other kind of layer; one computing more than ``x W^T + b`` (a forward of its own, forward
                 hooks); one whose weight is no plain tensor, or not built yet. Masks and parametrisations are applied.
             ValueError: Modes that do not multiply to the widths, NaN or Inf in the weight, a weight on the meta device
                 (offloaded), and as :func:`ttm_svd`.
