@@ -93,9 +93,13 @@ def network(arm: Arm, seed: int) -> nn.Sequential:
     return net
 
 
-def after_training(arm: Arm, rate: float, seed: int) -> tuple[nn.Sequential, list[int]]:
-    """The arm's trained network, and right answers: validation before, validation after, test after."""
-    parts = shuffled(mnist(seed), seed) if arm.family.endswith(SHUFFLED) else mnist(seed)
+def after_training(arm: Arm, rate: float, seed: int, parts: Parts | None = None) -> tuple[nn.Sequential, list[int]]:
+    """The arm's trained network, and right answers: validation before, validation after, test after.
+
+    ``parts`` are other pictures to train on from scratch; left out, this chapter's.
+    """
+    parts = parts or mnist(seed)
+    parts = shuffled(parts, seed) if arm.family.endswith(SHUFFLED) else parts
     net = network(arm, seed)
     before = correct(net, parts.validation)
     fit(net, *parts.train, epochs=AFTER + (BEFORE if arm.start == SCRATCH else 0), lr=rate, seed=seed + 1)

@@ -67,12 +67,12 @@ def docstrings() -> Task:
     return Task("docstrings", found.classes, ids, {split: part.labels for split, part in parts.items()})
 
 
-def load_glue(name: str, folder: Path | None) -> Task:
-    """A GLUE task in splits of our own, drawn from its training file; the classes keep their shares."""
+def load_glue(name: str, folder: Path | None, draw: int = 0) -> Task:
+    """A GLUE task in splits of our own, drawn from its training file; another ``draw`` shares no text with draw 0."""
     classes, rows = READERS[name](folder) if folder is not None else online(name)
     rows = list(dict.fromkeys(rows))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    ids, labels, start = {}, {}, 0
+    ids, labels, start = {}, {}, draw * sum(GLUE[name][1:])
     for split in SPLITS:
         size = getattr(GLUE[name], split)
         part = [rows[k] for k in order[start : start + size]]

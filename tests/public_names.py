@@ -1,0 +1,244 @@
+"""One case for every public name that computes, and a reason for each that does not: what the walks over them share."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import gaussian
+from torch import nn
+
+import ttref
+from ttref import fixedpoint
+
+WORDS, WIDTH = 40, 48
+
+
+def noise(*shape, seed=0):
+    return gaussian(shape, seed, torch.float32)
+
+
+def waves():
+    """A table of low rank, so that eps has something to find."""
+    table = nn.Embedding(WORDS, WIDTH)
+    with torch.no_grad():
+        table.weight.copy_(torch.sin(torch.outer(torch.linspace(0.1, 2, WORDS), torch.arange(float(WIDTH)))))
+    return table
+
+
+def weight():
+    return noise(24, 36)
+
+
+def train(rank=3, seed=0):
+    bonds = (1, rank, rank, 1)
+    return [noise(bonds[k], 4, bonds[k + 1], seed=seed + k) for k in range(3)]
+
+
+def matrix_train():
+    return [noise(1, 4, 6, 3), noise(3, 6, 6, 1, seed=1)]
+
+
+def linear():
+    layer = nn.Linear(36, 24)
+    with torch.no_grad():
+        layer.weight.copy_(weight())
+        layer.bias.copy_(noise(24, seed=1))
+    return layer
+
+
+def state(module):
+    return list(module.state_dict().values())
+
+
+def sizes(cores):
+    return [core.shape[-1] for core in cores]
+
+
+def adapter(layer=None, init="orthogonal"):
+    torch.manual_seed(3)
+    made = ttref.TTLoRALinear(linear() if layer is None else layer, rank=2, alpha=0.7, init=init)
+    with torch.no_grad():
+        for k, core in enumerate(made.cores):
+            core.add_(noise(*core.shape, seed=k))
+    return made
+
+
+class Model(nn.Module):
+    """As much of a language model as ``replace_embedding`` and the adapters look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up = waves(), nn.Linear(WIDTH, 24)
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+        with torch.no_grad():
+            self.up.weight.copy_(noise(24, WIDTH))
+            self.up.bias.zero_()
+            self.head.weight.copy_(self.table.weight)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def set_input_embeddings(self, table):
+        self.table = table
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def set_output_embeddings(self, head):
+        self.head = head
+
+
+def adapted_model():
+    torch.manual_seed(4)
+    model = ttref.add_tt_lora(Model(), "up", rank=2, alpha=1.0, init="orthogonal")
+    with torch.no_grad():
+        model.up.cores[-1].copy_(noise(*model.up.cores[-1].shape))
+    return model
+
+
+def written_and_read(write, read):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "numbers.safetensors"
+        write(path)
+        return read(path)
+
+
+def mps(**how):
+    return ttref.MPSEmbedding.from_embedding(waves(), **how)
+
+
+def ttm(**how):
+    return ttref.TTMEmbedding.from_embedding(waves(), row_shape=(5, 8), col_shape=(6, 8), **how)
+
+
+def grown():
+    table = mps(rank=2)
+    table.append(noise(3, WIDTH))
+    return table
+
+
+def dense_of(table):
+    ids = torch.tensor([3, 1, 3])
+    return [*state(table), table(ids), table.to_embedding().weight, table.to_embedding()(ids)]
+
+
+def replaced():
+    model = Model()
+    model.head.weight = model.table.weight
+    ttref.replace_embedding(model, mps(rank=2), head="tied")
+    return [*state(model.table), model.table(torch.arange(5))]
+
+
+def in_peft():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    config = ttref.TTLoraConfig(rank=2, alpha=1.0, target_modules=["up"], init="orthogonal")
+    model = peft.get_peft_model(Model(), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "TTLORA" in name.upper() or "cores" in name:
+                parameter.add_(noise(*parameter.shape))
+    return state(model.merge_and_unload())
+
+
+def merged_and_not(layer):
+    layer.merge()
+    merged = copy.deepcopy(state(layer))
+    layer.unmerge()
+    return [*merged, *state(layer)]
+
+
+def saved_and_loaded():
+    model = adapted_model()
+
+    def load(path):
+        return ttref.load_tt_lora(Model(), path)
+
+    return state(written_and_read(lambda path: ttref.save_tt_lora(model, path), load))
+
+
+def flattened(found):
+    """All numbers of nested lists, in order; each tensor with its dtype."""
+    if isinstance(found, torch.Tensor):
+        return [found.detach()]
+    if isinstance(found, (int, float)):
+        return [torch.tensor(float(found), dtype=torch.float64)]
+    return [tensor for part in found for tensor in flattened(part)]
+
+
+# Each case gives what the name computes: numbers and tensors, in lists.
+CASES = {
+    "tt_svd": lambda: [
+        ttref.tt_svd(noise(4, 4, 4, 4), rank=3),
+        ttref.tt_svd(noise(9, 64), (4, 4, 4), eps=0.2, batch_dims=1),
+    ],
+    "tt_to_tensor": lambda: ttref.tt_to_tensor(train()),
+    "tt_entry": lambda: ttref.tt_entry(train(), torch.tensor([[0, 1, 2], [3, 3, 3]])),
+    "tt_orthogonalize": lambda: ttref.tt_orthogonalize(train(), 1),
+    "tt_round": lambda: [ttref.tt_round(train(), rank=2), sizes(ttref.tt_round(train(), eps=0.3))],
+    "tt_norm": lambda: ttref.tt_norm(train()),
+    "tt_dot": lambda: ttref.tt_dot(train(), train(2, 9)),
+    "tt_add": lambda: [ttref.tt_add(train(), train(2, 9)), ttref.tt_add([noise(1, 5, 1)], [noise(1, 5, 1, seed=1)])],
+    "tt_hadamard": lambda: ttref.tt_hadamard(train(), train(2, 9)),
+    "ttm_svd": lambda: ttref.ttm_svd(weight(), (4, 6), (6, 6), rank=5),
+    "ttm_to_matrix": lambda: ttref.ttm_to_matrix(matrix_train()),
+    "ttm_matvec": lambda: [ttref.ttm_matvec(matrix_train(), noise(5, 36), plan) for plan in ("two-gemm", "dense")],
+    "schmidt_values": lambda: [ttref.schmidt_values(noise(4, 4, 4), 1), ttref.schmidt_values(train(), 2)],
+    "entanglement_entropy": lambda: [ttref.entanglement_entropy(x, 1) for x in (noise(4, 4), train())],
+    "suggest_ranks": lambda: [ttref.suggest_ranks(x, eps=1e-3) for x in (waves().weight.detach(), train())],
+    "gaussian_distortion": lambda: ttref.gaussian_distortion(noise(50).square(), 30),
+    "truncated_svd": lambda: ttref.truncated_svd(weight(), rank=5).approximation,
+    "quantize_integer": lambda: [ttref.quantize_integer(weight(), 4, best=b).approximation for b in (False, True)],
+    "product_quantize": lambda: ttref.product_quantize(weight(), subvectors=6, bits=3).approximation,
+    "gaussian_null": lambda: ttref.gaussian_null(weight()),
+    "Baseline": lambda: [
+        ttref.truncated_svd(weight(), rank=24).relative_error(weight()),
+        ttref.quantize_integer(weight(), 8).relative_error(weight()),
+    ],
+    "TTLinear": lambda: [
+        torch.manual_seed(0) and state(ttref.TTLinear(36, 24, rank=3)),
+        state(ttref.TTLinear.from_linear(linear(), rank=4)),
+        state(ttref.TTLinear.from_linear(linear(), eps=0.1)),
+        ttref.TTLinear.from_linear(linear(), rank=4).weight,
+        state(ttref.TTLinear.from_linear(linear(), rank=4).to_linear()),
+    ],
+    "MPSEmbedding": lambda: [
+        dense_of(mps(rank=2)),
+        dense_of(mps(eps=1e-3)),
+        mps(eps=1e-3).ratio,
+        dense_of(mps(rank=2, center=True, rotate=True)),
+        dense_of(mps(rank=2, core_bits=8)),
+        dense_of(grown()),
+        torch.manual_seed(0) and state(ttref.MPSEmbedding(WORDS, WIDTH, 2)),
+    ],
+    "TTMEmbedding": lambda: [
+        dense_of(ttm(rank=4)),
+        ttm(eps=1e-3).ratio,
+        torch.manual_seed(0) and state(ttref.TTMEmbedding((5, 8), (6, 8), rank=4)),
+    ],
+    "replace_embedding": replaced,
+    "TTLoRALinear": lambda: [
+        [adapter(init=init).get_delta_weight() for init in ("zero_last", "orthogonal", "paper")],
+        merged_and_not(adapter()),
+    ],
+    "add_tt_lora": lambda: state(adapted_model()),
+    "merge_tt_lora": lambda: state(ttref.merge_tt_lora(adapted_model())),
+    "save_tt_lora": lambda: saved_and_loaded(),
+    "load_tt_lora": lambda: saved_and_loaded(),
+    "TTLoraConfig": in_peft,
+}
+
+EXEMPT = {
+    "factorize": "integers",
+    "balanced_modes": "integers",
+    "tt_ranks": "integers",
+    "tt_params": "integers",
+    "ttm_params": "integers",
+    "plan_contraction": "counts operations, computes none",
+    "Plan": "counts",
+    "TiedHead": "a layer: its scores take autocast's dtype, as those of nn.Linear do",
+    "swap_layer": "moves a module",
+    **dict.fromkeys(fixedpoint.__all__, "NumPy and integers, which torch's autocast does not reach"),
+}
