@@ -2,7 +2,8 @@
 
 Digits: dense and train on 5,000 other MNIST pictures. Integers: two trained networks for CIFAR-10, rounded and not
 trained again. Reviews: the arms of the TT-LoRA study on two more draws from SST-2. Errors: trains and truncated SVD at
-equal numbers, on linear layers and on 3 x 3 convolutions. ``python -m studies.elsewhere`` takes about a
+equal numbers, on linear layers and on 3 x 3 convolutions. Fixed point: what a guarantee against overflow and what
+cutting cost, on 24 layers with the activations of real pictures. ``python -m studies.elsewhere`` takes about a
 quarter of an hour on one core.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from studies import record, toy_mnist
+from studies.elsewhere_fixed import costs, spreads
 from studies.elsewhere_networks import ResNet20, ViT, cifar, rounded
 from studies.toy_data import brief, three_parts
 from studies.toy_training import DENSE, SCRATCH, SHUFFLED, Arm
@@ -139,8 +141,11 @@ def at_most(budget: int, decompose: Decomposition, w: Tensor) -> float:
             high = middle
         else:
             low = middle
-    cores = decompose(eps=high)
-    # Every core but the last is orthogonal, so the error follows from the norm that the last one kept.
+    return error(decompose(eps=high), w)
+
+
+def error(cores: list[Tensor], w: Tensor) -> float:
+    """Relative error of a fresh decomposition: all cores but the last are orthogonal, so what the last kept tells."""
     kept = torch.linalg.vector_norm(cores[-1].double()) / torch.linalg.vector_norm(w.double())
     return (1 - min(kept.item(), 1.0) ** 2) ** 0.5
 
@@ -167,8 +172,10 @@ def main() -> None:
     torch.set_num_threads(1)
     lr = sources.recorded("tt_lora")["rates"]["chosen"]
     with tqdm(disable=None) as progress:
-        rows = errors(folder)
+        rows, layers = errors(folder), costs(folder)
         values = {
+            "fixed": layers,
+            "fixed_spread": spreads(layers),
             "integers": integers(folder),
             "errors": rows,
             "errors_summary": summary(rows),

@@ -89,6 +89,7 @@ class ViT(Network):
     name, file = "ViT", "vit_cifar10/vit_cifar10.npz"
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     layers, heads = 6, 8
+    inputs: dict[str, Tensor] | None = None  # where what the linear layers are given is kept, if anywhere
 
     def logits(self, x: Tensor) -> Tensor:
         """The class scores."""
@@ -97,13 +98,25 @@ class ViT(Network):
         x = torch.cat((s["cls_token"].expand(len(x), -1, -1), x), 1) + s["pos_embed"]
         for layer in range(self.layers):
             at = f"transformer.layers.{layer}"
-            qkv = F.linear(x, s[f"{at}.self_attn.in_proj_weight"], s[f"{at}.self_attn.in_proj_bias"])
+            qkv = self._linear(x, f"{at}.self_attn.in_proj_weight")
             q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            mixed = F.linear(mixed, s[f"{at}.self_attn.out_proj.weight"], s[f"{at}.self_attn.out_proj.bias"])
+            mixed = self._linear(mixed, f"{at}.self_attn.out_proj.weight")
             x = F.layer_norm(x + mixed, x.shape[-1:], s[f"{at}.norm1.weight"], s[f"{at}.norm1.bias"])
-            y = F.relu(F.linear(x, s[f"{at}.linear1.weight"], s[f"{at}.linear1.bias"]))
-            y = F.linear(y, s[f"{at}.linear2.weight"], s[f"{at}.linear2.bias"])
+            y = self._linear(F.relu(self._linear(x, f"{at}.linear1.weight")), f"{at}.linear2.weight")
             x = F.layer_norm(x + y, x.shape[-1:], s[f"{at}.norm2.weight"], s[f"{at}.norm2.bias"])
         x = F.layer_norm(x[:, 0], x.shape[-1:], s["mlp_head.0.weight"], s["mlp_head.0.bias"])
         return F.linear(x, s["mlp_head.1.weight"], s["mlp_head.1.bias"])
+
+    def _linear(self, x: Tensor, weight: str) -> Tensor:
+        if self.inputs is not None:
+            self.inputs[weight] = x.flatten(0, -2)
+        return F.linear(x, self.state[weight], self.state[weight.replace("weight", "bias")])
+
+    @torch.no_grad()
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """What each linear layer is given for these pictures, ``(tokens, features)``, by the name of its weight."""
+        self.inputs = {}
+        self.correct(x, torch.zeros(len(x), dtype=torch.long))
+        found, self.inputs = self.inputs, None
+        return found

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from studies import elsewhere
+from studies import elsewhere, elsewhere_fixed
 from studies.elsewhere_networks import ResNet20, ViT, cifar, rounded
 from studies.record import RESULTS
 from studies.toy_data import three_parts
 from studies.toy_training import SCRATCH, Arm
 from studies.tt_lora_tasks import load_glue
+from ttref import tt_to_tensor, ttm_svd, ttm_to_matrix
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")
@@ -47,8 +48,9 @@ def test_the_error_read_off_the_last_core_is_that_of_the_train():
     w = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     for decompose in elsewhere.linears(w):
         cores = decompose(eps=0.5)
-        told = elsewhere.at_most(sum(core.numel() for core in cores), decompose, w)
-        assert 0.3 < told <= 0.5
+        dense = ttm_to_matrix(cores) if cores[0].ndim == 4 else tt_to_tensor(cores).reshape(w.shape)
+        assert elsewhere.error(cores, w) == pytest.approx(((dense - w).norm() / w.norm()).item(), abs=1e-4)
+        assert elsewhere.at_most(sum(core.numel() for core in cores), decompose, w) <= 0.5
 
 
 def test_the_summary_counts_what_the_rows_say(recorded):
@@ -75,3 +77,24 @@ def test_one_network_for_other_digits_ends_near_the_record(recorded):
     found = elsewhere.toy_mnist.after_training(arm, elsewhere.RATE, 0, three_parts(x, y, (1000, 1000), 0))[1]
     (row,) = (row for row in recorded["digits"]["rows"] if (row["family"], row["rank"]) == (arm.family, arm.size))
     assert abs(found[2] - row["test_correct"][0]) <= 15  # another processor ends 20 epochs elsewhere
+
+
+def test_the_spread_of_the_fixed_point_costs_is_that_of_the_rows(recorded):
+    found = elsewhere_fixed.spreads(recorded["fixed"])
+    for name, value in recorded["fixed_spread"].items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+@needs_data
+def test_fixed_point_costs_of_one_layer(recorded):
+    network, (x, _) = ViT(Path(DATA)), cifar(Path(DATA))
+    name = "transformer.layers.0.self_attn.out_proj.weight"
+    given = network.activations(x[: elsewhere_fixed.PICTURES])[name]
+    inputs = given[:: len(given) // elsewhere_fixed.VECTORS][: elsewhere_fixed.VECTORS].double().numpy()
+    modes = elsewhere_fixed.MODES[128]
+    cores = [core.numpy() for core in ttm_svd(network.state[name].double(), modes, modes, rank=4)]
+    rows = [row for row in recorded["fixed"] if (row["layer"], row["rank"]) == (name, 4)]
+    for found, row in zip(elsewhere_fixed.lost(cores, inputs), rows, strict=True):
+        assert found["bits"] == row["bits"]
+        assert found["guarantee_db"] == pytest.approx(row["guarantee_db"], abs=0.5)
+        assert found["cutting_db"] == pytest.approx(row["cutting_db"], abs=0.5)
