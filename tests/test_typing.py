@@ -8,8 +8,6 @@ import pytest
 
 import ttref
 
-pytest.importorskip("mypy")
-
 # Reading all of torch takes mypy a minute; these few names are all that the types of ttref stand on.
 TORCH = {
     "__init__.pyi": """
