@@ -392,3 +392,16 @@ def test_what_is_no_file(kind, path):
     os.mkfifo(path)
     with pytest.raises(OSError, match="this is no ordinary file"):
         kind.load(path)
+
+
+@kinds
+@pytest.mark.parametrize("name", ["file", "folder/", "link"])
+def test_what_is_no_file_is_never_replaced(kind, name, path):
+    """A pipe, a folder that is not there yet, a link to a pipe."""
+    made, place = MAKERS[kind](), path.with_name("file")
+    os.mkfifo(place)
+    path.with_name("link").symlink_to("file")
+    text = "this is a folder" if name == "folder/" else "this is no ordinary file"
+    with pytest.raises(OSError, match=f"{text}.*{name}"):
+        save(made, f"{path.parent}/{name}")
+    assert stat.S_ISFIFO(place.stat().st_mode) and names(path.parent) == ["file", "link"]

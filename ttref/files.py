@@ -99,11 +99,11 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
     this name left in the folder when they were killed is removed.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, OSError: No such folder; a folder; a full disk, missing rights. They name
-            the file, which is as it was.
+        FileNotFoundError, IsADirectoryError, OSError: No such folder; a folder; a pipe or a device, a full disk,
+            missing rights. They name the file, which is as it was.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if target.is_dir() or os.fspath(path).endswith(("/", os.sep)):
         raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file in it", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
@@ -112,6 +112,8 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
         if target.is_symlink():
             raise OSError(errno.ELOOP, "this link leads in a circle")
         before = target.stat() if target.exists() else None
+        if before is not None and not stat.S_ISREG(before.st_mode):  # a pipe or a device would be gone afterwards
+            raise OSError(errno.EINVAL, "this is no ordinary file")
         _sweep(target)
         # Private until it is complete, if the old file may be private. A new one gets what the umask leaves.
         with _begun(fresh, 0o666 if before is None else 0o600) as file:

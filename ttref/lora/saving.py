@@ -49,7 +49,8 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
         path: The file; its folder must exist. Written whole or not at all.
 
     Raises:
-        ValueError: The model has no TT-LoRA layers, or numbers among them that are NaN or infinite.
+        ValueError: The model has no TT-LoRA layers, or numbers among them that are NaN or infinite; a module saved
+            along whose state is more than parameters and buffers.
         FileNotFoundError: No such folder.
         ModuleNotFoundError: safetensors is missing; the message holds the install line.
 
@@ -74,6 +75,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     if not layers:
         raise ValueError("the model has no TT-LoRA layers to save; add_tt_lora puts them in")
     along = saved_along(model)
+    _check_whole(model, along)
     tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
     tensors |= _saved_along(model, along)
     header = {
@@ -243,6 +245,20 @@ def _saved_along(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
         for key, tensor in bare_state(find(model, name), keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
+
+
+def _check_whole(model: nn.Module, names: list[str]) -> None:
+    """Parameters and buffers are all that is read back: what else is in a state would be lost without a word."""
+    for name in names:
+        module = find(model, name)
+        parts = bare_modules(module, remove_duplicate=False).items()
+        own = {f"{part}.{key}".removeprefix(".") for part, held in parts for key in (*held._parameters, *held._buffers)}
+        for key, value in bare_state(module).items():
+            if value is not None and key not in own:
+                raise ValueError(
+                    f"{name} cannot be saved along: {key} in its state is neither a parameter nor a buffer of it; "
+                    "leave it out of modules_to_save, or save the model's own state_dict()"
+                )
 
 
 def _fingerprint(
