@@ -18,6 +18,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from ttref import TTLoRALinear
+from ttref.wrappers import put
 
 FORMS = ["factors", "cores", "dense"]
 WIDE = [torch.float64, torch.float32]
@@ -198,3 +199,18 @@ def scatter_all(model, seed=0):
         if isinstance(module, TTLoRALinear):
             scatter(module, seed + 100 * k)
     return model
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def inside(wrap, *names):
+    """Only these parts of a model are wrapped."""
+
+    def wrapped(model):
+        for name in names:
+            put(model, name, wrap(model.get_submodule(name)))
+        return model
+
+    return wrapped

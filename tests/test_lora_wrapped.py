@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 import torch
-from adapters import trained
+from adapters import compiled, inside, trained
 from strategies import gaussian
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ttref import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
-from ttref.wrappers import bare, bare_modules, bare_state, find, put
+from ttref.wrappers import bare, bare_modules, bare_state, find
 
 pytestmark = pytest.mark.filterwarnings("ignore:DistributedDataParallel knows only")
 
@@ -26,21 +26,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.block["head"](self.block["q"](self.module(x)))
-
-
-def compiled(model):
-    return torch.compile(model, backend="eager")
-
-
-def inside(wrap, *names):
-    """Only these parts of the model are wrapped."""
-
-    def wrapped(model):
-        for name in names:
-            put(model, name, wrap(model.get_submodule(name)))
-        return model
-
-    return wrapped
 
 
 WRAPS = {

@@ -8,31 +8,28 @@ adapter must import this module (or take ``TTLoraConfig`` from ``ttref``) first:
 from __future__ import annotations
 
 import enum
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 try:
     from peft import mapping
     from peft.config import PeftConfig
     from peft.tuners.lora import LoraModel
-    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+    from peft.tuners.tuners_utils import BaseTuner
     from peft.utils.other import AuxiliaryTrainingWrapper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
     ) from error
 
-from .lora.base import adapted, delta_for, merged_weight, quantized, stored, widths
-from .lora.delta import TTDelta
-from .lora.model import check_shape_names, check_unshared, modes_for
-from .wrappers import put
+from .lora.model import check_shape_names, check_unshared
+from .peft_layer import TTLoraLayer, TTLoraLinear
+from .wrappers import bare_names, put, rebind
 
 __all__ = ["TTLoraConfig"]
 
@@ -136,111 +133,6 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, Iterable) else value
 
 
-class TTLoraLayer(nn.Module, BaseTunerLayer):
-    """A frozen layer with one :class:`TTDelta` for each adapter, under PEFT's verbs."""
-
-    # PEFT switches gradients, devices and active adapters through these names.
-    adapter_layer_names = ("ttlora_delta",)
-    other_param_names = ()
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: TTLoraConfig, module: str) -> None:
-        super().__init__()
-        self.out_features, self.in_features = widths(base_layer)
-        self.base_layer = base_layer
-        self.ttlora_delta = nn.ModuleDict()
-        self.merged_adapters: list[str] = []
-        self._disable_adapters = False
-        self._active_adapter = adapter_name
-        # PEFT's helper switches it; x is only ever brought to the dtype that the base layer answers in.
-        self.cast_input_dtype_enabled = True
-        self.register_buffer("_kept", None, persistent=False)
-        self.train(base_layer.training)
-        self.update_layer(adapter_name, config, module)
-
-    def update_layer(self, adapter_name: str, config: TTLoraConfig, module: str) -> None:
-        """Make the adapter of this name, with fresh cores."""
-        delta = delta_for(
-            self.base_layer,
-            rank=config.rank,
-            alpha=config.alpha,
-            shape=modes_for(module, config.shape),
-            init=config.init,
-            dropout=config.dropout,
-        )
-        self.ttlora_delta[adapter_name] = delta.train(self.training)
-        # Cores are where the base computes already. PEFT would have them in 8 bits, or nowhere, beside a base that is.
-        if not quantized(self.base_layer) and not self.base_layer.weight.is_meta:
-            self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """The update of one adapter, alpha included, as the base weight lies."""
-        with torch.no_grad():
-            return stored(self.base_layer, self.ttlora_delta[adapter].dense())
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the base weight; what it was before is kept, so that :meth:`unmerge` gives back every bit."""
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ttlora_delta]
-        if not names:
-            return
-        weight = merged_weight(self.base_layer, [self.ttlora_delta[name] for name in names])
-        if safe_merge and not weight.isfinite().all():
-            raise ValueError(f"merging {', '.join(names)} would give NaN or infinite weights; nothing was merged")
-        before = self.base_layer.weight.data, self._kept, list(self.merged_adapters)
-        try:
-            self.base_layer.weight.data = weight
-            self._kept = before[0] if before[1] is None else before[1]
-            self.merged_adapters += names
-        except BaseException:
-            self._restore(*before)
-            raise
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the base weight back, bit for bit."""
-        if not self.merged:
-            warnings.warn("the adapters are not merged; nothing to do", stacklevel=2)
-            return
-        before = self.base_layer.weight.data, self._kept, list(self.merged_adapters)
-        try:
-            self._restore(self._kept, None, [])
-        except BaseException:
-            self._restore(*before)
-            raise
-
-    def _restore(self, weight: Tensor, kept: Tensor | None, merged: list[str]) -> None:
-        self.base_layer.weight.data, self._kept = weight, kept
-        self.merged_adapters[:] = merged
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight that ``forward`` multiplies by, for code that reads it past ``forward``; a quantized one's own."""
-        deltas = [] if self.disable_adapters or self.merged or quantized(self.base_layer) else self._active_deltas()
-        return merged_weight(self.base_layer, deltas) if deltas else self.base_layer.weight
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT may turn the update into plain LoRA by its own decomposition."""
-        return True
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(*batch, in_features)`` to ``(*batch, out_features)``."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        deltas = self._active_deltas()
-        if self.disable_adapters or self.merged or not deltas:
-            return self.base_layer(x, *args, **kwargs)
-        return adapted(self.base_layer, deltas, x)
-
-    def _active_deltas(self) -> list[TTDelta]:
-        return [self.ttlora_delta[name] for name in self.active_adapters if name in self.ttlora_delta]
-
-
-class TTLoraLinear(TTLoraLayer):
-    """The same: PEFT finds linear layers that are adapted already, for "all-linear", by this word in the name."""
-
-
 class TTLoraModel(BaseTuner):
     """The tuner that PEFT calls for every target module."""
 
@@ -255,7 +147,9 @@ class TTLoraModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **options)
         except BaseException:
-            for name, layer in list(model.named_modules()):
+            names = bare_names(model)
+            for full, layer in list(model.named_modules()):
+                name = names[full]
                 if isinstance(layer, TTLoraLayer):
                     if adapter_name in layer.ttlora_delta:
                         del layer.ttlora_delta[adapter_name]
@@ -327,10 +221,16 @@ class TTLoraModel(BaseTuner):
                 target.update_layer(adapter_name, config, current_key)
                 return
             layer = TTLoraLinear(target, adapter_name, config, current_key)
-            check_unshared(self.model, [current_key])
+            check_unshared(self.model, [bare_names(self.model)[current_key]])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's hook: a layer that ``torch.compile`` made has the call of the layer inside bound."""
+        super()._replace_module(parent, child_name, new_module, child)
+        if child_name == "_orig_mod":
+            rebind(parent)
 
 
 def _register() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "put"]
+__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "put", "rebind"]
 
 # By name, because importing the classes would load torch's compiler and its distributed package.
 _INSIDE = {
@@ -84,7 +84,12 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
         holder, leaf = getattr(holder, leaf), inside
     setattr(holder, leaf, module)
     if leaf == "_orig_mod":
-        holder._initialize()  # a compiled module has the old one's call bound
+        rebind(holder)
+
+
+def rebind(compiled: nn.Module) -> None:
+    """Let what ``torch.compile`` made call the module that it holds now: it has the call of an earlier one bound."""
+    compiled._initialize()
 
 
 def _inside(module: nn.Module) -> str | None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import ttref.peft_bridge
+import ttref.peft_layer
 from ttref import TTLoraConfig
 from ttref.peft_bridge import TTLoraLayer
 
@@ -24,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Could not find a config file"),
     pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained"),
 ]
+FILES = {ttref.peft_bridge.__file__, ttref.peft_layer.__file__}
 
 
 def config(*targets, **options):
@@ -302,7 +304,7 @@ def interrupted(function, nth):
             raise KeyboardInterrupt
         return local
 
-    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename == ttref.peft_bridge.__file__ else None)
+    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename in FILES else None)
     try:
         function()
     except KeyboardInterrupt:
