@@ -27,6 +27,11 @@ def waves():
     return table
 
 
+def uneven():
+    """A table whose principal axes have variances far apart; the axes of ``waves`` are anybody's guess."""
+    return nn.Embedding.from_pretrained(noise(4 * WORDS, WIDTH) * torch.logspace(0, -2, WIDTH))
+
+
 def weight():
     return noise(24, 36)
 
@@ -208,7 +213,7 @@ CASES = {
         dense_of(mps(rank=2)),
         dense_of(mps(eps=1e-3)),
         mps(eps=1e-3).ratio,
-        dense_of(mps(rank=2, center=True, rotate=True)),
+        dense_of(ttref.MPSEmbedding.from_embedding(uneven(), rank=2, center=True, rotate=True)),
         dense_of(mps(rank=2, core_bits=8)),
         dense_of(grown()),
         torch.manual_seed(0) and state(ttref.MPSEmbedding(WORDS, WIDTH, 2)),

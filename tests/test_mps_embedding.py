@@ -869,13 +869,13 @@ def test_many_small_additions_cost_what_they_add(kind, monkeypatch):
     """The first rows stay where they are until as many have come; every other row moves a few times."""
     w = smooth_rows(100, 12)
     table = MPSEmbedding.from_embedding(embedding(w), **kind)
-    (trains,) = table.store.buckets
-    first = trains.pieces[0].stored()[0]
+    first = table.store.buckets[0].pieces[0].stored()[0]
     moved = 0
     for k in range(127):
-        before = list(trains.pieces)
+        before = list(table.store.buckets[0].pieces)
         with Largest() as largest:
             table.append(smooth_rows(1, 12, seed=k))
+        (trains,) = table.store.buckets
         moved += sum(len(piece) for piece in before if not any(piece is kept for kept in trains.pieces))
         assert trains.pieces[0].stored()[0].data_ptr() == first.data_ptr()
         assert [len(piece) for piece in trains.pieces] == sorted(map(len, trains.pieces), reverse=True)
@@ -883,7 +883,7 @@ def test_many_small_additions_cost_what_they_add(kind, monkeypatch):
         assert largest.numbers <= max(16, k + 1) * trains.layout.numbers * 2
     assert 0 < moved <= 127 * math.log2(127)
     table.append(smooth_rows(1, 12, seed=127))
-    assert [len(piece) for piece in trains.pieces] == [228]
+    assert [len(piece) for piece in table.store.buckets[0].pieces] == [228]
 
 
 @pytest.mark.parametrize("count", [1, 99, 100, 250])

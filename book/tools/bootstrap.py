@@ -38,8 +38,8 @@ if getattr(find_spec("ttref"), "origin", None) is None:
     if checkout() is None and not REPOSITORY:
         raise ModuleNotFoundError("ttref is not here: set TTREF_HOME to a copy of the repository and run again.")
     if checkout() is None:
-        command = ["git", "clone", "--quiet", "--depth", "1", "--branch", REVISION, REPOSITORY, "ttref-book"]
-        subprocess.run(command, check=True)
+        command = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "--depth", "1", "--branch", REVISION]
+        subprocess.run([*command, REPOSITORY, "ttref-book"], check=True)
     sys.path.insert(0, str(checkout()))
 if "google.colab" in sys.modules:
     missing = [package for name, package in COLAB_LACKS.items() if find_spec(name) is None]

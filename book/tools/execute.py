@@ -42,7 +42,7 @@ def run(nb: nbformat.NotebookNode, folder: Path) -> float:
     os.environ.update(QUIET)
     start = time.perf_counter()
     client = NotebookClient(nb, timeout=600, kernel_name="python3", record_timing=False,
-                            resources={"metadata": {"path": str(folder)}})
+                            coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
     client.execute()
     seconds = time.perf_counter() - start
     for cell in nb.cells:

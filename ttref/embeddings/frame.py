@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..precision import computable
-from ..truncation import peak
+from ..truncation import fix_signs, peak
 from .rows import Held, traced
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
@@ -45,7 +45,8 @@ class Frame(Held):
         mean = total / len(table)
         if center:
             square -= len(table) * torch.outer(mean, mean)
-        axes = torch.linalg.eigh(square)[1].flip(1).mT.to(table.dtype).contiguous() if rotate else None
+        # An axis has no sign of its own, but what a train keeps of a turned row depends on it.
+        axes = fix_signs(torch.linalg.eigh(square)[1]).flip(1).mT.to(table.dtype).contiguous() if rotate else None
         return cls((mean * scale).to(table.dtype) if center else None, axes)
 
     def inner(self, rows: Tensor) -> Tensor:

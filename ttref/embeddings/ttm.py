@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..canonical import tt_norm
 from ..contraction import multiply
 from ..files import check_finite, check_header, read, write
 from ..matrices import check_matrix_train, ttm_svd
-from ..modules import Cores, cores_of, listed
-from ..plans import choose_modes, gives_modes, plan_for
+from ..modules import Cores, cores_of, listed, owned
+from ..plans import NOMINAL_RANK, choose_modes, gives_modes, plan_for
 from ..precision import computable, full_precision
 from ..shapes import check_modes, paired_modes, tt_ranks, whole
+from ..starts import draw
 from ..truncation import check_rank_or_eps
 from .rows import meet, traced
 from .tables import LOOK_UP, CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
 
-_NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
 KIND = "TTMEmbedding"  # in files, whatever a subclass is called
 _SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
 
@@ -123,8 +122,9 @@ class TTMEmbedding(CompressedTable):
             The compressed table, in the dtype, on the device and in the training mode of the old one.
 
         Raises:
-            TypeError: No ``nn.Embedding``, or one with a ``forward`` of its own.
-            ValueError: Modes that multiply to too little, and as :func:`ttm_svd`.
+            TypeError: No ``nn.Embedding``, or one computing more than a look-up (a forward of its own, hooks). Masks
+                and parametrisations are applied.
+            ValueError: Modes that multiply to too little, a weight on the meta device, and as :func:`ttm_svd`.
 
         Guarantee:
             As :func:`ttm_svd`.
@@ -135,7 +135,7 @@ class TTMEmbedding(CompressedTable):
         Example:
             >>> table = nn.Embedding(60, 12)
             >>> TTMEmbedding.from_embedding(table, rank=4).row_shape
-            (3, 4, 5)
+            (5, 4, 3)
             >>> whole = TTMEmbedding.from_embedding(table, row_shape=(4, 4, 4), col_shape=(2, 2, 3), eps=0)
             >>> torch.allclose(whole(torch.arange(60)), table.weight, atol=1e-5)
             True
@@ -147,7 +147,7 @@ class TTMEmbedding(CompressedTable):
             if modes is not None:
                 check_modes(name, modes)
         rows, width = (rows if row_shape is None else row_shape), (width if col_shape is None else col_shape)
-        row_shape, col_shape = _modes(rows, width, _NOMINAL_RANK if rank is None else rank)
+        row_shape, col_shape = _modes(rows, width, NOMINAL_RANK if rank is None else rank)
         padding = []
         for name, modes, size in (("col_shape", col_shape, table.shape[1]), ("row_shape", row_shape, table.shape[0])):
             if math.prod(modes) < size:
@@ -158,7 +158,7 @@ class TTMEmbedding(CompressedTable):
         cores = ttm_svd(F.pad(table, padding), row_shape, col_shape, rank=rank, eps=eps)
         made = cls.from_cores(cores, *table.shape, padding_idx=embedding.padding_idx)
         for core in made.cores:
-            core.requires_grad_(embedding.weight.requires_grad)
+            core.requires_grad_(table.requires_grad)
         return made.train(embedding.training)
 
     @classmethod
@@ -170,7 +170,7 @@ class TTMEmbedding(CompressedTable):
         *,
         padding_idx: int | None = None,
     ) -> TTMEmbedding:
-        """A table around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix.
+        """A table around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix; a frozen core stays frozen.
 
         Raises:
             TypeError, ValueError: Cores that are no TT-matrix, or sizes beyond the products of their modes.
@@ -186,15 +186,12 @@ class TTMEmbedding(CompressedTable):
     @full_precision
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new cores; see Initialisation."""
-        if self.cores[0].is_meta:  # no numbers yet: to_empty and another call make them
-            return
-        for core in self.cores:
-            core.normal_()
-        entries = math.prod(self.row_shape) * math.prod(self.col_shape)
-        norm = tt_norm([core.double().flatten(1, 2) for core in self.cores]).item()
-        for core in self.cores:
-            core.mul_((entries**0.5 / norm) ** (1 / len(self.cores)))
+        """Draw new cores; see Initialisation.
+
+        Raises:
+            RuntimeError: A core is computed from other numbers (pruned, parametrised), so there is none to draw.
+        """
+        draw(self.cores, (math.prod(self.row_shape) * math.prod(self.col_shape)) ** 0.5)
 
     def extra_repr(self) -> str:
         """Sizes, modes, ranks and the ratio."""
@@ -279,7 +276,7 @@ class TTMEmbedding(CompressedTable):
         self.num_embeddings = sizes[0]
         self.row_shape, self.col_shape, self.ranks = row_shape, col_shape, ranks
         self._shapes = tuple(tuple(core.shape) for core in cores)
-        self.cores = Cores(nn.Parameter(core.detach().clone().contiguous()) for core in cores)
+        self.cores = Cores(map(owned, cores))
 
 
 def _modes(
