@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -126,8 +127,10 @@ def trials(
         epoch), ``error`` (None, or what made it fail).
 
     Raises:
+        PermissionError: another user could have put a state into ``folder``.
         RuntimeError: every trial failed.
     """
+    check_own(folder)
 
     def trainable(config: dict) -> None:
         reports = []
@@ -170,6 +173,19 @@ def trials(
     if all(row["error"] for row in found):
         raise RuntimeError(f"all trials failed ({len(found)}); the first, {found[0]['config']}: {found[0]['error']}")
     return found
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that others may fill: Ray's files are pickles, and to read one is to run what is in it."""
+    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are his own
+        return
+    for path in [folder, *folder.rglob("*")] if os.path.lexists(folder) else []:
+        about = path.lstat()
+        if about.st_uid != os.geteuid() or about.st_mode & stat.S_IWOTH or path.is_symlink():
+            raise PermissionError(
+                f"{path} belongs to another user, is a link, or may be written by everybody, and a search runs what "
+                "it finds there; remove it, or set TTREF_CACHE to a folder of your own"
+            )
 
 
 def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | None:

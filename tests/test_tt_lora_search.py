@@ -185,6 +185,30 @@ def test_a_search_starts_anew_from_a_damaged_state(damage, tmp_path, capsys):
     assert tuner.restored(tmp_path / "nowhere", lambda config: None) is None and not capsys.readouterr().out
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="only where files have one owner")
+@pytest.mark.parametrize("change", ["rights", "a file's rights", "owner", "a link"])
+def test_a_state_that_others_may_have_left_is_never_read(change, tmp_path, monkeypatch):
+    """To read a pickle is to run it."""
+    folder = tmp_path / "search"
+    folder.mkdir(mode=0o700)
+    for name in ("tuner.pkl", "trial/params.pkl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"cstudies.tt_lora_tuner\nnobody_may_look_this_up\n.")
+    (folder / "experiment_state-1.json").write_bytes(b"{}")
+    tuner.check_own(folder)
+    tuner.check_own(tmp_path / "nowhere")
+    if change == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    elif change == "a link":
+        folder = tmp_path / "other"
+        folder.symlink_to("search")
+    else:
+        (folder if change == "rights" else folder / "trial" / "params.pkl").chmod(0o777)
+    monkeypatch.setattr(tuner.cloudpickle, "loads", lambda content: pytest.fail("it was read"))
+    with pytest.raises(PermissionError, match="set TTREF_CACHE to a folder of your own"):
+        tuner.trials(None, {}, folder, cpus=1, samples=1, epochs=1)
+
+
 def test_answers_survive_packing():
     right = np.random.default_rng(0).random(421) < 0.6
     assert (selection.unpack(selection.pack(right), 421) == right).all()
