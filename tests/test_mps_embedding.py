@@ -491,7 +491,7 @@ def with_nan(position):
         (nn.Linear(4, 4), {"rank": 1}, TypeError, "only an nn.Embedding can be compressed, got Linear"),
         (torch.zeros(3, 4), {"rank": 1}, TypeError, "only an nn.Embedding can be compressed, got Tensor"),
         (nn.EmbeddingBag(4, 4), {"rank": 1}, TypeError, "got EmbeddingBag"),
-        (Scaled(5, 48), {"rank": 1}, TypeError, "Scaled computes more than a look-up, which would be lost; compress a"),
+        (Scaled(5, 48), {"rank": 1}, TypeError, "Scaled has a forward of its own, which would be lost; compress a"),
         (nn.Embedding(5, 48, max_norm=1.0), {"rank": 1}, ValueError, r"max_norm .* set embedding.max_norm = None"),
         (nn.Embedding(5, 48, scale_grad_by_freq=True), {"rank": 1}, ValueError, "set embedding.scale_grad_by_freq = F"),
         (with_nan((1, 2)), {"rank": 1}, ValueError, r"embedding.weight has 1 entries that are NaN.*index \(1, 2\)"),

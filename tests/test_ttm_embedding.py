@@ -335,7 +335,7 @@ NAN[3, 4] = math.nan
     "table, arguments, error, message",
     [
         (nn.Linear(4, 4), {"rank": 1}, TypeError, "only an nn.Embedding can be compressed, got Linear"),
-        (Scaled(12, 20), {"rank": 1}, TypeError, "Scaled computes more than a look-up"),
+        (Scaled(12, 20), {"rank": 1}, TypeError, "Scaled has a forward of its own"),
         (nn.Embedding(12, 20, max_norm=1.0), {"rank": 1}, ValueError, "set embedding.max_norm = None"),
         (nn.Embedding(12, 20, scale_grad_by_freq=True), {"rank": 1}, ValueError, "scale_grad_by_freq = False"),
         (nn.Embedding(12, 20, sparse=True), {"rank": 1}, ValueError, "sparse gradients .* set embedding.sparse = Fal"),

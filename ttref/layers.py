@@ -10,19 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .contraction import multiply
-from .linears import computed, weight_and_bias
-from .matrices import check_matrix_train, ttm_svd, ttm_to_matrix
-from .modules import Cores, cores_of, listed
+from .linears import computed, decomposed
+from .matrices import check_matrix_train, ttm_to_matrix
+from .modules import Cores, cores_of, listed, owned
 from .plans import Plan, choose_modes, gives_modes, plan_for
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
-from .shapes import check_modes, paired_modes, tt_ranks, whole
+from .shapes import paired_modes, tt_ranks, whole
 from .starts import draw
-from .truncation import check_float, check_input, check_rank_or_eps
+from .truncation import check_float
 
 __all__ = ["TTLinear"]
 
-_NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
 _INSTEAD = "compress another weight with TTLinear.from_linear, or write to the cores"
 
 
@@ -212,25 +211,8 @@ class TTLinear(nn.Module):
             >>> torch.allclose(layer(x), dense(x), atol=1e-5)
             True
         """
-        with torch.enable_grad():  # a parametrized weight is computed here, and would look frozen otherwise
-            weight, bias = weight_and_bias(layer)
-        check_rank_or_eps(rank, eps)
-        check_input("layer.weight", weight)
-        out_features, in_features = weight.shape
-        for name, modes, width in (("in_shape", in_shape, in_features), ("out_shape", out_shape, out_features)):
-            if modes is not None and math.prod(modes := check_modes(name, modes)) != width:
-                raise ValueError(
-                    f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
-                    "leave it out and modes are chosen, with padding if need be"
-                )
-        in_shape, out_shape = choose_modes(
-            in_features if in_shape is None else in_shape,
-            out_features if out_shape is None else out_shape,
-            _NOMINAL_RANK if rank is None else rank,
-        )
-        padding = 0, math.prod(in_shape) - in_features, 0, math.prod(out_shape) - out_features
-        cores = ttm_svd(F.pad(weight, padding), out_shape, in_shape, rank=rank, eps=eps)
-        made = cls.from_cores(cores, bias, in_features=in_features, out_features=out_features)
+        cores, (weight, bias) = decomposed(layer, rank, eps, in_shape, out_shape)
+        made = cls.from_cores(cores, bias, in_features=weight.shape[1], out_features=weight.shape[0])
         made.cores.requires_grad_(weight.requires_grad)
         return made.train(layer.training)
 
@@ -344,10 +326,5 @@ class TTLinear(nn.Module):
         self.in_shape = tuple(shape[2] for shape in self._shapes)
         self.out_shape = tuple(shape[1] for shape in self._shapes)
         self.ranks = (1, *(shape[3] for shape in self._shapes))
-        self.cores = Cores(_copy(core) for core in cores)
-        self.register_parameter("bias", None if bias is None else _copy(bias))
-
-
-def _copy(tensor: Tensor) -> nn.Parameter:
-    keep = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
-    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=keep)
+        self.cores = Cores(map(owned, cores))
+        self.register_parameter("bias", None if bias is None else owned(bias))

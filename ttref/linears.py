@@ -1,17 +1,57 @@
-"""Dense linear layers of other packages: the matrix that one multiplies by, and whether it does no more than that."""
+"""Dense layers and tables of other packages: the numbers that one computes with, and whether it does no more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .matrices import ttm_svd
+from .plans import NOMINAL_RANK, choose_modes
+from .shapes import check_modes
+from .truncation import check_input, check_rank_or_eps
+
 _PLAIN = (Tensor, nn.Parameter)
 _UNBUILT = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
+def decomposed(
+    layer: nn.Module,
+    rank: int | Sequence[int] | None,
+    eps: float | None,
+    in_shape: Sequence[int] | None,
+    out_shape: Sequence[int] | None,
+) -> tuple[list[Tensor], tuple[Tensor, Tensor | None]]:
+    """TT-SVD of a layer's weight, padded with zeros where modes are chosen that multiply to more than a width.
+
+    Returns:
+        The cores, and what they were made from, :func:`weight_and_bias`. Arguments and errors are those of
+        :meth:`TTLinear.from_linear`.
+    """
+    weight, bias = weight_and_bias(layer)
+    check_rank_or_eps(rank, eps)
+    check_input("layer.weight", weight)
+    out_features, in_features = weight.shape
+    for name, modes, width in (("in_shape", in_shape, in_features), ("out_shape", out_shape, out_features)):
+        if modes is not None and math.prod(modes := check_modes(name, modes)) != width:
+            raise ValueError(
+                f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
+                "leave it out and modes are chosen, with padding if need be"
+            )
+    in_shape, out_shape = choose_modes(
+        in_features if in_shape is None else in_shape,
+        out_features if out_shape is None else out_shape,
+        NOMINAL_RANK if rank is None else rank,
+    )
+    padding = 0, math.prod(in_shape) - in_features, 0, math.prod(out_shape) - out_features
+    return ttm_svd(F.pad(weight, padding), out_shape, in_shape, rank=rank, eps=eps), (weight, bias)
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -24,27 +64,50 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     conv1d = conv1d_of(layer)
     if not isinstance(layer, nn.Linear) and conv1d is None:
         raise TypeError(f"layer must be an nn.Linear or GPT-2's Conv1D, got {type(layer).__name__}")
-    kind = type(layer).__name__
-    if any(isinstance(getattr(layer, name, None), _UNBUILT) for name in ("weight", "bias")):
-        raise TypeError(f"this {kind} has no weight yet: call it once with a batch, which tells it its width")
-    weight, bias = computed(layer, "weight"), computed(layer, "bias")
-    if type(weight) not in _PLAIN:
+    weight, bias = numbers_of(layer, conv1d or nn.Linear, "weight", "bias")
+    return (weight.mT if conv1d else weight), bias
+
+
+def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any]:
+    """The parameters that a layer computes with now, masks and parametrisations applied.
+
+    They know whether they are trained, under ``no_grad`` too.
+
+    Args:
+        layer: The layer, of this kind or a subclass.
+        kind: The class whose ``forward`` the layer must not go beyond.
+        names: Its parameters; any but the first may be None.
+
+    Raises:
+        TypeError: A layer that computes more than its kind, one without plain numbers.
+        ValueError: Its numbers are elsewhere (on the meta device).
+
+    Example:
+        >>> [weight] = numbers_of(nn.Embedding(3, 2), nn.Embedding, "weight")
+        >>> weight.shape, weight.requires_grad
+        (torch.Size([3, 2]), True)
+    """
+    own = type(layer).__name__
+    if any(isinstance(getattr(layer, name, None), _UNBUILT) for name in names):
+        raise TypeError(f"this {own} has no weight yet: call it once with a batch, which tells it its width")
+    with torch.enable_grad():  # what is parametrized is computed here, and would look frozen otherwise
+        found = [computed(layer, name) for name in names]
+    if type(found[0]) not in _PLAIN:
         raise TypeError(
-            f"the weight of this {kind} is a {type(weight).__name__}, no plain tensor (quantised or distributed?); "
+            f"the weight of this {own} is a {type(found[0]).__name__}, no plain tensor (quantised or distributed?); "
             "load the model with plain weights and compress those"
         )
-    more = computes_more(layer, conv1d.forward if conv1d else nn.Linear.forward)
-    if more:
+    if more := computes_more(layer, kind.forward):
         raise TypeError(
-            f"this {kind} {more}, which would be lost; compress a plain nn.Linear with the same weight and bias, "
-            "and do the rest around the result"
+            f"this {own} {more}, which would be lost; compress a plain {kind.__name__} with the same "
+            f"{' and '.join(names)}, and do the rest around the result"
         )
-    if weight.is_meta or (bias is not None and bias.is_meta):
+    if any(tensor is not None and tensor.is_meta for tensor in found):
         raise ValueError(
-            f"the numbers of this {kind} are not here but on the meta device (offloaded, or never loaded); "
+            f"the numbers of this {own} are not here but on the meta device (offloaded, or never loaded); "
             "accelerate.hooks.remove_hook_from_submodules(model) brings back what was offloaded"
         )
-    return (weight.mT if conv1d else weight), bias
+    return found
 
 
 def conv1d_of(layer: nn.Module) -> type | None:

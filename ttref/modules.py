@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 _NAMES = tuple(str(k) for k in range(64))
@@ -61,3 +62,15 @@ def cores_of(held: nn.ParameterList) -> list[Tensor]:
 def listed(cores: Sequence[Tensor]) -> Sequence[Tensor]:
     """A ``ParameterList``, which layers hand out, as the list of its tensors; anything else as it is."""
     return cores_of(cores) if isinstance(cores, nn.ParameterList) else cores
+
+
+def owned(tensor: Tensor) -> nn.Parameter:
+    """A parameter with a copy of these numbers, for a module to hold. A parameter that was frozen stays frozen.
+
+    Example:
+        >>> import torch
+        >>> owned(torch.ones(2)).requires_grad, owned(nn.Parameter(torch.ones(2), requires_grad=False)).requires_grad
+        (True, False)
+    """
+    keep = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=keep)

@@ -34,6 +34,7 @@ ORDERS = ("right-to-left", "left-to-right", "two-gemm", "dense")
 WORKING_BYTES = 8 << 20
 WORKING_BYTES_CUDA = 256 << 20
 LEAST_CHUNK = 32  # fewer vectors at a time would make the matrix products too small
+NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
 FEW_ARRANGEMENTS = 1000  # pairs of orders of modes that are all compared, which takes some hundredths of a second
 
 Shape = tuple[int, int, int, int]

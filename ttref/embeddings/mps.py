@@ -151,9 +151,11 @@ class MPSEmbedding(CompressedTable):
             The compressed table, in the dtype, on the device and in the training mode of the old one.
 
         Raises:
-            TypeError: No ``nn.Embedding``, one with a ``forward`` of its own, or an argument of wrong type.
+            TypeError: No ``nn.Embedding``, one computing more than a look-up (a forward of its own, hooks), or an
+                argument of wrong type. Masks and parametrisations are applied.
             ValueError: Not exactly one of rank, eps, row_ranks; eps with int8 cores, whose rounding it does not
-                bound; modes that multiply to less than the width; max_norm or scale_grad_by_freq; NaN or Inf.
+                bound; modes that multiply to less than the width; max_norm or scale_grad_by_freq; NaN or Inf; a weight
+                on the meta device.
 
         Guarantee:
             With eps, ``||row - stored|| <= (eps + 10 d u) ||row||`` for each row, d modes, u the machine epsilon of
@@ -191,7 +193,7 @@ class MPSEmbedding(CompressedTable):
         store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame)
         layout = None if rank is None else RowLayout(shape, rank, width)
         groups = _groups(table, shape, frame, layout, eps, caps)
-        store = store.grown(table, groups, trainable=embedding.weight.requires_grad)
+        store = store.grown(table, groups, trainable=table.requires_grad)
         made._start(shape, store, table.dtype, eps, caps is not None, _padding(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..linears import numbers_of
 from ..precision import full_precision, under_autocast
 from ..rebuilt import rebuilt
 from ..truncation import check_input
@@ -103,7 +104,7 @@ class CompressedTable(nn.Module):
         """The dense table ``(num_embeddings, embedding_dim)``, rebuilt at every access.
 
         For models that read this attribute of ``nn.Embedding``, and then pay for the rebuilding. Differentiable;
-        writing into it changes nothing.
+        writing into it is a RuntimeError, because nothing would come of it. ``weight.clone()`` is a plain tensor.
         """
         everything = torch.arange(self.num_embeddings, device=self.device)
         dense = CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
@@ -192,14 +193,13 @@ class CompressedTable(nn.Module):
 
 
 def table_of(embedding: nn.Embedding, *, sparse: bool) -> Tensor:
-    """The weight of a plain ``nn.Embedding`` whose options can be kept; an error names the one that cannot."""
+    """The weight that a plain ``nn.Embedding`` looks rows up in, as :func:`numbers_of` finds it.
+
+    An error names the option of the table that cannot be kept.
+    """
     if not isinstance(embedding, nn.Embedding):
         raise TypeError(f"only an nn.Embedding can be compressed, got {type(embedding).__name__}")
-    if type(embedding).forward is not nn.Embedding.forward:
-        raise TypeError(
-            f"{type(embedding).__name__} computes more than a look-up, which would be lost; "
-            "compress a plain nn.Embedding with the same weight and apply the rest around it"
-        )
+    [weight] = numbers_of(embedding, nn.Embedding, "weight")
     if embedding.max_norm is not None:
         raise ValueError(
             "max_norm rescales rows of the dense weight at every look-up, and a compressed table has no such rows; "
@@ -211,5 +211,5 @@ def table_of(embedding: nn.Embedding, *, sparse: bool) -> Tensor:
         raise ValueError(
             "sparse gradients make no sense here: a look-up touches every core; set embedding.sparse = False"
         )
-    check_input("embedding.weight", embedding.weight)
-    return embedding.weight.detach()
+    check_input("embedding.weight", weight)
+    return weight
