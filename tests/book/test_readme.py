@@ -32,6 +32,19 @@ def test_the_examples_run():
     assert 6144 / 8 <= int(taken) <= 1.25 * 6144 / 8
 
 
+def test_the_lines_without_make_are_those_of_make():
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    typed = re.findall(r"(?m)^\.venv/bin/python -m (pip install .*)$", readme)
+    made = re.findall(r"(?m)^\t\$\(PYTHON\) -m (pip install .*)$", makefile)
+    # What remains is how make and the README fetch torch from an index of its own, and what only make fpga brings.
+    assert [line for line in typed if "<" not in line] == [
+        line for line in made if "$" not in line and "fpga" not in line
+    ]
+    assert len(typed) == 4
+    wanted = re.search(r"(?m)^sed .* requirements.txt", readme)[0]
+    assert wanted.replace("$/p", "$$/p") in makefile, "both cut torch's pin out of the file in the same way"
+
+
 def run(example: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

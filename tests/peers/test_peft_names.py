@@ -341,3 +341,13 @@ def test_an_interrupt_at_any_line_leaves_before_or_after(verb):
         if not came:
             break
     assert 5 < nth < 999
+
+
+def test_an_interrupt_at_any_line_of_a_second_adapter_leaves_the_first():
+    for nth in range(1, 1000):
+        model = get_peft_model(two_layers(), config("0", modules_to_save=["2"]))
+        before = anatomy(model)
+        if not interrupted(lambda model=model: model.add_adapter("b", config("0", modules_to_save=["2"])), nth):
+            break
+        assert anatomy(model) == before  # all but the name, which PEFT takes off its list after errors alone
+    assert 50 < nth < 999
