@@ -498,11 +498,32 @@ def test_a_head_without_a_weight_is_a_head_of_its_own():
 
 def test_the_old_head_itself_comes_back():
     model = built(gpt2)
-    model.lm_head.register_forward_hook(lambda *_: None)
     head, before = model.lm_head, output(model)
     old = replace_embedding(model, compressed(model), head="tied")
     replace_embedding(model, old[0], head=old[1])
     assert model.lm_head is head and torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize("part", ["transformer.wte", "lm_head"])
+@pytest.mark.parametrize(
+    "hang",
+    [
+        lambda module: module.register_forward_hook(lambda _, given, y: 3 * y),
+        lambda module: module.register_forward_pre_hook(lambda _, given: None),
+        lambda module: setattr(module, "forward", lambda given, plain=module.forward: 3 * plain(given)),
+    ],
+)
+def test_what_hangs_on_a_look_up_or_a_head_is_not_lost_in_silence(part, hang):
+    model = built(gpt2)
+    table, before = compressed(model), (model.transformer.wte, model.lm_head)
+    hang(model.get_submodule(part))
+    with pytest.raises(TypeError, match="which would be lost .* take it off"):
+        replace_embedding(model, table, head="tied")
+    assert (model.transformer.wte, model.lm_head) == before
+    if part == "lm_head":  # which stays, or is replaced by one that knows
+        with pytest.warns(UserWarning, match="the head keeps"):
+            replace_embedding(model, table, head="dense")
+        assert model.lm_head is before[1]
 
 
 def test_a_table_of_another_dtype_is_refused():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_surgery import Tied, plan_of
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from ttref import MPSEmbedding, TiedHead, TTLinear, replace_embedding, swap_layer
+from ttref.embeddings.ties import declare
 
 
 def gpt2():
@@ -78,21 +79,70 @@ def test_a_head_untied_as_advised_stays_untied(tmp_path):
         copy.deepcopy(model).resize_token_embeddings(60)
 
 
+def declared(model):
+    """What transformers is told about ties, and the parameters that there are."""
+    names = "_tied_weights_keys", "all_tied_weights_keys"
+    parts = [part for part in model.modules() if hasattr(part, "get_expanded_tied_weights_keys")]
+    told = [(name in vars(part), dict(getattr(part, name, None) or {})) for part in parts for name in names]
+    return told, {name: id(kept) for name, kept in model.named_parameters(remove_duplicate=False)}
+
+
+@pytest.mark.parametrize("swap_first", [True, False])
+def test_a_swapped_head_and_a_replaced_table_are_undone_step_by_step(swap_first):
+    model, tokens = gpt2(), torch.arange(6)[None]
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    swap_layer(model, "lm_head", swap_layer(model, "lm_head", nn.Linear(16, 50, bias=False)))  # untied for good
+    expected, head = model(tokens).logits, TTLinear.from_linear(model.lm_head, eps=0)
+    table = MPSEmbedding.from_embedding(model.get_input_embeddings(), eps=0)
+
+    def swap():
+        old = swap_layer(model, "lm_head", head)
+        return lambda: swap_layer(model, "lm_head", old)
+
+    def replace():
+        old = replace_embedding(model, table)
+        return lambda: replace_embedding(model, old[0])
+
+    undo, states = [], []
+    for step in (swap, replace) if swap_first else (replace, swap):
+        states.append(declared(model))
+        undo.append(step())
+        model.tie_weights()
+        torch.testing.assert_close(model(tokens).logits, expected)
+        assert model.lm_head is head or model.get_input_embeddings() is table
+    while undo:
+        undo.pop()()
+        assert declared(model) == states.pop()
+    assert torch.equal(model(tokens).logits, expected)
+
+
+def test_the_advice_names_what_is_shared():
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(**sizes, intermediate_size=16)).eval()
+    name, dense = "cls.predictions.decoder", model.cls.predictions.decoder
+    for leaf in ("weight", "bias"):
+        with pytest.raises(ValueError, match=rf"untie them first .* layer.{leaf} = nn.Parameter\(layer.{leaf}.detach"):
+            swap_layer(model, name, TTLinear.from_linear(dense, rank=2))
+        setattr(dense, leaf, nn.Parameter(getattr(dense, leaf).detach().clone()))
+    head = TTLinear.from_linear(dense, rank=2)
+    assert swap_layer(model, name, head) is dense
+    model.tie_weights()
+    assert model.cls.predictions.decoder is head
+
+
 def test_a_swap_that_is_interrupted_leaves_the_model_as_it_was(monkeypatch):
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    head, plan = TTLinear.from_linear(model.lm_head, rank=4), plan_of(model)
-    calls = []
+    head, plan, ties = TTLinear.from_linear(model.lm_head, rank=4), plan_of(model), declared(model)
 
-    def once(*_, **__):
-        calls.append(1)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
+    def interrupted(*arguments, **options):
+        declare(*arguments, **options)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttref.embeddings.ties.declare", once)
+    monkeypatch.setattr("ttref.embeddings.ties.declare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         swap_layer(model, "lm_head", head)
-    assert plan_of(model) == plan and len(calls) == 2
+    assert plan_of(model) == plan and declared(model) == ties
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])

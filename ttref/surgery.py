@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .wrappers import bare_names
+from .wrappers import bare_names, rebind
 
 __all__ = ["swap_layer"]
 
@@ -68,14 +70,27 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
                 "swap the layer in the bare model, then wrap that"
             )
     _check_ties(model, modules, name)
-    try:
+    with all_or_nothing(model):
         _put(parent, leaf, layer)
-        _declare_ties(model, old, layer, name)
-    except BaseException:
-        _put(parent, leaf, old)
-        _declare_ties(model, layer, old, name)
-        raise
+        _declare_ties(model, name)
     return old
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Every module's attributes as they were, should what is done inside fail or be interrupted."""
+    before = [(vars(part), dict(vars(part)), dict(part._modules), dict(part._parameters)) for part in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for now, attributes, modules, parameters in before:
+            now.update(attributes)
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            for kept, saved in ((now["_modules"], modules), (now["_parameters"], parameters)):
+                kept.clear()
+                kept.update(saved)
+        raise
 
 
 def _check_ties(model: nn.Module, modules: dict[str, nn.Module], name: str) -> None:
@@ -84,13 +99,17 @@ def _check_ties(model: nn.Module, modules: dict[str, nn.Module], name: str) -> N
     # A block under two names holds one layer, which is then replaced under both.
     places = [place.rpartition(".") for place, module in modules.items() if module is old]
     same = tuple(f"{up}.{end}.".lstrip(".") for up, _, end in places if modules[up] is modules[path] and end == leaf)
-    own = {key for tensors in (old.parameters(), old.buffers()) for tensor in tensors for key in _keys(tensor)}
+    own = {key: leaf for leaf, tensor in [*old.named_parameters(), *old.named_buffers()] for key in _keys(tensor)}
     for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
         for other, tensor in named(remove_duplicate=False):
-            if not other.startswith(same) and own.intersection(_keys(tensor)):
+            shared = own.keys() & _keys(tensor)
+            if shared and not other.startswith(same):
+                copied = f"layer.{own[shared.pop()]}"
+                copy = f"{copied}.detach().clone()"
                 raise ValueError(
                     f"{name} shares a {kind} with {other}: replacing one of the two would break the tie; "
-                    "untie them first by giving one a copy: layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                    f"untie them first by giving one a copy: {copied} = "
+                    + (f"nn.Parameter({copy})" if kind == "parameter" else copy)
                 )
     inside = {id(module) for module in old.modules() if module is old or any(True for _ in module.parameters())}
     for other, module in modules.items():
@@ -129,10 +148,10 @@ def _hidden(module: nn.Module) -> list[object]:
 def _put(parent: nn.Module, leaf: str, layer: nn.Module) -> None:
     setattr(parent, leaf, layer)
     if leaf == "_orig_mod":
-        parent._initialize()  # a compiled module has the old one's call bound
+        rebind(parent)
 
 
-def _declare_ties(model: nn.Module, old: nn.Module, new: nn.Module, name: str) -> None:
+def _declare_ties(model: nn.Module, name: str) -> None:
     """Tell transformers, which ties weights by name whenever it loads or saves, what has no such weight any more."""
     for prefix, part in model.named_modules():
         ties = getattr(part, "_tied_weights_keys", None)

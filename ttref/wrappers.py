@@ -24,7 +24,13 @@ _INSIDE = {
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers around it; itself where there are none."""
+    """The module inside the wrappers around it; itself where there are none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> bare(nn.DataParallel(model)) is model, list(bare_names(nn.DataParallel(model)).values())
+        (True, ['', '', '0'])
+    """
     while inside := _inside(module):
         module = getattr(module, inside)
     return module

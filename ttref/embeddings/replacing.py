@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..linears import computes_more
+from ..surgery import all_or_nothing
 from .head import ScaledTable, TiedHead
 from .tables import CompressedTable
 from .ties import declare
@@ -40,7 +40,7 @@ def replace_embedding(
 
     Raises:
         TypeError: A model without token table, an embedding of another kind, or a look-up or head that computes more
-            than torch's own, which would be lost.
+            than torch's own, which would be lost, hooks included.
         ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` where the head has a
             matrix of its own, or where there is none.
 
@@ -117,6 +117,8 @@ def replace_embedding(
         swapped[scores] = head
     elif head == "tied" and scores not in swapped:
         swapped[scores] = _tied_head(made, scores)
+    for module, new in swapped.items():
+        _check_hooks(module, new if module is scores and new is head else None)
     if head == "dense" and tied and isinstance(embedding, CompressedTable):
         kept = look_up.weight.numel() * look_up.weight.element_size()
         warnings.warn(
@@ -124,7 +126,7 @@ def replace_embedding(
             f'{embedding.nbytes:,} bytes comes on top. head="tied" shares it',
             stacklevel=2,
         )
-    with _all_or_nothing(model):
+    with all_or_nothing(model):
         model.set_input_embeddings(made)
         if swapped.get(scores, scores) is not model.get_output_embeddings():
             model.set_output_embeddings(swapped[scores])
@@ -140,23 +142,6 @@ def replace_embedding(
                 part._place = parent, name
         declare(model, made, untied=head == "dense")
     return look_up, scores
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Every module's attributes as they were, should what is done inside fail or be interrupted."""
-    before = [(vars(part), dict(vars(part)), dict(part._modules), dict(part._parameters)) for part in model.modules()]
-    try:
-        yield
-    except BaseException:
-        for now, attributes, modules, parameters in before:
-            now.update(attributes)
-            for name in now.keys() - attributes.keys():
-                del now[name]
-            for kept, saved in ((now["_modules"], modules), (now["_parameters"], parameters)):
-                kept.clear()
-                kept.update(saved)
-        raise
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
@@ -275,6 +260,16 @@ def _check_places(places: list[tuple[nn.Module, str, nn.Module]], look_up: nn.Mo
                     f"the model looks tokens up in the same table in two ways, with a {type(look_up).__name__} and, as "
                     f"{name}, with a {type(module).__name__}; one table cannot stand for both"
                 )
+
+
+def _check_hooks(module: nn.Module, given: nn.Module | None) -> None:
+    """Refuse to lose what hangs on a look-up or head that is replaced; a head that was given knows what it is for."""
+    more = None if given is not None else computes_more(module, type(module).forward)
+    if more:
+        raise TypeError(
+            f"the model's {type(module).__name__} {more}, which would be lost (enable_input_require_grads() hangs one "
+            "onto the table); take it off, and put it onto the new module afterwards"
+        )
 
 
 def _tied_head(made: nn.Module, scores: nn.Module) -> nn.Module:

@@ -15,14 +15,16 @@ _PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entri
 
 
 class _Declared(dict):
-    """Ties as they hold now, with those that the model declared itself."""
+    """Ties as they hold now, with those that the model declared itself, and the ends of those that were untied."""
 
-    def __init__(self, now: dict[str, str], declared: dict[str, str] | None, own: bool) -> None:
+    def __init__(
+        self, now: dict[str, str], declared: dict[str, str] | None, own: bool, parted: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(now)
-        self.declared, self.own = declared, own
+        self.declared, self.own, self.parted = declared, own, parted
 
     def __reduce__(self) -> tuple:
-        return _Declared, (dict(self), self.declared, self.own)
+        return _Declared, (dict(self), self.declared, self.own, self.parted)
 
 
 def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
@@ -34,28 +36,32 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
     Args:
         model: The model, with the look-up put in.
         look_up: The new one.
-        untied: Whether the head was told to keep its own matrix: then nothing may tie it again.
+        untied: Whether the head was told to keep its own matrix: then nothing may tie it again, as long as it has one.
     """
     compressed = isinstance(look_up, (CompressedTable, ScaledTable))
     for part in model.modules():
         if not hasattr(part, "get_expanded_tied_weights_keys"):
             continue
         weights = dict(part.named_parameters(remove_duplicate=False))
-        lost = weights if untied and getattr(part.config, "tie_word_embeddings", False) else {}
+        part_them = untied and getattr(part.config, "tie_word_embeddings", False)
         for name in ("_tied_weights_keys", "all_tied_weights_keys"):
             now = getattr(part, name, None)
             declared = now.declared if isinstance(now, _Declared) else now
             own = now.own if isinstance(now, _Declared) else name in vars(part)
+            parted = now.parted if isinstance(now, _Declared) else frozenset()
             kept = {
                 target: source
                 for target, source in (declared or {}).items()
                 if not (_PLAIN_NAME.fullmatch(target) and _PLAIN_NAME.fullmatch(source))
-                or (target in weights and source in weights and lost.get(target) is lost.get(source))
+                or (target in weights and weights[target] is weights.get(source))
+                or (target in weights and source in weights and not part_them and target not in parted)
             }
+            gone = (declared or {}).keys() - kept.keys()
+            parted = frozenset(gone if part_them else gone & parted)
             if compressed and name == "_tied_weights_keys":
                 kept |= _repeated(part, look_up)
             if kept != (declared or {}):
-                setattr(part, name, _Declared(kept, declared, own))
+                setattr(part, name, _Declared(kept, declared, own, parted))
             elif own:
                 setattr(part, name, declared)
             else:
