@@ -16,7 +16,7 @@ from .matrices import check_matrix_train, ttm_to_matrix
 from .modules import listed
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
 from .precision import computable, under_autocast
-from .tracing import recorded, transformed
+from .tracing import forward_mode, recorded, transformed
 from .truncation import check_float
 
 __all__ = ["ttm_matvec"]
@@ -125,7 +125,7 @@ def _may_keep_memory(x: Tensor) -> bool:
     """Whether results may be written into memory used before: on a CPU, with nothing recorded or mapped."""
     return not (
         torch.is_grad_enabled()
-        or torch.autograd.forward_ad._current_level >= 0  # forward mode records even without grad
+        or forward_mode()  # records even without grad
         or x.device.type != "cpu"
         or type(x) is not Tensor  # a fake tensor's memory must not be kept
         or recorded()  # a tracer would take the memory itself into its graph

@@ -20,3 +20,8 @@ transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True
 def recorded() -> bool:
     """Whether a tracer takes the operations down; ``torch.compile`` and ``torch.export`` say so themselves."""
     return torch.jit.is_tracing() or get_proxy_mode() is not None
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are taken along with the numbers, as ``torch.func.jvp`` does."""
+    return torch.autograd.forward_ad._current_level >= 0
