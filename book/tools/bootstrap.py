@@ -20,7 +20,7 @@ COLAB_LACKS = {
 }
 
 
-def ours(folder: Path) -> bool:
+def is_this_book(folder: Path) -> bool:
     about = folder / "pyproject.toml"
     named = about.is_file() and "\nname = \"ttref\"\n" in about.read_text(encoding="utf-8")
     return named and (folder / "notebooks").is_dir()
@@ -29,7 +29,7 @@ def ours(folder: Path) -> bool:
 def checkout() -> Path | None:
     # Not any folder above: whoever may write there could leave a `ttref` for you to run.
     here, named = Path.cwd(), os.environ.get("TTREF_HOME")
-    found = [p for p in [here, *([here.parent] if here.name == "notebooks" else [])] if ours(p)]
+    found = [p for p in [here, *([here.parent] if here.name == "notebooks" else [])] if is_this_book(p)]
     found += [Path(named).expanduser()] if named else []
     return next((p for p in [*found, here / "ttref-book"] if (p / "ttref" / "__init__.py").is_file()), None)
 
