@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +16,8 @@ from ..truncation import check_input, check_rank_or_eps
 from .frame import Frame
 from .rows import RowLayout, traced
 from .settings import checked, row_modes
-from .sorting import check_caps, sort_by_cap, sort_by_error
-from .store import Group, RowStore, gaussian
+from .sorting import check_caps, sorted_rows
+from .store import RowStore, gaussian
 from .tables import CompressedTable, table_of
 
 __all__ = ["MPSEmbedding"]
@@ -192,7 +192,7 @@ class MPSEmbedding(CompressedTable):
         made = cls.__new__(cls)
         store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame)
         layout = None if rank is None else RowLayout(shape, rank, width)
-        groups = _groups(table, shape, frame, layout, eps, caps)
+        groups = sorted_rows(table, shape, frame, layout, eps, caps)
         store = store.grown(table, groups, trainable=table.requires_grad)
         made._start(shape, store, table.dtype, eps, caps is not None, _padding(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
@@ -245,7 +245,7 @@ class MPSEmbedding(CompressedTable):
             before = self.store
             rows = rows.to(self.device)
             layout = None if self.by_row or self.eps is not None else before.buckets[0].layout
-            longer = before.grown(rows, _groups(rows, self.shape, before.frame, layout, self.eps, caps))
+            longer = before.grown(rows, sorted_rows(rows, self.shape, before.frame, layout, self.eps, caps))
             ids = torch.arange(before.count, longer.count, device=rows.device)
             self._grow(longer)
         return ids
@@ -366,19 +366,3 @@ def _padding(padding_idx: int | None, rows: int) -> int | None:
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ValueError(f"padding_idx is {padding_idx}, but the table has {rows} rows")
     return None if padding_idx is None else padding_idx % rows
-
-
-def _groups(
-    rows: Tensor,
-    shape: Sequence[int],
-    frame: Frame,
-    layout: RowLayout | None,
-    eps: float | None,
-    caps: list[int] | None,
-) -> Iterable[Group]:
-    """Which ranks these rows take."""
-    if caps is not None:
-        return sort_by_cap(caps, shape, rows)
-    if eps is not None:
-        return sort_by_error(eps, shape, rows, frame)
-    return [(layout, torch.arange(len(rows), device=rows.device), None)]

@@ -74,3 +74,19 @@ def _errors(layout: RowLayout, packed: Tensor, rows: Tensor, frame: Frame) -> Te
     gap = torch.stack([(one.to(rows.dtype).double() / scale - wanted).abs() for one in looked_up]).amax(0)
     norms, gaps = torch.linalg.vector_norm(wanted, dim=1), torch.linalg.vector_norm(gap, dim=1)
     return torch.where(norms > 0, gaps / norms, torch.where(gaps > 0, torch.inf, 0.0))
+
+
+def sorted_rows(
+    rows: Tensor,
+    shape: Sequence[int],
+    frame: Frame,
+    layout: RowLayout | None,
+    eps: float | None,
+    caps: list[int] | None,
+) -> Iterable[Group]:
+    """Which ranks these rows take: by caps if there are any, else by eps if there is one, else those of ``layout``."""
+    if caps is not None:
+        return sort_by_cap(caps, shape, rows)
+    if eps is not None:
+        return sort_by_error(eps, shape, rows, frame)
+    return [(layout, torch.arange(len(rows), device=rows.device), None)]
