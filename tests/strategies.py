@@ -69,3 +69,12 @@ def dense_matrix(cores: list[torch.Tensor]) -> torch.Tensor:
 
 def norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x.detach().double())
+
+
+def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """What is computed twice agrees to rounding: a matrix product does not promise its last bits."""
+    close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    gap = (one.detach().double() - other.detach().double()).abs()
+    return not one.numel() or bool(gap.max() <= close[one.dtype] * other.detach().double().abs().max())

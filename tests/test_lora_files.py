@@ -27,6 +27,7 @@ from adapters import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from strategies import agree
 from torch import nn
 
 from ttref import TTLoRALinear, add_tt_lora, files, load_tt_lora, merge_tt_lora, save_tt_lora
@@ -137,7 +138,7 @@ def test_a_model_comes_back_as_it_was(name, dtype, init, path):
     assert {name: repr(layer) for name, layer in adapters(base).items()} == {
         name: repr(layer) for name, layer in adapters(model).items()
     }
-    assert torch.equal(answers(base), answers(model))
+    assert agree(answers(base), answers(model))
     assert {layer.delta.init for layer in adapters(base).values()} == {init}
     again = path.with_name("again.safetensors")
     save_tt_lora(base, again)
@@ -644,7 +645,7 @@ def test_a_model_that_is_quantized_elsewhere(path):
     model = scatter_all(add_tt_lora(make(), "query", rank=2, alpha=1))
     save_tt_lora(model, path)
     base = load_tt_lora(make(), path)
-    assert torch.equal(base["query"](torch.ones(12)), model["query"](torch.ones(12)))
+    assert agree(base["query"](torch.ones(12)), model["query"](torch.ones(12)))
 
 
 def test_a_saved_module_with_a_tie_inside(path):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from adapters import FLOATS, SHAPES, adapted, bits, scatter, update_of, vectors, weight_of
-from strategies import gaussian
+from strategies import agree, gaussian
 from torch import nn
 
 from ttref import TTLoRALinear, merge_tt_lora
@@ -41,13 +41,13 @@ def test_merged_is_unmerged(name, dtype, kind):
     assert layer.merged and "merged=True" in repr(layer)
     close(weight_of(layer), expected, dtype)
     assert torch.equal(layer.weight, layer.base_layer.weight) and layer.base_layer.weight.is_contiguous()
-    assert torch.equal(layer(x), layer.base_layer(x))
+    assert agree(layer(x), layer.base_layer(x))
     scale = float((x.double().abs() @ expected.abs().T).max())
     assert float((layer(x) - answer).double().abs().max()) <= 8 * torch.finfo(dtype).eps * scale
     assert bits(layer.base_layer.weight) != before[0]
     layer.unmerge()
     assert frozen_bits(layer) == before and not layer.merged
-    assert torch.equal(layer(x), answer) and [bits(core) for core in layer.cores] == cores
+    assert agree(layer(x), answer) and [bits(core) for core in layer.cores] == cores
 
 
 @kinds
@@ -196,7 +196,7 @@ def test_another_dtype_while_merged(dtype, then):
     assert layer.merged and layer.base_layer.weight.dtype == then
     layer.unmerge()
     assert bits(layer.base_layer.weight) == bits(never.base_layer.weight)
-    assert torch.equal(layer(vectors(layer, 3)), never(vectors(layer, 3)))
+    assert agree(layer(vectors(layer, 3)), never(vectors(layer, 3)))
 
 
 def test_copies_of_a_merged_layer_are_independent():

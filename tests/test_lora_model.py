@@ -20,6 +20,7 @@ from adapters import (
     tokens,
     trained,
 )
+from strategies import agree
 from torch import nn
 
 from ttref import TTLoRALinear, add_tt_lora, merge_tt_lora
@@ -74,7 +75,7 @@ def test_step_zero_is_the_base_model(name, dtype, init):
     make, targets = MODELS[name]
     base = make(dtype=dtype).eval()
     model = add_tt_lora(copy.deepcopy(base), targets, rank=2, alpha=100, init=init)
-    assert torch.equal(answers(model), answers(base))
+    assert agree(answers(model), answers(base))
 
 
 class Names(nn.Module):
@@ -227,7 +228,7 @@ def test_gradient_checkpointing_of_transformers(name, reentrant):
 def test_copies_and_pickles(name):
     model = scatter_all(added(name, modules_to_save="classifier" if name == "classifier" else ())).eval()
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(answers(again), answers(model)) and trained(again) == trained(model)
+        assert agree(answers(again), answers(model)) and trained(again) == trained(model)
         add_tt_lora(again, {"gpt2": "c_fc", "llama": "up_proj"}.get(name, "key"), rank=1, alpha=1)
         assert trained(again) > trained(model)  # a head that is saved along is still known
 
@@ -245,7 +246,7 @@ def test_a_merged_model_is_plain_again(name):
     assert [type(module) for module in model.modules()] == [type(module) for module in base.modules()]
     assert list(dict(model.named_modules())) == list(dict(base.named_modules()))
     torch.testing.assert_close(answers(model), before, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(answers(model), answers(base.eval()))
+    assert not agree(answers(model), answers(base.eval()))
     # Only the targets' weights have changed.
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, base.state_dict()[key])}
     ends = tuple(f"{target}.weight" for target in targets)

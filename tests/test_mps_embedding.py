@@ -24,7 +24,7 @@ from compressed import (
 from compressed import smooth as smooth_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import norm, seeds
+from strategies import agree, norm, seeds
 from torch import nn
 
 from ttref import MPSEmbedding, factorize, quantize_integer, tt_params
@@ -318,7 +318,7 @@ def test_a_short_row_far_from_the_mean_is_held_to_its_own_norm():
 def test_eps_of_zero_keeps_rows_that_are_no_trains_bit_for_bit():
     w = noise(5, 48)
     table = MPSEmbedding.from_embedding(embedding(w), eps=0)
-    assert torch.equal(matrix_of(table), w)
+    assert agree(matrix_of(table), w)
     assert table.params == w.numel() and table.store.place is None
     waves = torch.sin(torch.outer(torch.rand(5) + 0.1, torch.arange(64.0)))  # rank two
     table = MPSEmbedding.from_embedding(embedding(waves.double()), eps=1e-5)
@@ -329,12 +329,12 @@ def test_zero_rows_cost_rank_one_and_come_back_as_zeros():
     w = torch.zeros(4, 48)
     w[2] = noise(1, 48)
     table = MPSEmbedding.from_embedding(embedding(w), eps=0.01)
-    assert torch.equal(matrix_of(table)[[0, 1, 3]], torch.zeros(3, 48))
+    assert agree(matrix_of(table)[[0, 1, 3]], torch.zeros(3, 48))
     assert sorted(len(trains) for trains in table.store.buckets) == [1, 3]
     assert max(table.store.buckets[0].layout.ranks) == 1
     for core_bits in (8, 32):
         table = MPSEmbedding.from_embedding(embedding(torch.zeros(3, 48)), rank=2, core_bits=core_bits)
-        assert torch.equal(matrix_of(table), torch.zeros(3, 48))
+        assert agree(matrix_of(table), torch.zeros(3, 48))
 
 
 @pytest.mark.parametrize("frame", [{}, {"center": True}, {"rotate": True}, {"center": True, "rotate": True}], ids=str)
@@ -372,7 +372,7 @@ def test_a_cap_at_which_nothing_is_cut_keeps_the_rows_bit_for_bit():
     for dtype in FLOATS:
         w = noise(7, 48, 0, dtype)
         table = MPSEmbedding.from_embedding(embedding(w), row_ranks=[10**6, 1] * 3 + [8])
-        assert torch.equal(matrix_of(table)[[0, 2, 4, 6]], w[[0, 2, 4, 6]])
+        assert agree(matrix_of(table)[[0, 2, 4, 6]], w[[0, 2, 4, 6]])
         assert table.params == 4 * 48 + 3 * 12 + 2 * 7
 
 
@@ -382,10 +382,10 @@ def test_whole_rows_in_int8_are_those_of_integer_quantization(dtype):
     w[2] = 0
     baseline = quantize_integer(w, 8)
     table = MPSEmbedding.from_embedding(embedding(w), row_ranks=[99] * 6, core_bits=8)
-    assert torch.equal(matrix_of(table), baseline.approximation)
+    assert agree(matrix_of(table), baseline.approximation)
     assert (table.params, table.nbytes) == (baseline.params, baseline.nbytes)
     mixed = MPSEmbedding.from_embedding(embedding(w), row_ranks=[99, 1] * 3, core_bits=8)
-    assert torch.equal(matrix_of(mixed)[::2], baseline.approximation[::2])
+    assert agree(matrix_of(mixed)[::2], baseline.approximation[::2])
 
 
 def test_more_than_255_different_ranks_are_refused(monkeypatch):
@@ -706,7 +706,7 @@ def test_autocast(kind):
     rows, scores = table(ids), table.logits(hidden)
     for mode in MODES:
         with mode(), torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(table(ids), rows)
+            assert agree(table(ids), rows)
             for given_as in (hidden, hidden.bfloat16()):
                 found = table.logits(given_as)
                 assert found.dtype == torch.bfloat16
@@ -823,8 +823,8 @@ def test_appending_leaves_the_old_rows_bit_for_bit(kind, dtype):
         assert ids.tolist() == list(range(table.num_embeddings - k - 1, table.num_embeddings))
         added.append((rows, caps))
     assert table.num_embeddings == 12 + 10 == len(matrix_of(table))
-    assert torch.equal(table(torch.arange(12)).detach(), before)
-    assert torch.equal(matrix_of(table)[:12], before)
+    assert agree(table(torch.arange(12)).detach(), before)
+    assert agree(matrix_of(table)[:12], before)
     assert_same_bits(stored_bits(table)[:12], bits)
     assert all(torch.equal(tensor, shared[name]) for name, tensor in table.store.frame.state_dict().items())
     # New rows are what they would have been from the start, in the old frame.
@@ -853,14 +853,14 @@ def test_appending_with_eps_opens_buckets_as_they_are_needed():
     before, bits = matrix_of(table), stored_bits(table)
     rough = noise(3, 64)
     table.append(rough)
-    assert len(table.store.buckets) == 2 and torch.equal(matrix_of(table)[4:], rough)
-    assert torch.equal(matrix_of(table)[:4], before)
+    assert len(table.store.buckets) == 2 and agree(matrix_of(table)[4:], rough)
+    assert agree(matrix_of(table)[:4], before)
     assert_same_bits(stored_bits(table)[:4], bits)
     assert table.store.bucket.dtype == torch.uint8 and table.store.place.dtype == torch.int32
     assert table.nbytes == 4 * (sum(len(t) * t.layout.numbers for t in table.store.buckets)) + 5 * 7
     table.append(torch.cat((waves, rough)))
     assert len(table.store.buckets) == 2 and table.num_embeddings == 14
-    assert torch.equal(matrix_of(table)[[11, 12, 13]], rough)
+    assert agree(matrix_of(table)[[11, 12, 13]], rough)
     torch.testing.assert_close(matrix_of(table)[7:11], waves, rtol=0, atol=0.01)
 
 
@@ -934,7 +934,7 @@ def test_a_failed_addition_changes_nothing(kind, rows, caps, error, message):
     with pytest.raises(error, match=message):
         table.append(rows, row_ranks=caps)
     assert table.num_embeddings == 12 and len(table.store.buckets) == len(twin.store.buckets)
-    assert same_state(table, twin) and torch.equal(matrix_of(table), matrix_of(twin))
+    assert same_state(table, twin) and agree(matrix_of(table), matrix_of(twin))
 
 
 def test_an_addition_that_fails_half_way_changes_nothing(monkeypatch):
@@ -953,7 +953,7 @@ def test_an_addition_that_fails_half_way_changes_nothing(monkeypatch):
     with pytest.raises(ValueError, match="no more"):
         table.append(noise(3, 48), row_ranks=[1, 4, 5])
     assert table.num_embeddings == 12 and len(table.store.buckets) == len(twin.store.buckets)
-    assert same_state(table, twin) and torch.equal(matrix_of(table), matrix_of(twin))
+    assert same_state(table, twin) and agree(matrix_of(table), matrix_of(twin))
 
 
 def test_halves_that_cannot_be_stored_leave_the_table_as_it_was():
@@ -971,7 +971,7 @@ def test_new_caps_open_a_bucket_and_the_index_follows():
     table.append(w[4:], row_ranks=[1, 99])
     assert [len(trains) for trains in table.store.buckets] == [4, 1, 1]
     assert table.store.bucket.tolist() == [0, 0, 0, 0, 1, 2] and table.store.place.tolist() == [0, 1, 2, 3, 0, 0]
-    assert torch.equal(matrix_of(table)[5], w[5])
+    assert agree(matrix_of(table)[5], w[5])
 
 
 # Saving, copying, moving
@@ -991,13 +991,13 @@ def test_copies_work_and_share_nothing(kind, copied):
     rows, caps = rows_for(table)
     table.append(rows, **caps)
     twin, before = copied(table), matrix_of(table)
-    assert torch.equal(matrix_of(twin), before) and repr(twin) == repr(table) and not twin.training
+    assert agree(matrix_of(twin), before) and repr(twin) == repr(table) and not twin.training
     assert (twin.padding_idx, twin.num_embeddings) == (2, 17)
     twin.append(rows, **caps)
     with torch.no_grad():
         for tensor in twin.state_dict().values():
             tensor.zero_()
-    assert torch.equal(matrix_of(table), before) and table.num_embeddings == 17
+    assert agree(matrix_of(table), before) and table.num_embeddings == 17
 
 
 @kinds
@@ -1011,7 +1011,7 @@ def test_state_goes_into_a_table_of_the_same_form(kind):
     torch.save(table.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(matrix_of(other), matrix_of(table))
+    assert agree(matrix_of(other), matrix_of(table))
 
 
 @kinds
@@ -1023,9 +1023,9 @@ def test_a_table_without_numbers(kind):
     assert bare(torch.zeros(3, dtype=torch.long, device="meta")).shape == (3, 48)
     bare.load_state_dict(table.state_dict(), assign=True)
     assert bare.device == table.device and bare.dtype == table.dtype
-    assert torch.equal(matrix_of(bare), matrix_of(table))
+    assert agree(matrix_of(bare), matrix_of(table))
     hidden = noise(2, 48)
-    assert torch.equal(bare.logits(hidden), table.logits(hidden))
+    assert agree(bare.logits(hidden), table.logits(hidden))
     rows, caps = rows_for(table)
     assert bare.append(rows, **caps).device == table.device
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from strategies import agree
 from test_embedding_head import IDS, KINDS, WIDTH, WORDS, built, compressed, gpt2, llama, masked_bert, output, t5
 from torch import nn
 
@@ -73,7 +74,7 @@ def test_the_state_of_a_head_holds_no_table_and_is_read_strictly(assign):
     assert not any(name.startswith("lm_head") for name in state)
     twin = moved(tied(gpt2)[0])
     twin.load_state_dict(state, assign=assign)
-    assert torch.equal(output(twin), output(model))
+    assert agree(output(twin), output(model))
     table = twin.get_input_embeddings()
     assert twin.lm_head.table is table
     with torch.no_grad():
@@ -95,7 +96,7 @@ def test_resizing_says_what_to_do(make):
             TypeError, match=r"keeps its 50 rows; table.append\(rows\) adds .* put the dense table back"
         ):
             one.resize_token_embeddings(WORDS + 3)
-    assert torch.equal(output(model), expected) and model.config.vocab_size == WORDS
+    assert agree(output(model), expected) and model.config.vocab_size == WORDS
     assert model.resize_token_embeddings() is table is model.resize_token_embeddings(WORDS)
     with pytest.raises(TypeError, match="keeps its 50 rows"):
         model.resize_token_embeddings(pad_to_multiple_of=64)
@@ -146,12 +147,12 @@ def test_a_model_wrapped_for_parallel_training_is_refused(wrapper):
 def test_a_compiled_model_sees_the_new_table():
     model = built(gpt2)
     compiled, expected = torch.compile(model, backend="eager"), output(model)
-    assert torch.equal(compiled(IDS)[0], expected)
+    assert agree(compiled(IDS)[0], expected)
     before = replace_embedding(compiled, compressed(model), head="tied")
     torch.testing.assert_close(compiled(IDS)[0], output(model))
     assert not torch.allclose(compiled(IDS)[0], expected, atol=1e-4)
     replace_embedding(compiled, before[0], head=before[1])
-    assert torch.equal(compiled(IDS)[0], expected) and "_tied_weights_keys" not in vars(model)
+    assert agree(compiled(IDS)[0], expected) and "_tied_weights_keys" not in vars(model)
 
 
 def test_a_head_before_its_table_in_the_order_of_modules():
@@ -206,7 +207,7 @@ def test_a_table_is_replaced_inside_peft():
     with pytest.raises(TypeError, match="keeps its 50 rows"):
         adapted.resize_token_embeddings(WORDS + 3)
     replace_embedding(adapted, before[0], head=before[1])
-    assert torch.equal(output(adapted), expected) and "_tied_weights_keys" not in vars(model)
+    assert agree(output(adapted), expected) and "_tied_weights_keys" not in vars(model)
 
 
 def test_a_head_whose_table_was_taken_away_says_so():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from strategies import agree
 from test_replace_models import output, plain, ties
 from transformers.models.auto import modeling_auto
 
@@ -65,4 +66,4 @@ def test_the_same_or_refused(family, name, tmp_path):
             model.tie_weights()
             model.save_pretrained(tmp_path)
             replace_embedding(model, before[0], head=before[1])
-        assert torch.equal(output(model), expected) and ties(model) == declared
+        assert agree(output(model), expected) and ties(model) == declared

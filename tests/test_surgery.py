@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from strategies import gaussian
+from strategies import agree, gaussian
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -59,10 +59,10 @@ def test_swapping_back_restores_the_outputs_bit_for_bit(name):
     plan = plan_of(model)
     old = swap_layer(model, f"1.{name}", layer)
     assert model.get_submodule(f"1.{name}") is layer
-    assert not torch.equal(model(x), before(x))
+    assert not agree(model(x), before(x))
     assert swap_layer(model, f"1.{name}", old) is layer
     assert plan_of(model) == plan
-    assert torch.equal(model(x), before(x))
+    assert agree(model(x), before(x))
 
 
 def test_the_new_layer_takes_part_in_all_the_model_does():
@@ -139,7 +139,7 @@ def test_layers_of_gpt2():
         conv = swap_layer(model, name, TTLinear.from_linear(model.get_submodule(name), eps=0))
         torch.testing.assert_close(model(tokens).logits, before, rtol=1e-4, atol=1e-5)
         swap_layer(model, name, conv)
-        assert torch.equal(model(tokens).logits, before)
+        assert agree(model(tokens).logits, before)
 
 
 @pytest.mark.parametrize(

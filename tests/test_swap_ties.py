@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from strategies import agree
 from test_surgery import Tied, plan_of
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
@@ -113,7 +114,7 @@ def test_a_swapped_head_and_a_replaced_table_are_undone_step_by_step(swap_first)
     while undo:
         undo.pop()()
         assert declared(model) == states.pop()
-    assert torch.equal(model(tokens).logits, expected)
+    assert agree(model(tokens).logits, expected)
 
 
 def test_the_advice_names_what_is_shared():

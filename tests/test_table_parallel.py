@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from compressed import every, noise
+from strategies import agree
 from test_table_tracing import TABLES
 from torch import nn
 
@@ -59,7 +60,7 @@ def test_emptied_and_loaded_or_drawn_again(kind):
     table = TABLES[kind]()
     other = copy.deepcopy(table).to("meta").to_empty(device="cpu")
     other.load_state_dict(table.state_dict())
-    assert torch.equal(other(every(table)), table(every(table)))
+    assert agree(other(every(table)), table(every(table)))
     drawn = copy.deepcopy(table).to("meta").to_empty(device="cpu")
     drawn.reset_parameters()
     assert drawn(every(drawn)).isfinite().all() and drawn(every(drawn)).std() > 0.1
