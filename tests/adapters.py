@@ -94,7 +94,9 @@ def weight_of(layer):
 
 
 def vectors(layer, *batch, seed=9):
-    return gaussian((*batch, layer.in_features), seed, layer.base_layer.weight.dtype)
+    x = gaussian((*batch, layer.in_features), seed, layer.base_layer.weight.dtype)
+    # GPT-2's layer wants rows that lie one after the other; where they begin may be anywhere.
+    return x if isinstance(layer.base_layer, nn.Linear) else x.contiguous()
 
 
 def forms_of(layer):

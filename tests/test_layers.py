@@ -210,7 +210,7 @@ def test_from_conv1d_of_gpt2(nf, nx, dtype):
     conv.weight.requires_grad_(False)
     before = state(conv)
     layer = TTLinear.from_linear(conv.eval(), eps=0)
-    x = gaussian((2, 5, nx), 0, dtype)
+    x = gaussian((2, 5, nx), 0, dtype).contiguous()  # GPT-2's layer wants rows that lie one after the other
     assert (layer.in_features, layer.out_features) == (nx, nf)
     assert norm(weight_of(layer).double() - conv.weight.T.double()) <= 20 * torch.finfo(dtype).eps * norm(conv.weight)
     assert norm(layer(x).double() - conv(x).double()) <= 20 * torch.finfo(dtype).eps * norm(conv(x))
