@@ -71,7 +71,7 @@ slow: $(READY)
 	$(PYTHON) -m pytest -m slow --hypothesis-profile=explore
 	$(TEST) --hypothesis-profile=explore tests
 	TTREF_SHAKE=1 $(TEST)
-	MKL_CBWR=COMPATIBLE $(TEST)
+	MKL_CBWR=COMPATIBLE $(TEST) --nbval-cell-timeout=1800  # slow arithmetic: one cell trains for minutes
 
 address: $(READY)
 	@$(if $(filter undefined,$(origin REPO)),$(error say which: make address REPO=owner/name, or REPO= for none))\
