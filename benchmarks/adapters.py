@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ttref import add_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
-from ttref.peft_bridge import TTLoraConfig
+from ttref.lora.peft import TTLoraConfig
 from ttref.workbook.sources import load_encoder
 
 from .measure import Case, Contender, repeated

@@ -13,7 +13,7 @@ import torch
 from tensorly.decomposition import tensor_train, tensor_train_matrix
 
 from ttref import tt_dot, tt_ranks, tt_svd, tt_to_tensor, ttm_svd
-from ttref.truncation import map_chunks
+from ttref.threads import map_chunks
 from ttref.workbook.sources import load_language_model
 
 from .measure import Case, Contender

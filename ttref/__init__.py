@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .fixedpoint.rtl import simulate as simulate
     from .layers import TTLinear
     from .lora import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
+    from .lora.peft import TTLoraConfig as TTLoraConfig
     from .matrices import ttm_svd, ttm_to_matrix
-    from .peft_bridge import TTLoraConfig as TTLoraConfig
     from .plans import Plan, plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
-    from .surgery import swap_layer
+    from .surgery.edit import swap_layer
     from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
@@ -89,7 +89,7 @@ _HOME = {
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery": ("swap_layer",),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
-    "peft_bridge": ("TTLoraConfig",),
+    "lora.peft": ("TTLoraConfig",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),

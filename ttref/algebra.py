@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import check_pair
 from .precision import computable, full_precision
-from .trains import check_train
 
 __all__ = ["tt_add", "tt_dot", "tt_hadamard"]
 
@@ -145,20 +145,3 @@ def tt_hadamard(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
         core = left[..., :, None, :, :, None] * right[..., None, :, :, None, :]  # (*batch, r, s, n, r', s')
         product.append(core.flatten(-2).flatten(-4, -3))
     return product
-
-
-def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
-    """Both are trains, of one dtype, with equal modes and batch axes that broadcast."""
-    batch_a, _, modes_a = check_train(a, "a")
-    batch_b, _, modes_b = check_train(b, "b")
-    if len(modes_a) != len(modes_b):
-        raise ValueError(f"a has {len(modes_a)} cores and b has {len(modes_b)}; trains to combine need equal modes")
-    for k, (n, m) in enumerate(zip(modes_a, modes_b, strict=True)):
-        if n != m:
-            raise ValueError(f"core {k} of a has mode {n} but core {k} of b has mode {m}; the modes must be equal")
-    if a[0].dtype != b[0].dtype:
-        raise TypeError(f"a is {a[0].dtype} and b is {b[0].dtype}; convert one of them")
-    try:
-        torch.broadcast_shapes(batch_a, batch_b)
-    except RuntimeError:
-        raise ValueError(f"the batch axes {batch_a} of a and {batch_b} of b do not broadcast") from None

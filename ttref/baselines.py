@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_float, check_input, whole
+from .codes import to_codes
 from .precision import computable, full_precision
-from .rounding import to_codes
-from .shapes import whole
-from .truncation import check_float, check_input, truncate
+from .truncation import truncate
 
 __all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
 

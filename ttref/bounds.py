@@ -8,8 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .checks import check_input
 from .precision import full_precision
-from .truncation import check_input
 
 __all__ = ["gaussian_distortion"]
 

@@ -11,19 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import check_input, check_rank_or_eps, check_train, whole
+from .powers import check_range, exponents, peak, times_power
 from .precision import full_precision
-from .shapes import tt_ranks, whole
-from .trains import check_train
-from .truncation import (
-    bond_tolerance,
-    check_input,
-    check_range,
-    check_rank_or_eps,
-    exponents,
-    peak,
-    times_power,
-    truncate,
-)
+from .shapes import tt_ranks
+from .truncation import bond_tolerance, truncate
 from .wide import Pair, orthonormal, product
 
 __all__ = ["tt_norm", "tt_orthogonalize", "tt_round"]

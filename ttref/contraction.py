@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .matrices import check_matrix_train, ttm_to_matrix
+from .checks import check_float, check_matrix_train
+from .matrices import ttm_to_matrix
 from .modules import listed
 from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
 from .precision import computable, under_autocast
 from .tracing import forward_mode, recorded, transformed
-from .truncation import check_float
 
 __all__ = ["ttm_matvec"]
 

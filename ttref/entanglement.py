@@ -13,19 +13,10 @@ import torch
 from torch import Tensor
 
 from .canonical import canonical
+from .checks import check_batch_dims, check_bond, check_input, check_rank_or_eps, check_train
+from .powers import check_range, exponents, times_power
 from .precision import full_precision
-from .shapes import whole
-from .trains import check_batch_dims, check_train
-from .truncation import (
-    bond_tolerance,
-    check_input,
-    check_range,
-    check_rank_or_eps,
-    exponents,
-    ranks_within,
-    singular_values,
-    times_power,
-)
+from .truncation import bond_tolerance, ranks_within, singular_values
 
 __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 
@@ -166,24 +157,16 @@ def _spectrum(x_or_cores: Tensor | Sequence[Tensor], bond: int, batch_dims: int)
         check_input("x", x)
         batch_dims = check_batch_dims(x, batch_dims)
         batch, modes = x.shape[:batch_dims], x.shape[batch_dims:]
-        _check_bond(bond, len(modes))
+        check_bond(bond, len(modes))
         matrix = x.reshape(*batch, math.prod(modes[:bond]), -1).double()
         exponent = exponents(matrix, (-2, -1))
         matrix = times_power(matrix, -exponent)
     else:
         check_train(x_or_cores)
-        _check_bond(bond, len(x_or_cores))
+        check_bond(bond, len(x_or_cores))
         x = x_or_cores[0]
         moved, exponent = canonical(x_or_cores, bond - 1)
         matrix, exponent = moved[bond - 1].flatten(-3, -2), exponent[..., 0]
     if matrix.shape[-2] > matrix.shape[-1]:
         matrix = matrix.mT
     return singular_values(matrix, precise=x.dtype == torch.float64), exponent[..., 0], x.dtype
-
-
-def _check_bond(bond: int, d: int) -> None:
-    bond = whole("bond", bond, least=-(2**31))
-    if d < 2:
-        raise IndexError(f"{d} modes have no bond between them; give the tensor at least two")
-    if not 1 <= bond < d:
-        raise IndexError(f"bond must lie between 1 and {d - 1}, got {bond}; bond k has k of the {d} modes on its left")

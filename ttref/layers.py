@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_float, check_matrix_train, paired_modes, several, whole
 from .contraction import multiply
 from .linears import computed, decomposed
-from .matrices import check_matrix_train, ttm_to_matrix
+from .matrices import ttm_to_matrix
 from .modules import Cores, cores_of, listed, owned
-from .plans import Plan, choose_modes, gives_modes, plan_for
+from .plans import Plan, choose_modes, plan_for
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
-from .shapes import paired_modes, tt_ranks, whole
+from .shapes import tt_ranks
 from .starts import draw
-from .truncation import check_float
 
 __all__ = ["TTLinear"]
 
@@ -108,7 +108,7 @@ class TTLinear(nn.Module):
         modes = paired_modes(out_shape, in_shape)
         ranks = tt_ranks(modes, rank)
         widths = [
-            math.prod(modes) if gives_modes(side) else int(side)
+            math.prod(modes) if several(side) else int(side)
             for side, modes in zip(given, (in_shape, out_shape), strict=True)
         ]
         options = {"device": device, "dtype": dtype}

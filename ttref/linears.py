@@ -13,10 +13,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .checks import check_input, check_modes, check_rank_or_eps
 from .matrices import ttm_svd
 from .plans import NOMINAL_RANK, choose_modes
-from .shapes import check_modes
-from .truncation import check_input, check_rank_or_eps
 
 _PLAIN = (Tensor, nn.Parameter)
 _UNBUILT = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import check_input, check_matrix_train, check_modes, paired_modes
 from .precision import full_precision
-from .shapes import check_modes, paired_modes
-from .trains import check_listed, check_train, tt_svd, tt_to_tensor
-from .truncation import check_input
+from .trains import tt_svd, tt_to_tensor
 
 __all__ = ["ttm_svd", "ttm_to_matrix"]
 
@@ -106,15 +105,3 @@ def ttm_to_matrix(cores: Sequence[Tensor]) -> Tensor:
     tensor = tt_to_tensor([core.flatten(1, 2) for core in cores])
     paired = tensor.reshape([size for pair in zip(rows, cols, strict=True) for size in pair])
     return paired.permute([*range(0, 2 * d, 2), *range(1, 2 * d, 2)]).reshape(math.prod(rows), math.prod(cols))
-
-
-def check_matrix_train(cores: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Row modes, column modes and ranks of a TT-matrix; an error that names the first core that does not fit."""
-    check_listed(cores)
-    for k, core in enumerate(cores):
-        if isinstance(core, Tensor) and core.ndim != 4:
-            raise ValueError(
-                f"cores[{k}] has shape {tuple(core.shape)}; a TT-matrix core is (r_left, m, n, r_right), four axes"
-            )
-    _, ranks, _ = check_train([core.flatten(1, 2) if isinstance(core, Tensor) else core for core in cores])
-    return tuple(core.shape[1] for core in cores), tuple(core.shape[2] for core in cores), ranks

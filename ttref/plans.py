@@ -13,16 +13,16 @@ Which is cheapest depends on the modes, the ranks and the batch; the numbers tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .matrices import check_matrix_train
+from .checks import check_matrix_train, check_modes, paired_modes, several, whole
 from .modules import listed
-from .shapes import balanced_modes, check_modes, paired_modes, tt_ranks, whole
+from .shapes import balanced_modes, tt_ranks
 
 __all__ = ["Plan", "plan_contraction"]
 
@@ -140,7 +140,7 @@ def choose_modes(
     Up to a thousand pairs of orders are compared; of more, those that a swap of two modes improves until none does.
     """
     given = {"in_shape": in_shape, "out_shape": out_shape}
-    fixed = {name: check_modes(name, side) for name, side in given.items() if gives_modes(side)}
+    fixed = {name: check_modes(name, side) for name, side in given.items() if several(side)}
     order = len(next(iter(fixed.values()))) if fixed else 3
     if any(len(modes) != order for modes in fixed.values()):
         raise ValueError(
@@ -167,11 +167,6 @@ def choose_modes(
         for down in (False, True)
     ]
     return min((_improved(start, free, macs) for start in starts), key=macs)
-
-
-def gives_modes(side: int | Sequence[int]) -> bool:
-    """Whether modes were given, in a sequence or array of any kind, and not a width; a 0-d array is a number."""
-    return isinstance(side, Iterable) and not isinstance(side, str) and getattr(side, "ndim", 1) > 0
 
 
 def _count(modes: tuple[int, ...]) -> int:

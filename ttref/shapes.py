@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+
+from .checks import check_modes, paired_modes, several, whole
 
 __all__ = ["factorize", "balanced_modes", "tt_ranks", "tt_params", "ttm_params"]
 
@@ -137,7 +138,7 @@ def tt_ranks(shape: Sequence[int], rank: int | Sequence[int]) -> tuple[int, ...]
     """
     modes = check_modes("shape", shape)
     d = len(modes)
-    if listed(rank):
+    if several(rank):
         caps = [whole(f"rank[{k}]", r, least=1) for k, r in enumerate(rank)]
         if len(caps) != d + 1:
             raise ValueError(
@@ -206,44 +207,6 @@ def ttm_params(row_shape: Sequence[int], col_shape: Sequence[int], rank: int | S
         10496
     """
     return tt_params(paired_modes(row_shape, col_shape), rank)
-
-
-def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[int, ...]:
-    """The modes ``m_k * n_k`` a matrix has when it is read as a tensor train; checks that the shapes pair up."""
-    rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
-    if len(rows) != len(cols):
-        raise ValueError(
-            f"row_shape {rows} has {len(rows)} modes and col_shape {cols} has {len(cols)}; they need equally many"
-        )
-    return tuple(m * n for m, n in zip(rows, cols, strict=True))
-
-
-def whole(name: str, value: int, *, least: int) -> int:
-    """``value`` as an int, or an error that names it; an array or a tensor of one integer without axes is one too."""
-    try:
-        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def listed(value: object) -> bool:
-    """Whether this is several numbers: a 0-d array or tensor calls itself iterable and is one; a string is none."""
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
-
-
-def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple of ints of at least 1, or an error that names it; arrays and tensors are sequences too."""
-    if not listed(shape):
-        raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
-    shape = tuple(shape)
-    if not shape:
-        raise ValueError(f"{name} is empty; a tensor train needs at least one mode")
-    return tuple(whole(f"{name}[{k}]", n, least=1) for k, n in enumerate(shape))
 
 
 def _split(n: int, order: int | None, max_mode: int | None) -> tuple[int, ...] | None:

@@ -18,19 +18,14 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checks import check_batch_dims, check_input, check_modes, check_rank_or_eps, check_train
+from .powers import peak
 from .precision import computable, full_precision
-from .shapes import check_modes, tt_ranks, whole
-from .truncation import (
-    bond_tolerance,
-    check_float,
-    check_input,
-    check_rank_or_eps,
-    map_chunks,
-    peak,
-    truncate,
-)
+from .shapes import tt_ranks
+from .threads import map_chunks
+from .truncation import bond_tolerance, truncate
 
 __all__ = ["tt_svd", "tt_to_tensor", "tt_entry"]
 
@@ -218,43 +213,6 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
     return row.reshape(batch + where.shape[:-1]).to(cores[0].dtype)
 
 
-def check_listed(cores: Sequence[Tensor], name: str = "cores") -> None:
-    """Cores come in a list, in a tuple, or in the ParameterList that layers keep them in."""
-    if not isinstance(cores, (list, tuple, nn.ParameterList)):
-        raise TypeError(f"{name} must be a list of cores, got {type(cores).__name__}")
-
-
-def check_train(
-    cores: Sequence[Tensor], name: str = "cores"
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Batch axes, ranks and modes of a train; an error that names the first core that does not fit."""
-    check_listed(cores, name)
-    if not len(cores):
-        raise ValueError(f"{name} is empty; a train has at least one core")
-    for k, core in enumerate(cores):
-        check_float(f"{name}[{k}]", core)
-        if core.ndim < 3:
-            raise ValueError(f"{name}[{k}] has shape {tuple(core.shape)}; a core is (*batch, r_left, n, r_right)")
-        if core.numel() == 0:
-            raise ValueError(f"{name}[{k}] has no entries: its shape is {tuple(core.shape)}")
-        if core.shape[:-3] != cores[0].shape[:-3]:
-            raise ValueError(
-                f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}"
-            )
-        if core.dtype != cores[0].dtype:
-            raise TypeError(f"{name}[{k}] is {core.dtype}, {name}[0] is {cores[0].dtype}; convert them to one dtype")
-        if k and core.shape[-3] != cores[k - 1].shape[-1]:
-            raise ValueError(
-                f"{name}[{k - 1}] ends with rank {cores[k - 1].shape[-1]} but {name}[{k}] begins with rank "
-                f"{core.shape[-3]}: bond {k} does not chain; the two must be equal"
-            )
-    if cores[0].shape[-3] != 1 or cores[-1].shape[-1] != 1:
-        ends = f"{cores[0].shape[-3]} on the left and {cores[-1].shape[-1]} on the right"
-        raise ValueError(f"the end ranks of {name} must be 1, got {ends}")
-    ranks = (1, *(core.shape[-1] for core in cores))
-    return tuple(cores[0].shape[:-3]), ranks, tuple(core.shape[-2] for core in cores)
-
-
 def _sweep(
     rest: Tensor, modes: Sequence[int], ranks: Sequence[int] | None, tolerance: float | None, *, precise: bool
 ) -> tuple[list[Tensor], int]:
@@ -284,14 +242,6 @@ def _last_truncation(modes: Sequence[int], ranks: Sequence[int]) -> int:
     while k > 0 and ranks[k] == math.prod(modes[k:]):
         k -= 1
     return k
-
-
-def check_batch_dims(x: Tensor, batch_dims: int) -> int:
-    """``batch_dims`` as an int that leaves at least one axis of ``x`` for the modes."""
-    batch_dims = whole("batch_dims", batch_dims, least=0)
-    if batch_dims >= max(x.ndim, 1):
-        raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
-    return batch_dims
 
 
 def _split_axes(x: Tensor, shape: Sequence[int] | None, batch_dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

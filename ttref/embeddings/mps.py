@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_caps, check_input, check_rank_or_eps, whole
 from ..files import read, write
 from ..precision import computable, full_precision
-from ..shapes import whole
-from ..truncation import check_input, check_rank_or_eps
-from .frame import Frame
-from .rows import RowLayout, traced
+from ..rows.frame import Frame
+from ..rows.packed import RowLayout, traced
+from ..rows.sorting import sorted_rows
+from ..rows.store import RowStore, gaussian
 from .settings import checked, row_modes
-from .sorting import check_caps, sorted_rows
-from .store import RowStore, gaussian
 from .tables import CompressedTable, table_of
 
 __all__ = ["MPSEmbedding"]

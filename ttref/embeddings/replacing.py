@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..linears import computes_more
-from ..surgery import all_or_nothing
+from ..surgery.edit import all_or_nothing
+from ..surgery.ties import declare
 from .head import ScaledTable, TiedHead
 from .tables import CompressedTable
-from .ties import declare
 
 __all__ = ["replace_embedding"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_modes, check_rank_or_eps, whole
 from ..files import MOST_MODES, check_finite, check_header
-from ..shapes import check_modes, tt_ranks, whole
-from ..truncation import check_rank_or_eps
-from .rows import RowLayout
+from ..rows.packed import RowLayout
+from ..shapes import tt_ranks
 
 _DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 _LARGEST = 1 << 40  # no row is wider; products of larger modes would take time to find out

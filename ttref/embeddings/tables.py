@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_input
 from ..linears import numbers_of
 from ..precision import full_precision, under_autocast
 from ..rebuilt import rebuilt
-from ..truncation import check_input
-from .rows import traced
+from ..rows.packed import traced
 
 LOOK_UP = 512  # rows rebuilt at once
 

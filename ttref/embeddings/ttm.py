@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_matrix_train, check_modes, check_rank_or_eps, paired_modes, several, whole
 from ..contraction import multiply
 from ..files import check_finite, check_header, read, write
-from ..matrices import check_matrix_train, ttm_svd
+from ..matrices import ttm_svd
 from ..modules import Cores, cores_of, listed, owned
-from ..plans import NOMINAL_RANK, choose_modes, gives_modes, plan_for
+from ..plans import NOMINAL_RANK, choose_modes, plan_for
 from ..precision import computable, full_precision
-from ..shapes import check_modes, paired_modes, tt_ranks, whole
+from ..rows.packed import meet, traced
+from ..shapes import tt_ranks
 from ..starts import draw
-from ..truncation import check_rank_or_eps
-from .rows import meet, traced
 from .tables import LOOK_UP, CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
@@ -78,9 +78,9 @@ class TTMEmbedding(CompressedTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if num_embeddings is None and not gives_modes(row_shape):
+        if num_embeddings is None and not several(row_shape):
             num_embeddings = whole("row_shape", row_shape, least=1)
-        if embedding_dim is None and not gives_modes(col_shape):
+        if embedding_dim is None and not several(col_shape):
             embedding_dim = whole("col_shape", col_shape, least=1)
         row_shape, col_shape = _modes(row_shape, col_shape, rank)
         modes = paired_modes(row_shape, col_shape)
@@ -283,7 +283,7 @@ def _modes(
     row_shape: int | Sequence[int], col_shape: int | Sequence[int], rank: int | Sequence[int]
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Modes of both sides, chosen where a size was given instead."""
-    if gives_modes(row_shape) and gives_modes(col_shape):
+    if several(row_shape) and several(col_shape):
         paired_modes(row_shape, col_shape)
         return row_shape, col_shape
     columns, rows = choose_modes(col_shape, row_shape, rank)

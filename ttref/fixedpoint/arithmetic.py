@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shapes import whole
+from ..checks import whole
 from .errors import FixedPointOverflow, FormatError
 from .formats import FixedPointFormat
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shapes import whole
+from ..checks import whole
 from . import arithmetic as fp
 from .arithmetic import OverflowStats
 from .errors import AccumulatorOverflow, FixedPointOverflow, FormatError

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..shapes import whole
+from ..checks import whole
 from .stages import Stage, check_chain
 
 __all__ = ["ArrayModel", "LayerTime", "amdahl", "buffer_words", "mac_ratio", "macs", "roofline", "weight_words"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..shapes import whole
+from ..checks import whole
 from .stages import Stage, check_chain
 
 __all__ = ["Tile", "Schedule", "schedule", "cycles"]

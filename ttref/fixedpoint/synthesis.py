@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..shapes import whole
+from ..checks import whole
 
 if TYPE_CHECKING:
     from amaranth.lib.wiring import Component

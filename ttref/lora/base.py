@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..shapes import whole
+from ..checks import whole
 from . import forms
 from .delta import TTDelta
 

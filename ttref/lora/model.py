@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..wrappers import bare, bare_modules, find, put
+from ..surgery.wrappers import bare, bare_modules, find, put
 from .base import delta_for
 from .delta import TTDelta
 from .layer import TTLoRALinear

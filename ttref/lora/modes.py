@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from ..shapes import check_modes, factorize, tt_ranks, whole
+from ..checks import check_modes, whole
+from ..shapes import factorize, tt_ranks
 
 __all__ = ["automatic_modes"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_float
 from ..files import MOST_MODES, check_header, digest, digest_of_version_1, read, write
-from ..truncation import check_float
-from ..wrappers import bare_modules, bare_state, find
+from ..surgery.wrappers import bare_modules, bare_state, find
 from .base import widths
 from .delta import TTDelta
 from .model import adapters, install, saved_along

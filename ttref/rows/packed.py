@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..codes import to_codes
 from ..precision import computable
-from ..rounding import to_codes
 from ..shapes import tt_ranks
 from ..trains import tt_svd
 

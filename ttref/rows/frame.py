@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..powers import peak
 from ..precision import computable
-from ..truncation import fix_signs, peak
-from .rows import Held, traced
+from ..truncation import fix_signs
+from .packed import Held, traced
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .head import ScaledTable
-from .tables import CompressedTable
+from ..embeddings.head import ScaledTable
+from ..embeddings.tables import CompressedTable
 
 _PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
 

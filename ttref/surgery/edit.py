@@ -160,7 +160,7 @@ def _declare_ties(model: nn.Module, name: str) -> None:
         declared = {**(ties or {}), **(getattr(ties, "declared", None) or {})}
         inner = name[len(prefix) :].lstrip(".") + "."
         if any(end.startswith(inner) for tie in declared.items() for end in tie):
-            from .embeddings.ties import declare  # only a model of transformers needs it
+            from .ties import declare  # only a model of transformers needs it
 
             try:
                 look_up = part.get_input_embeddings()

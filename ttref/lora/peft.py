@@ -27,9 +27,9 @@ except ModuleNotFoundError as error:
         "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
     ) from error
 
-from .lora.model import check_shape_names, check_unshared
+from ..surgery.wrappers import bare_names, put, rebind
+from .model import check_shape_names, check_unshared
 from .peft_layer import TTLoraLayer, TTLoraLinear
-from .wrappers import bare_names, put, rebind
 
 __all__ = ["TTLoraConfig"]
 

@@ -8,22 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..powers import peak
 from ..precision import computable
-from ..shapes import whole
-from ..truncation import peak
 from .frame import AT_ONCE, Frame
-from .rows import RowLayout
+from .packed import RowLayout
 from .store import Group
-
-
-def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:
-    """``row_ranks`` as a list of ``count`` caps of at least 1, or an error that names the first that is wrong."""
-    if not isinstance(row_ranks, Iterable):
-        raise TypeError(f"row_ranks must be {count} caps, one for each row, got {row_ranks!r}; rank takes one for all")
-    caps = row_ranks.tolist() if isinstance(row_ranks, Tensor) else list(row_ranks)
-    if len(caps) != count:
-        raise ValueError(f"row_ranks has {len(caps)} caps, but there are {count} rows")
-    return [whole(f"row_ranks[{k}]", cap, least=1) for k, cap in enumerate(caps)]
 
 
 def sort_by_cap(caps: Sequence[int], shape: Sequence[int], table: Tensor) -> Iterator[Group]:

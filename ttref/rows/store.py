@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..precision import computable
 from .frame import AT_ONCE, Frame
-from .rows import Held, Piece, RowLayout, RowTrains, by_owner, traced, twin
+from .packed import Held, Piece, RowLayout, RowTrains, by_owner, traced, twin
 
 Group = tuple[RowLayout, Tensor, list[Tensor] | None]  # a layout, the rows that take it, int64, and what is stored
 BLOCK = 2048  # rows rebuilt at once to score vectors with them

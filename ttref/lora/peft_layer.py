@@ -1,4 +1,4 @@
-"""One layer under PEFT's verbs: what ``peft.get_peft_model`` puts around it. ``ttref.peft_bridge`` is the way in."""
+"""One layer under PEFT's verbs: what ``peft.get_peft_model`` puts around it. ``ttref.lora.peft`` is the way in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from .lora.base import adapted, delta_for, merged_weight, quantized, stored, widths
-from .lora.delta import TTDelta
-from .lora.model import modes_for
+from .base import adapted, delta_for, merged_weight, quantized, stored, widths
+from .delta import TTDelta
+from .model import modes_for
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):

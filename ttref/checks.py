@@ -1,0 +1,195 @@
+"""What is asked of arguments before anything is computed: whole numbers, modes, dtypes, trains that chain.
+
+Every message names the argument, says what is wrong with it and how to mend it. A wrong type or dtype is a TypeError, a
+wrong value or size a ValueError, a place that does not exist an IndexError. Integers are checked without torch, which
+is loaded only where a tensor is looked at: the counts of :mod:`ttref.shapes` and fixed point do without it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def whole(name: str, value: int, *, least: int) -> int:
+    """``value`` as an int, or an error that names it; an array or a tensor of one integer without axes is one too."""
+    try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def several(value: object) -> bool:
+    """Whether this is several numbers: a 0-d array or tensor calls itself iterable and is one; a string is none."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
+
+
+def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple of ints of at least 1, or an error that names it; arrays and tensors are sequences too."""
+    if not several(shape):
+        raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
+    shape = tuple(shape)
+    if not shape:
+        raise ValueError(f"{name} is empty; a tensor train needs at least one mode")
+    return tuple(whole(f"{name}[{k}]", n, least=1) for k, n in enumerate(shape))
+
+
+def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[int, ...]:
+    """The modes ``m_k * n_k`` a matrix has when it is read as a tensor train; checks that the shapes pair up."""
+    rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
+    if len(rows) != len(cols):
+        raise ValueError(
+            f"row_shape {rows} has {len(rows)} modes and col_shape {cols} has {len(cols)}; they need equally many"
+        )
+    return tuple(m * n for m, n in zip(rows, cols, strict=True))
+
+
+def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> None:
+    """Exactly one of the two, and eps in [0, 1)."""
+    if rank is None and eps is None:
+        raise ValueError(
+            "give exactly one of rank and eps, got neither: rank=8 caps the ranks, eps=0.1 allows ten per cent of error"
+        )
+    if rank is not None and eps is not None:
+        raise ValueError(
+            "give exactly one of rank and eps, got both: a cap on the rank would void the guarantee of eps; "
+            "where both are wanted, round twice, first by eps and then by rank"
+        )
+    if eps is not None:
+        if isinstance(eps, bool) or not isinstance(eps, Real):
+            raise TypeError(f"eps must be a number in [0, 1), got {eps!r} of type {type(eps).__name__}")
+        if not 0 <= eps < 1:
+            raise ValueError(f"eps is the relative Frobenius error allowed and must lie in [0, 1), got {eps}")
+
+
+def check_float(name: str, x: Tensor) -> None:
+    """Raise TypeError unless ``x`` is a real floating-point tensor."""
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; torch.as_tensor converts an array")
+    if x.is_complex():
+        raise TypeError(f"{name} is {x.dtype}: complex tensors are not supported; decompose .real and .imag apart")
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(f"{name} is {x.dtype}, but a floating-point dtype is needed; {name}.float() converts it")
+
+
+def check_input(name: str, x: Tensor) -> None:
+    """Refuse what no decomposition can start from: wrong type, complex or integer dtype, no entries, NaN or Inf."""
+    check_float(name, x)
+    if x.numel() == 0:
+        raise ValueError(f"{name} has no entries: its shape is {tuple(x.shape)}")
+    # One NaN or Inf anywhere makes the sum non-finite, at a twentieth of the cost of looking at every entry. Finite
+    # entries can overflow the sum too, so only then is each entry looked at.
+    if not x.sum().isfinite() and not x.isfinite().all():
+        bad = (~x.isfinite()).nonzero()
+        raise ValueError(
+            f"{name} has {len(bad)} entries that are NaN or Inf, the first at index {tuple(bad[0].tolist())}; "
+            "a decomposition would spread them over every core, so clean or drop them first"
+        )
+
+
+def check_batch_dims(x: Tensor, batch_dims: int) -> int:
+    """``batch_dims`` as an int that leaves at least one axis of ``x`` for the modes."""
+    batch_dims = whole("batch_dims", batch_dims, least=0)
+    if batch_dims >= max(x.ndim, 1):
+        raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
+    return batch_dims
+
+
+def check_bond(bond: int, d: int) -> None:
+    """A bond of a train of d cores, counted from 1, or an error."""
+    bond = whole("bond", bond, least=-(2**31))
+    if d < 2:
+        raise IndexError(f"{d} modes have no bond between them; give the tensor at least two")
+    if not 1 <= bond < d:
+        raise IndexError(f"bond must lie between 1 and {d - 1}, got {bond}; bond k has k of the {d} modes on its left")
+
+
+def check_listed(cores: Sequence[Tensor], name: str = "cores") -> None:
+    """Cores come in a list, in a tuple, or in the ParameterList that layers keep them in."""
+    if isinstance(cores, (list, tuple)):
+        return
+    from torch import nn
+
+    if not isinstance(cores, nn.ParameterList):
+        raise TypeError(f"{name} must be a list of cores, got {type(cores).__name__}")
+
+
+def check_train(
+    cores: Sequence[Tensor], name: str = "cores"
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Batch axes, ranks and modes of a train; an error that names the first core that does not fit."""
+    check_listed(cores, name)
+    if not len(cores):
+        raise ValueError(f"{name} is empty; a train has at least one core")
+    for k, core in enumerate(cores):
+        check_float(f"{name}[{k}]", core)
+        if core.ndim < 3:
+            raise ValueError(f"{name}[{k}] has shape {tuple(core.shape)}; a core is (*batch, r_left, n, r_right)")
+        if core.numel() == 0:
+            raise ValueError(f"{name}[{k}] has no entries: its shape is {tuple(core.shape)}")
+        if core.shape[:-3] != cores[0].shape[:-3]:
+            raise ValueError(
+                f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}"
+            )
+        if core.dtype != cores[0].dtype:
+            raise TypeError(f"{name}[{k}] is {core.dtype}, {name}[0] is {cores[0].dtype}; convert them to one dtype")
+        if k and core.shape[-3] != cores[k - 1].shape[-1]:
+            raise ValueError(
+                f"{name}[{k - 1}] ends with rank {cores[k - 1].shape[-1]} but {name}[{k}] begins with rank "
+                f"{core.shape[-3]}: bond {k} does not chain; the two must be equal"
+            )
+    if cores[0].shape[-3] != 1 or cores[-1].shape[-1] != 1:
+        ends = f"{cores[0].shape[-3]} on the left and {cores[-1].shape[-1]} on the right"
+        raise ValueError(f"the end ranks of {name} must be 1, got {ends}")
+    ranks = (1, *(core.shape[-1] for core in cores))
+    return tuple(cores[0].shape[:-3]), ranks, tuple(core.shape[-2] for core in cores)
+
+
+def check_matrix_train(cores: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Row modes, column modes and ranks of a TT-matrix; an error that names the first core that does not fit."""
+    check_listed(cores)
+    for k, core in enumerate(cores):
+        check_float(f"cores[{k}]", core)
+        if core.ndim != 4:
+            raise ValueError(
+                f"cores[{k}] has shape {tuple(core.shape)}; a TT-matrix core is (r_left, m, n, r_right), four axes"
+            )
+    _, ranks, _ = check_train([core.flatten(1, 2) for core in cores])
+    return tuple(core.shape[1] for core in cores), tuple(core.shape[2] for core in cores), ranks
+
+
+def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    """Both are trains, of one dtype, with equal modes and batch axes that broadcast."""
+    batch_a, _, modes_a = check_train(a, "a")
+    batch_b, _, modes_b = check_train(b, "b")
+    if len(modes_a) != len(modes_b):
+        raise ValueError(f"a has {len(modes_a)} cores and b has {len(modes_b)}; trains to combine need equal modes")
+    for k, (n, m) in enumerate(zip(modes_a, modes_b, strict=True)):
+        if n != m:
+            raise ValueError(f"core {k} of a has mode {n} but core {k} of b has mode {m}; the modes must be equal")
+    if a[0].dtype != b[0].dtype:
+        raise TypeError(f"a is {a[0].dtype} and b is {b[0].dtype}; convert one of them")
+    if any(1 not in ends and ends[0] != ends[1] for ends in zip(batch_a[::-1], batch_b[::-1], strict=False)):
+        raise ValueError(f"the batch axes {batch_a} of a and {batch_b} of b do not broadcast")
+
+
+def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:
+    """``row_ranks`` as a list of ``count`` caps of at least 1, or an error that names the first that is wrong."""
+    if not isinstance(row_ranks, Iterable):
+        raise TypeError(f"row_ranks must be {count} caps, one for each row, got {row_ranks!r}; rank takes one for all")
+    caps = row_ranks.tolist() if hasattr(row_ranks, "tolist") else list(row_ranks)
+    if len(caps) != count:
+        raise ValueError(f"row_ranks has {len(caps)} caps, but there are {count} rows")
+    return [whole(f"row_ranks[{k}]", cap, least=1) for k, cap in enumerate(caps)]

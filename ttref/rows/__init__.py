@@ -1,0 +1,1 @@
+"""Many short vectors as tensor trains: packed, kept in buckets of equal ranks, looked up and scored."""
