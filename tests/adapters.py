@@ -18,7 +18,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from ttref import TTLoRALinear
-from ttref.wrappers import put
+from ttref.surgery.wrappers import put
 
 FORMS = ["factors", "cores", "dense"]
 WIDE = [torch.float64, torch.float32]

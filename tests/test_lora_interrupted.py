@@ -13,7 +13,7 @@ import ttref.lora
 from ttref import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
 
 FOLDER = str(Path(ttref.lora.__file__).parent)
-ROOMS = (FOLDER, str(Path(FOLDER).parent / "wrappers.py"))
+ROOMS = (FOLDER, str(Path(FOLDER).parent / "surgery"))
 
 
 def run(function, stop=None):

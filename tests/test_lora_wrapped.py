@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ttref import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
-from ttref.wrappers import bare, bare_modules, bare_state, find
+from ttref.surgery.wrappers import bare, bare_modules, bare_state, find
 
 pytestmark = pytest.mark.filterwarnings("ignore:DistributedDataParallel knows only")
 

@@ -28,7 +28,9 @@ from strategies import agree, norm, seeds
 from torch import nn
 
 from ttref import MPSEmbedding, factorize, quantize_integer, tt_params
-from ttref.embeddings import frame, rows, sorting, store, tables
+from ttref.embeddings import tables
+from ttref.rows import frame, sorting, store
+from ttref.rows import packed as rows
 
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 # Tables that differ in all that matters: one bucket or more, a frame or none, int8 or not, padded modes or not.

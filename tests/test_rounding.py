@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import gaussian, seeds
 
 from ttref import quantize_integer
-from ttref.rounding import to_codes
+from ttref.codes import to_codes
 
 values = st.tuples(
     st.integers(1, 5), st.integers(1, 9), seeds, st.integers(-30, 30), st.sampled_from([torch.float32, torch.float64])

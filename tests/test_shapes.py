@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttref.shapes import balanced_modes, factorize, paired_modes, tt_params, tt_ranks, ttm_params
+from ttref.checks import paired_modes
+from ttref.shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
 
 
 @pytest.mark.parametrize(("rank", "count"), [(1, 20), (2, 72), (3, 140), (4, 232), (8, 680), (16, 1704), (32, 2728)])

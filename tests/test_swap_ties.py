@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from ttref import MPSEmbedding, TiedHead, TTLinear, replace_embedding, swap_layer
-from ttref.embeddings.ties import declare
+from ttref.surgery.ties import declare
 
 
 def gpt2():
@@ -140,7 +140,7 @@ def test_a_swap_that_is_interrupted_leaves_the_model_as_it_was(monkeypatch):
         declare(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttref.embeddings.ties.declare", interrupted)
+    monkeypatch.setattr("ttref.surgery.ties.declare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         swap_layer(model, "lm_head", head)
     assert plan_of(model) == plan and declared(model) == ties

@@ -82,7 +82,7 @@ def test_an_interrupt_at_any_line_leaves_a_whole_table(kind, padding_idx):
 
 def test_memory_that_gives_out_in_the_second_bucket(monkeypatch):
     table, rows = made("row_ranks"), noise(4, 16, 1)
-    before, adopt, calls = copy.deepcopy(table), ttref.embeddings.rows.RowTrains.adopt, []
+    before, adopt, calls = copy.deepcopy(table), ttref.rows.packed.RowTrains.adopt, []
 
     def failing(self, *args, **kwargs):
         calls.append(1)
@@ -91,7 +91,7 @@ def test_memory_that_gives_out_in_the_second_bucket(monkeypatch):
         return adopt(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttref.embeddings.rows.RowTrains, "adopt", failing)
+        patch.setattr(ttref.rows.packed.RowTrains, "adopt", failing)
         with pytest.raises(RuntimeError, match="not enough memory"):
             table.append(rows, row_ranks=CAPS)
     assert same_state(table, before)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dense, gaussian, modes, random_train, seeds
 
-from ttref import truncation
+from ttref import threads
 from ttref.shapes import tt_params, tt_ranks
 from ttref.trains import tt_entry, tt_svd, tt_to_tensor
 
@@ -141,7 +141,7 @@ def three_threads():
 def test_chunks_and_threads_change_nothing(three_threads, monkeypatch):
     x = gaussian((257, 4, 4, 4), 7, torch.float32)
     whole = [tt_svd(x, rank=2, batch_dims=1), tt_svd(x, eps=0.3, batch_dims=1)]
-    monkeypatch.setattr(truncation, "CHUNK_BYTES", 64 * 8 * 10)
+    monkeypatch.setattr(threads, "CHUNK_BYTES", 64 * 8 * 10)
     cut = [tt_svd(x, rank=2, batch_dims=1), tt_svd(x, eps=0.3, batch_dims=1)]
     assert torch.get_num_threads() == 3
     for a, b in zip(whole, cut, strict=True):
@@ -150,13 +150,13 @@ def test_chunks_and_threads_change_nothing(three_threads, monkeypatch):
 
 
 def test_an_error_in_a_worker_is_raised_and_threads_are_restored(three_threads, monkeypatch):
-    monkeypatch.setattr(truncation, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(threads, "CHUNK_BYTES", 8)
 
     def fail(chunk):
         raise RuntimeError(f"chunk {chunk.start}")
 
     with pytest.raises(RuntimeError, match="chunk 0"):
-        truncation.map_chunks(fail, 5, 8, torch.device("cpu"))
+        threads.map_chunks(fail, 5, 8, torch.device("cpu"))
     assert torch.get_num_threads() == 3
 
 
@@ -283,7 +283,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 
 
 def test_the_pool_works_in_inference_mode(three_threads, monkeypatch):
-    monkeypatch.setattr(truncation, "CHUNK_BYTES", 64 * 8 * 10)
+    monkeypatch.setattr(threads, "CHUNK_BYTES", 64 * 8 * 10)
     x = gaussian((100, 4, 4, 4), 1)
     with torch.inference_mode():
         inside = tt_svd(x, rank=2, batch_dims=1)
@@ -299,7 +299,7 @@ def test_eps_zero_finds_the_rank_under_float64_rounding(n):
 def test_cores_can_be_saved_as_they_are(tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    monkeypatch.setattr(truncation, "CHUNK_BYTES", 64 * 8 * 10)
+    monkeypatch.setattr(threads, "CHUNK_BYTES", 64 * 8 * 10)
     for cores in (tt_svd(gaussian((100, 4, 4, 4), 2), eps=0.5, batch_dims=1), tt_svd(gaussian((4, 4, 4), 2), rank=2)):
         save_file({str(k): core for k, core in enumerate(cores)}, tmp_path / "cores.safetensors")
         assert torch.equal(load_file(tmp_path / "cores.safetensors")["0"], cores[0])

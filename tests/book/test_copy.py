@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 from book.tools.notebooks import ROOT
 
 CORE = """
-shapes precision tracing truncation trains wide canonical algebra matrices modules starts plans contraction rebuilt
-linears layers wrappers surgery entanglement rounding bounds files embeddings lora
+shapes checks precision tracing threads powers truncation trains wide canonical algebra matrices modules starts plans
+contraction rebuilt linears layers surgery entanglement codes bounds files rows embeddings lora
 """.split()
 BELOW_RTL = "formats arithmetic errors stages gauge ranges contract accuracy hardware scheduling timeline"
 FIXED_POINT = [f"fixedpoint.{name}" for name in BELOW_RTL.split()]

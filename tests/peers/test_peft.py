@@ -35,7 +35,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from ttref import TTLoraConfig, TTLoRALinear, add_tt_lora
-from ttref.peft_bridge import TTLoraLayer
+from ttref.lora.peft import TTLoraLayer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),

@@ -15,17 +15,17 @@ from strategies import agree, gaussian
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-import ttref.peft_bridge
-import ttref.peft_layer
+import ttref.lora.peft
+import ttref.lora.peft_layer
 from ttref import TTLoraConfig
-from ttref.peft_bridge import TTLoraLayer
+from ttref.lora.peft import TTLoraLayer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),
     pytest.mark.filterwarnings("ignore:Could not find a config file"),
     pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained"),
 ]
-FILES = {ttref.peft_bridge.__file__, ttref.peft_layer.__file__}
+FILES = {ttref.lora.peft.__file__, ttref.lora.peft_layer.__file__}
 
 
 def config(*targets, **options):

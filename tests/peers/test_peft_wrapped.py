@@ -15,8 +15,8 @@ from torch import nn
 from transformers import BertForMaskedLM
 
 from ttref import TTLoraConfig
-from ttref.peft_bridge import TTLoraLayer
-from ttref.wrappers import bare
+from ttref.lora.peft import TTLoraLayer
+from ttref.surgery.wrappers import bare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),
