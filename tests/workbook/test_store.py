@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ttref.workbook import console, store
+from book.workbook import console, store
 
 
 @pytest.fixture(autouse=True)

@@ -289,7 +289,7 @@ def test_prediction_over_a_grid(modes_out, modes_in, rank):
 def digits():
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    from ttref.workbook.trained import digits_layer
+    from book.workbook.trained import digits_layer
 
     return digits_layer(4, epochs=8)
 
@@ -301,7 +301,7 @@ def test_prediction_for_a_trained_layer(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 4, 8])
 def test_prediction_for_trained_layers_of_every_rank(rank):
-    from ttref.workbook.trained import digits_layer
+    from book.workbook.trained import digits_layer
 
     subject = digits_layer(rank)
     x = np.concatenate([subject.digits.test_x.numpy(), subject.digits.train_x.numpy()])

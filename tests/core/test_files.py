@@ -1,4 +1,4 @@
-"""Files in general: what is read is a copy, the same content is the same bytes, and files of version 1 still load."""
+"""Files in general: what is read is a copy, the same content is the same bytes, and older files still load."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from torch import nn
 from ttref import MPSEmbedding, TTMEmbedding, add_tt_lora, files, load_tt_lora, save_tt_lora
 
 kinds = pytest.mark.parametrize("kind", MAKERS)
-OLD = Path(__file__).parent / "files"  # written by version 1 of the format
+OLD = Path(__file__).parents[1] / "files"  # written by versions 1 and 2 of the format
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_another_process_writes_the_same_bytes(path):
         save(MAKERS[kind](), place)
     before = [place.read_bytes() for place in places.values()]
     arguments = [str(argument) for pair in places.items() for argument in pair]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", AGAIN, str(Path(__file__).parent), *arguments], check=True, env=environment)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", AGAIN, str(Path(__file__).parents[1]), *arguments], check=True, env=environment)
     assert [place.read_bytes() for place in places.values()] == before
 
 
@@ -122,7 +122,7 @@ def test_a_file_is_one_that_safetensors_reads(kind, path):
     plain = safetensors.torch.load(content)
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == set(plain)
-        assert file.metadata().keys() == {"format", "version", "header", "sha256"}
+        assert file.metadata().keys() == {"format", "version", "header", "hashes", "sha256"}
 
 
 def test_threads_that_save_do_not_disturb_each_other(path):
@@ -214,7 +214,9 @@ def test_tables_with_numbers_that_are_none_are_not_saved(number, path):
     assert path.read_bytes() == before
 
 
-# Files of version 1
+# Files of older versions
+
+versions = pytest.mark.parametrize("version", ["1", "2"])
 
 
 def waves(count, width):
@@ -227,32 +229,34 @@ def rows_of(table):
     return table(torch.arange(table.num_embeddings)).detach()
 
 
-def test_tables_of_version_1():
-    table = MPSEmbedding.load(OLD / "mps.v1.safetensors")
+@versions
+def test_tables_of_older_versions(version):
+    table = MPSEmbedding.load(OLD / f"mps.v{version}.safetensors")
     torch.testing.assert_close(rows_of(table), waves(6, 24), rtol=0, atol=1e-5)
 
     expected = waves(8, 64)
     expected[:3] = torch.arange(1.0, 4).unsqueeze(1)
     expected[6:] = torch.sin(torch.arange(64.0) ** 2 * torch.tensor([[1.0], [2.0]]))
-    table = MPSEmbedding.load(OLD / "mps_buckets.v1.safetensors")
+    table = MPSEmbedding.load(OLD / f"mps_buckets.v{version}.safetensors")
     assert len(table.store.buckets) == 3 and (table.eps, table.padding_idx) == (1e-4, 1)
     torch.testing.assert_close(rows_of(table), expected, rtol=0, atol=1e-3)
 
     scale = torch.tensor([[1.0], [-2], [3], [0.5], [4], [-1], [2], [-4]])
-    table = MPSEmbedding.load(OLD / "mps_int8.v1.safetensors")
+    table = MPSEmbedding.load(OLD / f"mps_int8.v{version}.safetensors")
     assert table.core_bits == 8 and table.store.frame.rotation is not None
     torch.testing.assert_close(rows_of(table), scale * torch.sin(torch.arange(16.0) / 4), rtol=0, atol=0.02)
 
     one = torch.arange(12.0).reshape(3, 2, 2) / 8
     two = torch.arange(24.0).reshape(2, 3, 4) / 8
     expected = torch.einsum("ajr,rbk->abjk", one, two).reshape(9, 8)[:8, :7]
-    table = TTMEmbedding.load(OLD / "ttm.v1.safetensors")
+    table = TTMEmbedding.load(OLD / f"ttm.v{version}.safetensors")
     torch.testing.assert_close(rows_of(table), expected)
     assert table.padding_idx == 0
 
 
-def test_an_adapter_of_version_1_knows_its_base():
-    path = OLD / "tt_lora.v1.safetensors"
+@versions
+def test_an_adapter_of_an_older_version_knows_its_base(version):
+    path = OLD / f"tt_lora.v{version}.safetensors"
     plain = base()[:2]
     read = load_tt_lora(plain, path)
     assert saved.same(state(read), state(adapted()[:2]))
@@ -264,13 +268,14 @@ def test_an_adapter_of_version_1_knows_its_base():
 
 
 @pytest.mark.parametrize("name", ["mps", "mps_buckets", "mps_int8", "ttm", "tt_lora"])
-def test_files_of_version_1_are_saved_as_version_2(name, path):
+@versions
+def test_older_files_are_saved_as_the_newest(version, name, path):
     kind = {"ttm": "TT-matrix", "tt_lora": "adapter"}.get(name, "table")
-    shutil.copy(OLD / f"{name}.v1.safetensors", path)
-    assert safe_open(path, "pt").metadata()["version"] == "1"
+    shutil.copy(OLD / f"{name}.v{version}.safetensors", path)
+    assert safe_open(path, "pt").metadata()["version"] == version
     read = load_tt_lora(base()[:2], path) if kind == "adapter" else load(kind, path)
     save(read, path)
-    assert safe_open(path, "pt").metadata()["version"] == files.VERSION == "2"
+    assert safe_open(path, "pt").metadata()["version"] == files.VERSION == "3"
     again = load_tt_lora(base()[:2], path) if kind == "adapter" else load(kind, path)
     assert saved.same(state(again), state(read))
 

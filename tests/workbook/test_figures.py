@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Circle, Wedge
 from PIL import Image
 
-from ttref.workbook import figures
+from book.workbook import figures
 
 
 @pytest.fixture(autouse=True)

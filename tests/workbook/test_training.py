@@ -9,7 +9,7 @@ from strategies import gaussian
 from torch import nn
 
 from ttref import TTLinear
-from ttref.workbook.training import accuracy, fit
+from book.workbook.training import accuracy, fit
 
 torch.manual_seed(0)
 X = gaussian((90, 6), 0, torch.float32)

@@ -27,7 +27,7 @@ from studies import tt_lora_tuner as tuner
 from studies.record import RESULTS
 from ttref import TTLoRALinear
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EVERY = {"x": tune.grid_search(list(range(6)))}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from ttref import Baseline, gaussian_null, product_quantize, quantize_integer, truncated_svd
-from ttref.workbook import sources
+from book.workbook import sources
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 sizes = st.integers(1, 24)

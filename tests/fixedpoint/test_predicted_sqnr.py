@@ -121,7 +121,7 @@ def test_sums_that_cancel_have_no_sign_to_be_cut_by():
 def digits():
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    from ttref.workbook.trained import digits_layer
+    from book.workbook.trained import digits_layer
 
     return digits_layer(4, epochs=8)
 

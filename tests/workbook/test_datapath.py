@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ttref.fixedpoint import schedule, trace, tt_stages
-from ttref.workbook.datapath import animate_run, draw_run
+from book.workbook.datapath import animate_run, draw_run
 
 TINY = [(1, 2, 2, 2), (2, 2, 2, 1)]
 

@@ -14,7 +14,7 @@ import pytest
 import saved
 from saved import MAKERS, load, mps, save, state, ttm
 
-from ttref import MPSEmbedding, TTMEmbedding, files
+from ttref import MPSEmbedding, TTMEmbedding, atomic, files
 
 kinds = pytest.mark.parametrize("kind", MAKERS)
 needs_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become another user")
@@ -50,7 +50,7 @@ def lines_of_save(work):
 
     def trace(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename != files.__file__:
+        if frame.f_code.co_filename not in (files.__file__, atomic.__file__):
             return None
         count += event == "line"
         return trace
@@ -69,7 +69,7 @@ def stopped_at(work, line, error):
 
     def trace(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename != files.__file__:
+        if frame.f_code.co_filename not in (files.__file__, atomic.__file__):
             return None
         if event == "line":
             count += 1
@@ -207,7 +207,7 @@ def test_where_no_locks_are_known(path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     left = path.with_name(f"{path.name}.{'0' * 16}.part")
     left.write_bytes(b"")
     mps().save(path)
@@ -217,7 +217,7 @@ def test_where_no_locks_are_known(path, monkeypatch):
 
 def test_where_there_is_no_fcntl(path, monkeypatch):
     """As on Windows, where a file that is open cannot be removed."""
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(atomic, "fcntl", None)
     path.with_name(f"{path.name}.{'0' * 16}.part").write_bytes(b"")
     mps().save(path)
     mps(rank=1).save(path)

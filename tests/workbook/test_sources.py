@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from ttref.workbook import models as model_files
-from ttref.workbook import sources, store
+from book.workbook import models as model_files
+from book.workbook import sources, store
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_notebook_that_loads_models_stores_nothing_on_stderr(smollm2, monkeypa
     root = str(Path(sources.__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", root)
     code = (
-        "from ttref.workbook import sources\n"
+        "from book.workbook import sources\n"
         "lm, encoder = sources.load_language_model(), sources.load_encoder()\n"
         "windows = sources.token_windows(lm.tokenizer, length=4, count=1)\n"
         "print(sources.language_model_loss(lm.model, windows) > 0)"
@@ -185,7 +185,7 @@ def test_ttref_lm_refuses_a_checkpoint_with_missing_tensors(tiny, tmp_path, monk
 
 
 def test_an_unreachable_hub_names_the_ways_out(tmp_path):
-    code = "from ttref.workbook import sources; sources.load_language_model()"
+    code = "from book.workbook import sources; sources.load_language_model()"
     environment = {
         **os.environ,
         "TTREF_LM": "nobody/no-such-model",
@@ -362,4 +362,4 @@ def test_recorded_refuses_a_path():
 
 
 def test_the_root_is_the_checkout_that_holds_this_test():
-    assert Path(__file__).resolve().parents[1] == sources._ROOT
+    assert Path(__file__).resolve().parents[2] == sources._ROOT
