@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
+from book.workbook.sources import load_encoder
 from ttref import add_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
 from ttref.lora.peft import TTLoraConfig
-from ttref.workbook.sources import load_encoder
 
 from .measure import Case, Contender, repeated
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from ttref.workbook import figures
+from book.workbook import figures
 
 from .figure import markdown as times
 

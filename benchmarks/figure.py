@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from ttref.workbook import figures
+from book.workbook import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = "trains"

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ttref.workbook import figures
+from book.workbook import figures
 
 from .figure import OTHERS, short
 

@@ -12,9 +12,9 @@ import tntorch
 import torch
 from tensorly.decomposition import tensor_train, tensor_train_matrix
 
+from book.workbook.sources import load_language_model
 from ttref import tt_dot, tt_ranks, tt_svd, tt_to_tensor, ttm_svd
 from ttref.threads import map_chunks
-from ttref.workbook.sources import load_language_model
 
 from .measure import Case, Contender
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from book.workbook import sources
 from studies import record, toy_mnist
 from studies.elsewhere_fixed import costs, spreads
 from studies.elsewhere_networks import ResNet20, ViT, cifar, rounded
@@ -28,7 +29,6 @@ from studies.tt_lora_glue import SEEDS as GLUE_SEEDS
 from studies.tt_lora_glue import arms, measured, point
 from studies.tt_lora_tasks import GLUE, load_glue
 from ttref import factorize, truncated_svd, tt_svd, ttm_svd
-from ttref.workbook import sources
 
 DIGIT_SEEDS = range(8)
 RATE = 3e-3  # what the toy study's tuning chose for every one of these arms

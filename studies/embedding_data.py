@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ttref.workbook import sources
-from ttref.workbook.console import quiet
+from book.workbook import sources
+from book.workbook.console import quiet
 
 WINDOWS, LENGTH = 8, 128  # of WikiText-2's second half
 PAIRS = 12  # of MRPC

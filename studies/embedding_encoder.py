@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from book.workbook import sources
 from studies import embedding_data as data
 from studies.embedding_methods import Method
-from ttref.workbook import sources
 
 SENTENCES = 200  # of each text
 AT_ONCE = 2048  # tokens in one pass

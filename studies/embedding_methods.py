@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from book.workbook.store import cache_folder
 from studies.embedding_codes import Made
 from ttref import (
     MPSEmbedding,
@@ -23,7 +24,6 @@ from ttref import (
     tt_to_tensor,
     ttm_params,
 )
-from ttref.workbook.store import cache_folder
 
 Compress = Callable[[Tensor], Made]
 INDEX = 5  # bytes a row for saying in which of two parts a row lies and where, as MPSEmbedding counts them

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from book.workbook import sources
 from studies import embedding_data as data
 from studies import embedding_healing, record
 from studies.embedding_encoder import LENGTH, Encoder
@@ -23,7 +24,6 @@ from studies.embedding_lists import by_frequency, coded, coded_by_frequency, sha
 from studies.embedding_loss import Scorer, Texts, front
 from studies.embedding_methods import Method
 from studies.embedding_tables import bounds, growth, position_table
-from ttref.workbook import sources
 
 WHOLE_ROWS = (4096, 8192, 16384, 24576)
 

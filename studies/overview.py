@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from book.workbook import sources
 from studies import overview_figure, record
 from ttref import MPSEmbedding, gaussian_null, quantize_integer, truncated_svd, tt_svd, tt_to_tensor
-from ttref.workbook import sources
 
 POSITION_MODES = (64, 16, 768)  # 1,024 positions in blocks of 16, then the width
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)

@@ -7,8 +7,8 @@ import json
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from book.workbook import figures
 from studies.record import RESULTS
-from ttref.workbook import figures
 
 PICTURE = RESULTS.parent / "_static" / "overview.png"
 

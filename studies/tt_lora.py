@@ -19,12 +19,12 @@ from statistics import mean, stdev
 
 import torch
 
+from book.workbook import sources
 from studies import record
 from studies.tt_lora_arms import ALL_LINEAR, BATCH, EPOCHS, Arm, run
 from studies.tt_lora_glue import glue
 from studies.tt_lora_llama import llama
 from studies.tt_lora_tasks import DOCSTRING_TOKENS, SPLITS, Task, docstrings
-from ttref.workbook import sources
 
 Keep = Callable[[dict], object]
 

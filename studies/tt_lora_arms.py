@@ -13,10 +13,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from book.workbook.finetuning import SentenceClassifier, trainable_parameters
+from book.workbook.training import fit
 from studies.tt_lora_tasks import SPLITS, Task, docstrings, encoder
 from ttref import TTLoRALinear, add_tt_lora
-from ttref.workbook.finetuning import SentenceClassifier, trainable_parameters
-from ttref.workbook.training import fit
 
 QUERY_VALUE = ("query", "value")
 ALL_LINEAR = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")

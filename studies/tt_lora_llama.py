@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from book.workbook import sources
 from studies import embedding_data
 from ttref import add_tt_lora, merge_tt_lora, save_tt_lora
-from ttref.workbook import sources
 
 TARGETS = ("q_proj", "v_proj")
 RANK, ALPHA, LR, STEPS = 4, 2.0, 5e-3, 10

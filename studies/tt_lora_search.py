@@ -20,13 +20,13 @@ import torch
 from ray import tune
 from scipy.stats import spearmanr
 
+from book.workbook.store import cache_folder
 from studies.tt_lora_arms import QUERY_VALUE, SHAPES, run_trial
 from studies.tt_lora_selection import flattering, pack, standard_error, unpack
 from studies.tt_lora_tasks import docstrings, encoder
 from studies.tt_lora_tuner import cluster, trials
 from ttref import tt_params
 from ttref.lora.modes import automatic_modes
-from ttref.workbook.store import cache_folder
 
 SPLITS = ("validation", "test")
 WIDTH = 384

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttref.workbook import sources
-from ttref.workbook.docstrings import load_docstring_task
-from ttref.workbook.finetuning import encode
+from book.workbook import sources
+from book.workbook.docstrings import load_docstring_task
+from book.workbook.finetuning import encode
 
 SPLITS = ("train", "validation", "test")
 DOCSTRING_TOKENS = 24

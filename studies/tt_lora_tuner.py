@@ -25,7 +25,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ttref.workbook.console import progress
+from book.workbook.console import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 METRIC = "validation_accuracy"

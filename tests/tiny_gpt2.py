@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ttref.workbook import sources
+from book.workbook import sources
 
 
 def write(folder: Path, *, positions: int = 32, width: int = 16) -> Path:

@@ -1,4 +1,4 @@
-"""A sentence encoder with a linear head, in the shape that `ttref.workbook.training.fit` trains.
+"""A sentence encoder with a linear head, in the shape that `book.workbook.training.fit` trains.
 
 The encoder and the head are plain modules, so adapters go on as on any model: `peft.get_peft_model` and
 `ttref.add_tt_lora`, with `modules_to_save=["head"]` where the head is to be trained too.
@@ -93,7 +93,7 @@ def encode(tokenizer: Any, texts: Sequence[str] | Sequence[tuple[str, str]], len
         ValueError: No texts, a length under 4, or a tokenizer with other special ids.
 
     Example:
-        >>> from ttref.workbook.sources import load_encoder
+        >>> from book.workbook.sources import load_encoder
         >>> encode(load_encoder().tokenizer, ["a train", "cars"], length=5).tolist()
         [[101, 1037, 3345, 102, 0], [101, 3765, 102, 0, 0]]
     """

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..layers import TTLinear
-from ..trains import tt_svd
+from ttref.layers import TTLinear
+from ttref.trains import tt_svd
+
 from .models import load_encoder
 from .sources import DigitsSplit, load_digits_split
 from .training import fit

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..plans import ORDERS, plan_contraction
+from ttref.plans import ORDERS, plan_contraction
 
 
 def draw_orders(cores: Sequence[Tensor], batch: int, *, ax: Axes | None = None) -> Axes:

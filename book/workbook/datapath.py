@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
-from ..fixedpoint.scheduling import Schedule
-from ..fixedpoint.timeline import Cycle, trace
+from ttref.fixedpoint.scheduling import Schedule
+from ttref.fixedpoint.timeline import Cycle, trace
 
 __all__ = ["animate_run", "draw_run"]
 
