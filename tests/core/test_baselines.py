@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from ttref import Baseline, gaussian_null, product_quantize, quantize_integer, truncated_svd
 from book.workbook import sources
+from ttref import Baseline, gaussian_null, product_quantize, quantize_integer, truncated_svd
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 sizes = st.integers(1, 24)

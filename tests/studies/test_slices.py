@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from book.workbook import sources
 from studies import (
     embedding_data,
     embedding_tables,
@@ -28,7 +29,6 @@ from studies.embedding_tables import columns, growth, sizes_at
 from studies.record import RESULTS
 from ttref import MPSEmbedding, TTLinear, replace_embedding, truncated_svd
 from ttref.baselines import gaussian_null
-from book.workbook import sources
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from book.workbook.finetuning import trainable_parameters
+from book.workbook.sources import LoadedModel
 from studies import tt_lora, tt_lora_arms, tt_lora_glue, tt_lora_llama, tt_lora_tasks
 from studies.record import RESULTS
 from studies.tt_lora_arms import Arm, build, run, run_trial
 from studies.tt_lora_glue import metrics
 from studies.tt_lora_tasks import Task
-from book.workbook.finetuning import trainable_parameters
-from book.workbook.sources import LoadedModel
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")

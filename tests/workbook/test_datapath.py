@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from ttref.fixedpoint import schedule, trace, tt_stages
 from book.workbook.datapath import animate_run, draw_run
+from ttref.fixedpoint import schedule, trace, tt_stages
 
 TINY = [(1, 2, 2, 2), (2, 2, 2, 1)]
 

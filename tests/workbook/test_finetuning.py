@@ -10,12 +10,12 @@ from peft import LoraConfig, get_peft_model
 from strategies import agree
 from transformers import BertConfig, BertModel
 
-from ttref import add_tt_lora
 from book.workbook import docstrings
 from book.workbook.docstrings import load_docstring_task
 from book.workbook.finetuning import BATCH, SentenceClassifier, encode, trainable_parameters
 from book.workbook.sources import load_encoder
 from book.workbook.training import accuracy, fit
+from ttref import add_tt_lora
 
 START, END = 101, 102
 TINY = BertConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)

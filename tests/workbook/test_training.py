@@ -8,8 +8,8 @@ import torch
 from strategies import gaussian
 from torch import nn
 
-from ttref import TTLinear
 from book.workbook.training import accuracy, fit
+from ttref import TTLinear
 
 torch.manual_seed(0)
 X = gaussian((90, 6), 0, torch.float32)
