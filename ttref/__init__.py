@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .contraction import ttm_matvec
     from .embeddings import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
     from .entanglement import entanglement_entropy, schmidt_values, suggest_ranks
+    from .files import load
     from .fixedpoint import *  # noqa: F403
     from .fixedpoint.rtl import TTMatvec as TTMatvec
     from .fixedpoint.rtl import simulate as simulate
@@ -49,6 +50,7 @@ __all__ = [
     "factorize",
     "gaussian_distortion",
     "gaussian_null",
+    "load",
     "load_tt_lora",
     "merge_tt_lora",
     "plan_contraction",
@@ -90,6 +92,7 @@ _HOME = {
     "surgery": ("swap_layer",),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
     "lora.peft": ("TTLoraConfig",),
+    "files": ("load",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),

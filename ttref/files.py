@@ -1,38 +1,48 @@
 """Safetensors files: written whole or not at all, read only if they are what was written.
 
-The metadata of a file are ``format`` (what it is), ``version``, ``header`` (JSON) and ``sha256``: one hash over the
-three others, and over name, dtype, shape and bytes of every tensor. Files of version 1 have no hash and are read too.
-The same content gives the same bytes, in every process.
+The metadata of a file are ``format`` (its kind), ``version``, ``header`` (JSON), ``each`` (of every tensor the first
+digits of its :func:`digest`, in the order of their names, enough to say which is damaged) and ``sha256``, over these
+and the names and whole digests of all tensors. Files of version 2, with one hash over everything, and of version 1,
+without any, are read too. The same content gives the same bytes, in every process.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
-import os
-import re
+import operator
 import reprlib
 import stat
-import uuid
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows, where nobody can remove or rename a file that is open
-    fcntl = None
+from .atomic import replace
 
-VERSION = "2"
+__all__ = ["load"]
+
+VERSION = "3"
+# By version, the metadata beside format, version and header.
+SEALS: dict[str, set[str]] = {"1": set(), "2": {"sha256"}, VERSION: {"each", "sha256"}}
+DIGITS = 8  # of each tensor's own hash: an adapter has hundreds of tensors, and its file should stay small
+# By kind, the module and the function that makes an object from tensors and header; imported when it is needed. A kind
+# is part of the format: it stays when a class gets another name.
+KINDS = {
+    "Baseline": ("baselines", "Baseline._restore"),
+    "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
+    "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
+    "TT-LoRA": ("lora.saving", "restored_deltas"),
+    "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
+}
 MOST_HEADER = 32 << 20  # bytes; more would take seconds to parse, and no table or adapter needs a tenth of it
 MOST_MODES = 1024  # of one train; a header may claim any number, and what is made of it takes time that grows
-Table = TypeVar("Table")
-Restore = Callable[[dict[str, Tensor], dict[str, Any]], Table]
+Restore = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
 
 def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any], restore: Restore) -> None:
@@ -49,19 +59,50 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
     replace(path, sealed({"format": f"ttref.{kind}", "version": VERSION, "header": text}, tensors))
 
 
-@torch.inference_mode(False)  # what is made in inference mode could never be trained
-def read(path: str | Path, kind: str, restore: Restore) -> Table:
-    """What ``restore`` makes of the tensors and the header, or a ValueError that names the file.
+def load(path: str | Path) -> Any:
+    """Read any file that ttref has written, whatever class wrote it.
 
-    The tensors are copies in memory of their own, aligned as fresh tensors are: nothing that happens to the file
-    afterwards reaches them. Meanwhile they take their memory twice.
+    Returns:
+        What the class that the file belongs to reads itself: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
+        :class:`TTLinear`, a :class:`Baseline`, a :class:`~ttref.fixedpoint.QuantizedTT`; of a file of
+        :func:`save_tt_lora` a dict from the names of the adapted layers to their updates. (:func:`load_tt_lora` puts
+        these, and modules saved along, into a model.)
+
+    Raises:
+        FileNotFoundError, OSError: No such file; a folder, missing rights.
+        ModuleNotFoundError: safetensors is not installed; the message holds the install line.
+        ValueError: A file that is not what was written, or that ttref did not write; the message names it.
+
+    Example:
+        >>> import tempfile, ttref
+        >>> table = ttref.MPSEmbedding(100, 48, rank=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table.save(f"{folder}/table.safetensors")
+        ...     again = ttref.load(f"{folder}/table.safetensors")
+        >>> type(again).__name__, torch.equal(again.weight, table.weight)
+        ('MPSEmbedding', True)
+    """
+    return read(path, None, None)
+
+
+@torch.inference_mode(False)  # parameters made in inference mode could never be trained
+def read(path: str | Path, kind: str | None, restore: Restore | None) -> Any:
+    """The object that ``restore`` makes of tensors and header, or a ValueError that names the file.
+
+    Without a kind, the file's own decides. The tensors are copies in memory of their own, aligned as fresh tensors are:
+    nothing that happens to the file afterwards reaches them. Meanwhile they take their memory twice.
     """
     safetensors = _safetensors()
     path = Path(path)
     content = _content(path)
     try:
-        loaded, header = _unsealed(content, kind)
+        found, loaded, header = _unsealed(content, kind)
         del content
+        if restore is None:
+            if found not in KINDS:
+                raise ValueError(f"it holds ttref.{found}, which its own reader reads")
+            module, name = KINDS[found]
+            restore = operator.attrgetter(name)(importlib.import_module(f".{module}", __package__))
         # Those that are read lie wherever the reader's buffers lie, and products round differently there.
         return restore({name: loaded.pop(name).clone() for name in sorted(loaded)}, header)
     except (
@@ -75,7 +116,8 @@ def read(path: str | Path, kind: str, restore: Restore) -> Table:
         AssertionError,
     ) as error:
         raise ValueError(
-            f"{path} is no {kind} saved by ttref, or is damaged ({type(error).__name__}: {error}); save it again"
+            f"{path} is no {kind or 'file'} saved by ttref, or is damaged ({type(error).__name__}: {error}); "
+            "save it again"
         ) from error
 
 
@@ -84,54 +126,14 @@ def sealed(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[byte
     content = _safetensors().torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
     held, body = _opened(content)
     # The library writes metadata in an order that it draws anew each time.
-    metadata = dict(sorted({**about, "sha256": _hash(about, held, body)}.items()))
+    hashes = {name: _digest(tensors[name], body, held[name]) for name in sorted(held)}
+    about = {**about, "each": "".join(found[:DIGITS] for found in hashes.values())}
+    metadata = dict(sorted({**about, "sha256": _seal(about, hashes)}.items()))
     text = json.dumps({"__metadata__": metadata} | dict(sorted(held.items())), separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
         raise ValueError(f"the header would take {len(text)} bytes, and {MOST_HEADER} can be read")
     return [len(text).to_bytes(8, "little"), text, body]
-
-
-def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all: beside its place, then renamed. It is on the disk when this returns.
-
-    The rights of an existing file stay, and a link stays a link: what it leads to is replaced. What earlier saves of
-    this name left in the folder when they were killed is removed.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, OSError: No such folder; a folder; a pipe or a device, a full disk,
-            missing rights. They name the file, which is as it was.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir() or os.fspath(path).endswith(("/", os.sep)):
-        raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file in it", str(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
-    fresh = target.with_name(f"{_stem(target.name)}.{uuid.uuid4().hex[:16]}.part")
-    try:
-        if target.is_symlink():
-            raise OSError(errno.ELOOP, "this link leads in a circle")
-        before = target.stat() if target.exists() else None
-        if before is not None and not stat.S_ISREG(before.st_mode):  # a pipe or a device would be gone afterwards
-            raise OSError(errno.EINVAL, "this is no ordinary file")
-        _sweep(target)
-        # Private until it is complete, if the old file may be private. A new one gets what the umask leaves.
-        with _begun(fresh, 0o666 if before is None else 0o600) as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-            if before is not None:
-                _as_before(fresh, before)
-            if fcntl is None:
-                file.close()
-            os.replace(fresh, target)
-        _settle(target.parent)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; nothing was saved", str(path)) from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
 
 
 def check_header(header: Any, wanted: Mapping[str, tuple[type, ...]], optional: Iterable[str] = ()) -> None:
@@ -156,10 +158,8 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def digest(tensor: Tensor) -> str:
     """sha256 over dtype, shape and bytes of one tensor: 64 digits, equal for equal tensors on any device."""
-    _, body = _opened(_safetensors().torch.save({"": tensor.detach().contiguous()}))
-    found = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    found.update(body)
-    return found.hexdigest()
+    held, body = _opened(_safetensors().torch.save({"": tensor.detach().contiguous()}))
+    return _digest(tensor, body, held[""])
 
 
 def digest_of_version_1(tensor: Tensor) -> str:
@@ -167,23 +167,31 @@ def digest_of_version_1(tensor: Tensor) -> str:
     return hashlib.sha256(_safetensors().torch.save({"": tensor.detach().contiguous()})).hexdigest()
 
 
-def _unsealed(content: bytes, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file, once all of it is known to be what was written."""
+def _unsealed(content: bytes, wanted: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Kind, tensors and header of a file, once all of it is known to be what was written."""
     if (size := int.from_bytes(content[:8], "little")) > MOST_HEADER:
         raise ValueError(f"its header would take {size} bytes")
     loaded = _safetensors().torch.load(content)  # refuses tensors that overlap, leave gaps or end elsewhere
     held, body = _opened(content)
     about = held.pop("__metadata__", {})
-    if about.get("format") != f"ttref.{kind}":
-        raise ValueError(f"it holds {about.get('format', 'nothing of ttref')}")
-    if about.get("version") not in ("1", VERSION):
-        raise ValueError(f"it has version {about.get('version')} of the format, and this ttref reads 1 and {VERSION}")
-    entries = {"format", "version", "header"} | ({"sha256"} if about["version"] == VERSION else set())
+    kind = about.get("format", "nothing of ttref")
+    if not kind.startswith("ttref.") or kind != f"ttref.{wanted or kind[6:]}":
+        raise ValueError(f"it holds {kind}")
+    if (version := about.get("version")) not in SEALS:
+        raise ValueError(f"it has version {version} of the format, and this ttref reads {', '.join(SEALS)}")
+    entries = {"format", "version", "header"} | SEALS[version]
     if about.keys() != entries:
         raise ValueError(f"its metadata are {', '.join(sorted(about))}, not {', '.join(sorted(entries))}")
-    if about["version"] == VERSION and about.pop("sha256") != _hash(about, held, body):
+    seal = about.pop("sha256", None)
+    if version == "2" and seal != _seal_of_version_2(about, held, body):
         raise ValueError("its sha256 differs: it is not what was written")
-    return loaded, _parsed(about["header"])
+    if version == VERSION:
+        hashes = {name: _digest(loaded[name], body, held[name]) for name in sorted(held)}
+        if seal != _seal(about, hashes):
+            each = zip(hashes, textwrap.wrap(about["each"], DIGITS), strict=True)
+            damaged = next((name for name, digits in each if not hashes[name].startswith(digits)), "its header")
+            raise ValueError(f"{damaged} is not what was written: its sha256 differs")
+    return kind[6:], loaded, _parsed(about["header"])
 
 
 def _opened(content: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -192,7 +200,20 @@ def _opened(content: bytes) -> tuple[dict[str, Any], memoryview]:
     return _parsed(content[8:end].decode()), memoryview(content)[end:]
 
 
-def _hash(about: Mapping[str, str], held: Mapping[str, Any], body: memoryview) -> str:
+def _digest(tensor: Tensor, body: memoryview, held: Mapping[str, Any]) -> str:
+    """:func:`digest` of a tensor whose bytes lie at ``data_offsets`` of ``body``."""
+    start, end = held["data_offsets"]
+    found = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    found.update(body[start:end])
+    return found.hexdigest()
+
+
+def _seal(about: Mapping[str, str], hashes: Mapping[str, str]) -> str:
+    """sha256 of the metadata and of the names and hashes of all tensors."""
+    return hashlib.sha256(json.dumps([sorted(about.items()), sorted(hashes.items())]).encode()).hexdigest()
+
+
+def _seal_of_version_2(about: Mapping[str, str], held: Mapping[str, Any], body: memoryview) -> str:
     found = hashlib.sha256(json.dumps(sorted(about.items())).encode())
     for name in sorted(held):
         start, end = held[name]["data_offsets"]
@@ -233,57 +254,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()  # not mapped: a file that shrinks while it is read must not kill the process
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"there is no file {path}") from None
-
-
-def _stem(name: str) -> str:
-    """How the temporary files of a name begin, short enough that the whole is a name wherever the name itself is."""
-    return os.fsencode(name)[:100].decode("utf-8", "ignore")
-
-
-def _begun(fresh: Path, mode: int) -> BinaryIO:
-    """A new file, locked as long as it is open: the system frees the lock when this process dies."""
-    while True:
-        file = open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
-        if fcntl is None:
-            return file
-        with suppress(OSError):  # a folder on a server may know no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # another save swept it away before it was locked
-
-
-def _sweep(target: Path) -> None:
-    """Remove what killed saves of this name left; those that go on hold a lock. To tidy up is no reason to fail."""
-    left = re.compile(re.escape(_stem(target.name)) + r"\.[0-9a-f]{16}\.part")
-    with suppress(OSError):
-        for path in [target.with_name(name) for name in os.listdir(target.parent) if left.fullmatch(name)]:
-            with suppress(OSError):
-                if fcntl is None:
-                    path.unlink()
-                    continue
-                with open(path, "r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
-
-def _as_before(fresh: Path, before: os.stat_result) -> None:
-    """Owner, as far as that is allowed, and rights of the file that is replaced."""
-    if hasattr(os, "chown"):
-        with suppress(OSError):
-            os.chown(fresh, before.st_uid, before.st_gid)
-    os.chmod(fresh, stat.S_IMODE(before.st_mode))
-
-
-def _settle(folder: Path) -> None:
-    """The new name is on the disk too, where a folder can be asked for that."""
-    if fcntl is not None:
-        with suppress(OSError):
-            number = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
 
 
 def _safetensors() -> Any:

@@ -169,6 +169,11 @@ def _checked(
     return tensors, header, deltas
 
 
+def restored_deltas(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, TTDelta]:
+    """The updates of a file by the names of their layers: what ``ttref.load`` reads."""
+    return _checked(tensors, header)[2]
+
+
 def _cores(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The cores of one layer by name, if its header tells the truth about them: before anything is built to measure."""
     check_header(about, _LAYER)
