@@ -1,4 +1,4 @@
-# Makes `ttref` importable: in a checkout, in a copy named by TTREF_HOME, on Colab. All being well it prints nothing.
+# Makes `ttref` and `book` importable: in a checkout, in a copy named by TTREF_HOME, on Colab. It prints nothing.
 import os
 import re
 import subprocess
@@ -26,17 +26,23 @@ def is_this_book(folder: Path) -> bool:
     return named and (folder / "notebooks").is_dir()
 
 
+def importable() -> bool:
+    # A `ttref` that is installed comes without its book, and a `book` may be anybody's: the two lie side by side.
+    ttref, book = (getattr(find_spec(name), "origin", None) for name in ("ttref", "book"))
+    return bool(ttref and book) and is_this_book(home := Path(ttref).parents[1]) and home == Path(book).parents[1]
+
+
 def checkout() -> Path | None:
     # Not any folder above: whoever may write there could leave a `ttref` for you to run.
     here, named = Path.cwd(), os.environ.get("TTREF_HOME")
     found = [p for p in [here, *([here.parent] if here.name == "notebooks" else [])] if is_this_book(p)]
     found += [Path(named).expanduser()] if named else []
-    return next((p for p in [*found, here / "ttref-book"] if (p / "ttref" / "__init__.py").is_file()), None)
+    return next((p for p in [*found, here / "ttref-book"] if (p / "book" / "workbook").is_dir()), None)
 
 
-if getattr(find_spec("ttref"), "origin", None) is None:
+if not importable():
     if checkout() is None and not REPOSITORY:
-        raise ModuleNotFoundError("ttref is not here: set TTREF_HOME to a copy of the repository and run again.")
+        raise ModuleNotFoundError("The book is not here: set TTREF_HOME to a copy of the repository and run again.")
     if checkout() is None:
         command = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "--depth", "1", "--branch", REVISION]
         subprocess.run([*command, REPOSITORY, "ttref-book"], check=True)

@@ -52,8 +52,11 @@ def test_the_fastest_notebook_runs_alone(tmp_path, remote):
 
 
 def run_cell(folder: Path, url: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run the bootstrap cell as a script in `folder`, then say where ttref lies."""
-    source = notebooks.bootstrap_source(url) + "\nfrom ttref import shapes\nprint(shapes.__file__)\n"
+    """Run the bootstrap cell as a script in `folder`, then say where ttref lies; the workbook lies beside."""
+    source = notebooks.bootstrap_source(url) + (
+        "\nfrom book.workbook import store\nfrom ttref import shapes\nprint(shapes.__file__)\n"
+        "assert Path(store.__file__).parents[2] == Path(shapes.__file__).parents[1]\n"
+    )
     return subprocess.run(
         [sys.executable, "-"],
         input=source,
@@ -68,7 +71,7 @@ def run_cell(folder: Path, url: str = "", **environment: str) -> subprocess.Comp
 def test_without_an_address_one_line_says_what_to_do(tmp_path):
     done = run_cell(tmp_path)
     assert done.returncode == 1
-    last = "ModuleNotFoundError: ttref is not here: set TTREF_HOME to a copy of the repository and run again."
+    last = "ModuleNotFoundError: The book is not here: set TTREF_HOME to a copy of the repository and run again."
     assert done.stderr.strip().split("\n")[-1] == last
 
 
@@ -82,10 +85,24 @@ def test_a_checkout_is_found_from_a_folder_inside_it(copy_of_the_checkout):
     assert Path(done.stdout.strip()) == copy_of_the_checkout / "ttref/shapes.py", done.stderr
 
 
-def test_a_folder_that_is_only_named_ttref_does_not_count(tmp_path):
-    (tmp_path / "ttref").mkdir()
+@pytest.mark.parametrize("name", ["ttref", "book", "book/workbook"])
+def test_a_folder_that_only_has_the_name_does_not_count(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
     done = run_cell(tmp_path, TTREF_HOME=str(notebooks.ROOT))
     assert Path(done.stdout.strip()) == notebooks.ROOT / "ttref/shapes.py", done.stderr
+
+
+@pytest.mark.parametrize("place", ["notebooks", "empty"])
+def test_an_installed_ttref_and_the_book_of_somebody_else_are_not_taken(tmp_path, copy_of_the_checkout, place):
+    """A `ttref` that is installed has no book: what belongs together is taken from the checkout, both of it."""
+    plant(tmp_path / "installed", whole=False)
+    plant(tmp_path / "installed", whole=False, name="book")
+    (folder := copy_of_the_checkout / place).mkdir(exist_ok=True)
+    path, home = str(tmp_path / "installed"), str(copy_of_the_checkout)
+    done = run_cell(folder, PYTHONPATH=path, **{"TTREF_HOME": home} if place == "empty" else {})
+    assert Path(done.stdout.strip()) == copy_of_the_checkout / "ttref/shapes.py", done.stderr
+    alone = run_cell(tmp_path, PYTHONPATH=path)
+    assert "planted" not in alone.stdout and "The book is not here" in alone.stderr
 
 
 @pytest.mark.parametrize("above", [".", "somebody", "somebody/else"])
@@ -105,10 +122,12 @@ def test_what_lies_beside_a_folder_of_notebooks_counts_only_if_it_is_ours(tmp_pa
     assert "planted" not in run_cell(tmp_path / "notebooks").stdout
 
 
-def plant(folder: Path, whole: bool) -> None:
-    (folder / "ttref").mkdir()
-    (folder / "ttref/__init__.py").write_text("print('planted')\n", encoding="utf-8")
+def plant(folder: Path, whole: bool, name: str = "ttref") -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("print('planted')\n", encoding="utf-8")
     if whole:
+        plant(folder, whole=False, name="book")
+        (folder / "book/workbook").mkdir()
         (folder / "notebooks").mkdir()
         (folder / "pyproject.toml").write_text('[project]\nname = "ttref"\n', encoding="utf-8")
 
