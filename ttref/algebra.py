@@ -1,7 +1,7 @@
 """Sums, entrywise products and inner products of trains, without building a tensor.
 
-Every function takes plain lists of cores ``(*batch, r_{k-1}, n_k, r_k)`` and is differentiable. Sums and products have
-larger ranks than what went in; :func:`tt_round` brings them down again.
+Every function takes plain lists of cores ``(*batch, r_{k-1}, n_k, r_k)`` and is differentiable. Ranks grow with every
+sum and product; :func:`tt_round` reduces them again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     ::
 
         a  o--o--o--o
-           |  |  |  |       read as a ladder, one rung after the other
+           |  |  |  |       contracted from left to right, mode by mode
         b  o--o--o--o
 
     Args:
@@ -32,8 +32,8 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         b: d cores ``(*batch, s_{k-1}, n_k, s_k)`` with the same modes; batch axes broadcast.
 
     Returns:
-        Tensor of shape ``batch``, in the dtype of the cores. Products of the leading cores must lie in its range too
-        (:func:`tt_norm` asks for no such thing); what leaves it becomes Inf or zero, as in any product of torch.
+        Tensor of shape ``batch``, in the dtype of the cores. Products of the leading cores must be in its range too
+        (not so for :func:`tt_norm`); beyond it they become Inf or zero, as in any product of torch.
 
     Raises:
         TypeError: A core is no real floating-point tensor, or the two trains differ in dtype.
@@ -58,7 +58,7 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         if ladder is None:
             ladder = left.squeeze(-3).mT @ right.squeeze(-3)
             continue
-        # (r, s) with (s, n s') gives (r, n s'); read as (r n, s') it meets the other core read as (r n, r').
+        # (r, s) times (s, n s') is (r, n s'); as (r n, s') it is multiplied by the other core as (r n, r').
         half = ladder @ right.flatten(-2)
         half = half.reshape(*half.shape[:-2], -1, right.shape[-1])
         ladder = left.flatten(-3, -2).mT @ half
@@ -67,7 +67,7 @@ def tt_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 @full_precision
 def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-    """Sum of two trains, exact: the ranks add. Follow with :func:`tt_round` to bring them down again.
+    """Sum of two trains, exact: the ranks add. :func:`tt_round` reduces them again.
 
     Args:
         a: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
@@ -80,7 +80,7 @@ def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
         TypeError, ValueError: As :func:`tt_dot`.
 
     Cost:
-        No arithmetic but at one mode (d = 1); O(d n (r + s)^2) entries are written.
+        O(d n (r + s)^2) entries are written; no arithmetic, except one addition at d = 1.
 
     Source:
         Oseledets (2011), section 4.1.
@@ -127,7 +127,7 @@ def tt_hadamard(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
         TypeError, ValueError: As :func:`tt_dot`.
 
     Cost:
-        O(d n r^2 s^2) multiplications, as many as entries are written.
+        O(d n r^2 s^2) multiplications, one for each entry written.
 
     Source:
         Oseledets (2011), section 4.2.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_float, check_input, whole
+from .checks import check_matrix, whole
 from .codes import to_codes
 from .precision import computable, full_precision
 from .truncation import truncate
@@ -96,7 +96,7 @@ def truncated_svd(
         >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w) < 1e-6
         ('SVD rank 1', 10, 40, True)
     """
-    _check_matrix(w)
+    check_matrix("w", w)
     m, n = w.shape
     given = {"rank": rank, "params": params, "nbytes": nbytes}
     chosen = [name for name, value in given.items() if value is not None]
@@ -157,7 +157,7 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
         >>> baseline.name, baseline.nbytes, baseline.approximation
         ('int3 per row', 4, tensor([[ 0.5000, -1.5000,  1.0000,  0.0000]]))
     """
-    _check_matrix(w)
+    check_matrix("w", w)
     bits = whole("bits", bits, least=2)
     if bits > 8:
         raise ValueError(f"bits must lie between 2 and 8, got {bits}")
@@ -211,7 +211,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
         >>> baseline.nbytes, baseline.relative_error(w)
         (17, 0.0)
     """
-    _check_matrix(w)
+    check_matrix("w", w)
     m, n = w.shape
     subvectors = whole("subvectors", subvectors, least=1)
     bits = whole("bits", bits, least=1)
@@ -276,7 +276,7 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
         >>> [round(x, 4) for x in null.norm(dim=1).tolist()]
         [20.0, 20.0, 20.0]
     """
-    _check_matrix(w)
+    check_matrix("w", w)
     values = computable(w)
     generator = torch.Generator().manual_seed(whole("seed", seed, least=0))
     noise = torch.randn(w.shape, generator=generator, dtype=values.dtype).to(w.device)
@@ -286,13 +286,6 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     if not null.isfinite().all():
         raise ValueError(f"noise with these row norms leaves the range of {w.dtype}; convert w with .float()")
     return null
-
-
-def _check_matrix(w: Tensor) -> None:
-    check_float("w", w)
-    if w.ndim != 2:
-        raise ValueError(f"w must be a matrix (m, n), got shape {tuple(w.shape)}; reshape it first")
-    check_input("w", w)
 
 
 def _packed(codes: int, bits: int) -> int:

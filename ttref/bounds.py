@@ -1,14 +1,11 @@
-"""How small an error any method can reach with a given number of bits: rate-distortion bounds for Gaussian rows."""
+"""Rate-distortion bounds for Gaussian rows: the least error that any method can reach with a given number of bits."""
 
 from __future__ import annotations
-
-import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .checks import check_input
+from .checks import check_input, check_number
 from .precision import full_precision
 
 __all__ = ["gaussian_distortion"]
@@ -20,19 +17,19 @@ def gaussian_distortion(variances: Tensor, bits: float) -> float:
     """Least expected squared error of Gaussian vectors stored in ``bits`` bits each, by any method at all.
 
     Components are independent: the entries of white noise, or a vector along the principal axes of its covariance.
-    The best code gives bits only to components whose variance exceeds a level θ, so many that each is left with an
+    The best code gives bits only to components whose variance exceeds a level θ, just enough to leave each with an
     error of θ ("reverse water-filling")::
 
         variance  |#                      each # above the level costs bits,
                   |# #                    half a bit for every factor of 2
                θ  |~~~~~~~~~~~~
-                  |# # # # # #            what lies below the level is the error
+                  |# # # # # #            the part below the level is the error
 
     Many vectors must be coded together to come close, so for a table it is a bound, not a method. Among all sources
-    with these variances the Gaussian is the hardest: rows that are not Gaussian may lie below.
+    with these variances the Gaussian is the hardest: rows that are not Gaussian may have a smaller error.
 
     Args:
-        variances: ``(n,)``, of the components; equal ones for white noise, eigenvalues of a covariance otherwise.
+        variances: ``(n,)``, one for each component: equal for white noise, eigenvalues of a covariance otherwise.
         bits: Bits for one vector, at least 0.
 
     Returns:
@@ -40,7 +37,7 @@ def gaussian_distortion(variances: Tensor, bits: float) -> float:
         sum of the variances it is the square of a relative error.
 
     Raises:
-        TypeError: ``variances`` is no floating-point tensor, or ``bits`` no number.
+        TypeError: ``variances`` is not a floating-point tensor, or ``bits`` not a number.
         ValueError: A negative variance, NaN or Inf, another shape than ``(n,)``, or negative bits.
 
     Cost:
@@ -63,18 +60,15 @@ def gaussian_distortion(variances: Tensor, bits: float) -> float:
         raise ValueError(f"variances must have shape (n,), got {tuple(variances.shape)}")
     if variances.min() < 0:
         raise ValueError(f"a variance is negative ({variances.min().item():.3g}); clip rounding with .clamp(min=0)")
-    if isinstance(bits, bool) or not isinstance(bits, Real):
-        raise TypeError(f"bits must be a number, got {bits!r} of type {type(bits).__name__}")
-    if not 0 <= bits < math.inf:
-        raise ValueError(f"bits must be a finite number of at least 0, got {bits}")
+    check_number("bits", bits)
     ordered = variances.double().sort(descending=True).values
     positive = ordered[ordered > 0]
     if not len(positive):
         return 0.0
-    # With the k largest active, the level is their geometric mean lowered by 2 bits / k octaves.
+    # With the k largest variances above it, the level is their geometric mean times 2^(-2 bits / k).
     count = torch.arange(1, len(positive) + 1, dtype=torch.float64, device=positive.device)
     levels = (positive.log2().cumsum(0) - 2 * bits) / count
-    active = int((levels < positive.log2()).sum())  # true for the first, false once the level covers the next
-    if not active:  # no bits at all
+    active = int((levels < positive.log2()).sum())  # true for the first k, false for all others
+    if not active:  # bits = 0
         return ordered.sum().item()
     return (active * 2 ** levels[active - 1] + positive[active:].sum()).item()

@@ -1,4 +1,4 @@
-"""Canonical forms of a train and what rests on them: rounding to smaller ranks, and an accurate norm.
+"""Canonical forms of a train, and two uses of them: rounding to smaller ranks, and an accurate norm.
 
 Every function takes and returns plain lists of cores ``(*batch, r_{k-1}, n_k, r_k)`` and runs without gradients.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_input, check_rank_or_eps, check_train, whole
-from .powers import check_range, exponents, peak, times_power
+from .powers import check_cast, exponents, peak, times_power
 from .precision import full_precision
 from .shapes import tt_ranks
 from .truncation import bond_tolerance, truncate
@@ -37,7 +37,7 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
         center: Position of the center, 0 to d-1.
 
     Returns:
-        New cores; a bond that was larger than its neighbours can fill becomes smaller. Products of some of the cores
+        New cores; a bond that was larger than its neighbors can fill becomes smaller. Products of some of the cores
         may leave the range of the dtype, as long as the norm of the train does not.
 
     Raises:
@@ -60,7 +60,7 @@ def tt_orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
         True
     """
     check_train(cores)
-    center = whole("center", center, least=-(2**31))
+    center = whole("center", center)
     if not 0 <= center < len(cores):
         raise IndexError(f"center must be a core position from 0 to {len(cores) - 1}, got {center}")
     moved, exponent = canonical(cores, center)
@@ -82,22 +82,22 @@ def tt_round(
 
     Returns:
         New cores, left-orthogonal but for the last, which carries the norm. In a batch they share the largest rank.
-        A train may stand for numbers that its dtype cannot hold: where the last core could not carry the norm (above
+        A train can represent numbers beyond the range of its dtype: where the last core could not carry the norm (above
         the largest number of the dtype, or below the smallest normal one), every core carries an equal part of it, a
         power of two, and is left-orthogonal but for that factor.
 
     Raises:
-        TypeError, ValueError: As :func:`tt_svd`; NaN or Inf in a core, or a norm of which even such a part is beyond
+        TypeError, ValueError: As :func:`tt_svd`; NaN or Inf in a core, or a norm of which even an equal part is beyond
             the range of the dtype.
 
     Guarantee:
-        As :func:`tt_svd`, with the train's own tensor in place of ``x``, however much cancels in it: a difference of
-        two nearly equal trains is rounded in twice float64's digits where float64 has too few for ``eps``. With
-        ``rank`` there is no such care: rounding errors are relative to the norm that the train would have if nothing
-        cancelled.
+        As :func:`tt_svd`, with the train's own tensor in place of ``x``. With ``eps`` this holds under any
+        cancellation: a difference of two nearly equal trains is rounded in double-double arithmetic where float64 has
+        too few digits for ``eps``. With ``rank``, rounding errors are relative to the norm that the train would have
+        without cancellation.
 
     Cost:
-        O(d n r^3) multiply-adds; more than a hundred times as long where so much cancels.
+        O(d n r^3) multiply-adds; more than a hundred times the time in double-double arithmetic.
 
     Source:
         Oseledets (2011), algorithm 2.
@@ -135,9 +135,9 @@ def tt_round(
 def tt_norm(cores: Sequence[Tensor]) -> Tensor:
     """Frobenius norm of a train, accurate even where ``sqrt(tt_dot(a, a))`` would cancel.
 
-    The train is made left-orthogonal and the norm read off the last core, so the norm of a difference of two nearly
-    equal trains is right to rounding in their size, not to its square root. For a gradient take
-    ``tt_dot(a, a).sqrt()``.
+    The train is made left-orthogonal and the norm read off the last core. So the absolute error for a difference of two
+    nearly equal trains is about u times their norm, u the machine epsilon of float64, and not sqrt(u) times. For a
+    gradient take ``tt_dot(a, a).sqrt()``.
 
     Args:
         cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
@@ -161,16 +161,16 @@ def tt_norm(cores: Sequence[Tensor]) -> Tensor:
     moved, exponent = canonical(cores, len(cores) - 1)
     norm = torch.linalg.vector_norm(moved[-1], dim=(-1, -2, -3))
     answer = times_power(norm, exponent[..., 0, 0, 0]).to(cores[0].dtype)
-    check_range("the norm of the train is", answer[..., None], norm[..., None])
+    check_cast("the norm of the train is", answer[..., None], norm[..., None])
     return answer
 
 
 def canonical(cores: Sequence[Tensor], center: int) -> tuple[list[Tensor], Tensor]:
-    """A checked train in canonical form, in float64 and without its size: :func:`tt_orthogonalize` in any range.
+    """Canonical form of a checked train in float64, without the limits of the range of a dtype.
 
     Returns:
-        The cores, and the exponent e ``(*batch, 1, 1, 1)``, int64: the center is to be multiplied by ``2^e``. Its own
-        largest entry lies in [1/2, 1), or it is zero.
+        The cores, and the exponent e ``(*batch, 1, 1, 1)``, int64, of a factor ``2^e`` that the center lacks. The
+        largest magnitude in the center is in [1/2, 1), or zero.
     """
     moved, exponent = _unscaled(cores)
     for k in range(center):
@@ -183,7 +183,7 @@ def canonical(cores: Sequence[Tensor], center: int) -> tuple[list[Tensor], Tenso
 
 
 def _unscaled(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Each core in float64 and divided by a power of two, which rounds nothing; the sum of the exponents."""
+    """The cores in float64, each divided by a power of two, which is exact; and the sum of the exponents."""
     moved = []
     for k, core in enumerate(cores):
         check_input(f"cores[{k}]", core)
@@ -192,17 +192,18 @@ def _unscaled(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
 
 
 def _rescale(cores: list[Tensor], k: int) -> Tensor:
-    """Divide core k in place by a power of two, so that no product leaves the range; the exponent."""
+    """Divide core k in place by a power of two, so that no product leaves the range; returns the exponent."""
     exponent = exponents(cores[k], (-1, -2, -3))
     cores[k] = times_power(cores[k], -exponent)
     return exponent
 
 
 def _cancels(cores: Sequence[Tensor], center: Tensor, exponent: Tensor, tolerance: float) -> bool:
-    """Whether the rounding errors of float64 are too large for what may be lost, because the train cancels.
+    """True if cancellation makes the rounding errors of float64 larger than the tolerance.
 
-    They are relative to what the train would be if nothing cancelled: if the terms of the sums over the bonds had
-    random signs. The mean square of that norm is a product of matrices, the squared norms of all ``G[i, :, j]``.
+    They are relative to the norm that the train would have without cancellation, if the terms of the sums over the
+    bonds had random signs. The mean square of that norm is the product over the cores of the matrices of squared norms
+    of ``G[i, :, j]``.
     """
     moved, size = _unscaled(cores)
     squares = torch.ones_like(size, dtype=torch.float64)[..., 0]
@@ -217,7 +218,7 @@ def _cancels(cores: Sequence[Tensor], center: Tensor, exponent: Tensor, toleranc
 
 
 def _right_orthogonal_wide(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """:func:`canonical` with center 0, in twice as many digits; bonds keep their size, what depends becomes zero."""
+    """:func:`canonical` with center 0, in double-double arithmetic; bonds keep their size, dependent rows are zero."""
     moved, exponent = _unscaled(cores)
     carried: Pair = moved[-1], torch.zeros_like(moved[-1])
     for k in range(len(cores) - 1, 0, -1):
@@ -235,7 +236,7 @@ def _right_orthogonal_wide(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tenso
 
 
 def _shared(cores: Sequence[Tensor], exponent: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """What each core takes of ``2^exponent``: the last one all, or equal parts where ``dtype`` could not hold it."""
+    """Exponents that sum to ``exponent``: all of it in the last core, or equal parts if ``dtype`` cannot hold that."""
     size, info = times_power(peak(cores[-1], (-1, -2, -3)), exponent), torch.finfo(dtype)
     fits = (size <= info.max) & (size >= info.tiny)
     each = exponent.div(len(cores), rounding_mode="floor")
@@ -248,19 +249,18 @@ def _shared(cores: Sequence[Tensor], exponent: Tensor, dtype: torch.dtype) -> li
 
 
 def _narrow(cores: Sequence[Tensor], parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """float64 cores times ``2^part`` in ``dtype``, or an error where that would turn a norm into Inf or nothing."""
+    """float64 cores times ``2^part``, cast to ``dtype``; ValueError where the norm would become Inf or zero."""
     narrow = []
     for k, (core, part) in enumerate(zip(cores, parts, strict=True)):
         narrow.append(times_power(core, part).to(dtype, memory_format=torch.contiguous_format))
-        check_range(f"core {k} would have to carry the norm of the train,", narrow[k].flatten(-3), core.flatten(-3))
+        check_cast(f"core {k} would have to carry the norm of the train,", narrow[k].flatten(-3), core.flatten(-3))
     return narrow
 
 
 def _push_right(cores: list[Tensor], k: int) -> None:
     """Make core k left-orthogonal in place; the triangular factor moves into core k+1. float64 cores."""
     *batch, left, n, right = cores[k].shape
-    q, r = torch.linalg.qr(cores[k].reshape(*batch, left * n, right))
-    q, r = _positive_diagonal(q, r)
+    q, r = _positive_diagonal(*torch.linalg.qr(cores[k].reshape(*batch, left * n, right)))
     following = cores[k + 1]
     cores[k] = q.reshape(*batch, left, n, -1)
     cores[k + 1] = (r @ following.reshape(*batch, right, -1)).reshape(*batch, -1, *following.shape[-2:])
@@ -269,14 +269,13 @@ def _push_right(cores: list[Tensor], k: int) -> None:
 def _push_left(cores: list[Tensor], k: int) -> None:
     """Make core k right-orthogonal in place; the triangular factor moves into core k-1. float64 cores."""
     *batch, left, n, right = cores[k].shape
-    q, r = torch.linalg.qr(cores[k].reshape(*batch, left, n * right).mT)
-    q, r = _positive_diagonal(q, r)
+    q, r = _positive_diagonal(*torch.linalg.qr(cores[k].reshape(*batch, left, n * right).mT))
     previous = cores[k - 1]
     cores[k] = q.mT.reshape(*batch, -1, n, right)
     cores[k - 1] = (previous.reshape(*batch, -1, left) @ r.mT).reshape(*batch, *previous.shape[-3:-1], -1)
 
 
 def _positive_diagonal(q: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """QR is unique up to signs; a non-negative diagonal of R picks one."""
+    """QR with a non-negative diagonal of R, which makes it unique."""
     sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
     return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)

@@ -1,12 +1,13 @@
-"""What is asked of arguments before anything is computed: whole numbers, modes, dtypes, trains that chain.
+"""Argument checks, made before anything is computed: numbers, modes, ranks, tensors, trains.
 
-Every message names the argument, says what is wrong with it and how to mend it. A wrong type or dtype is a TypeError, a
-wrong value or size a ValueError, a place that does not exist an IndexError. Integers are checked without torch, which
-is loaded only where a tensor is looked at: the counts of :mod:`ttref.shapes` and fixed point do without it.
+Every message names the argument, states what it must be and what it is, and how to mend it where that is not obvious.
+A wrong type or dtype is a TypeError, a wrong value or size a ValueError, an index out of range an IndexError. torch is
+imported only by the checks of tensors: :mod:`ttref.shapes` and :mod:`ttref.fixedpoint` do without it.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -16,26 +17,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def whole(name: str, value: int, *, least: int) -> int:
-    """``value`` as an int, or an error that names it; an array or a tensor of one integer without axes is one too."""
+def whole(name: str, value: int, *, least: int | None = None) -> int:
+    """``value`` as an int of at least ``least``; 0-d integer arrays and tensors are accepted, booleans are not."""
     try:
         if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """A finite real number of at least 0, or above 0 if ``positive``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not 0 <= value < math.inf or (positive and value == 0):
+        raise ValueError(f"{name} must be a finite number {'above 0' if positive else 'of at least 0'}, got {value}")
+
+
 def several(value: object) -> bool:
-    """Whether this is several numbers: a 0-d array or tensor calls itself iterable and is one; a string is none."""
+    """True for a sequence of numbers; a 0-d array or tensor is one number though it is Iterable, a string is none."""
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
 def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple of ints of at least 1, or an error that names it; arrays and tensors are sequences too."""
+    """``shape`` as a tuple of ints of at least 1; arrays and tensors of one axis are accepted."""
     if not several(shape):
         raise TypeError(f"{name} must be a sequence of modes such as (2, 2, 3), got {shape!r}")
     shape = tuple(shape)
@@ -45,7 +54,7 @@ def check_modes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[int, ...]:
-    """The modes ``m_k * n_k`` a matrix has when it is read as a tensor train; checks that the shapes pair up."""
+    """Modes ``m_k * n_k`` of a TT-matrix read as a vector train; the two shapes must have equally many modes."""
     rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
     if len(rows) != len(cols):
         raise ValueError(
@@ -55,7 +64,7 @@ def paired_modes(row_shape: Sequence[int], col_shape: Sequence[int]) -> tuple[in
 
 
 def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> None:
-    """Exactly one of the two, and eps in [0, 1)."""
+    """Exactly one of the two is given, and eps is in [0, 1)."""
     if rank is None and eps is None:
         raise ValueError(
             "give exactly one of rank and eps, got neither: rank=8 caps the ranks, eps=0.1 allows ten per cent of error"
@@ -73,7 +82,7 @@ def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> No
 
 
 def check_float(name: str, x: Tensor) -> None:
-    """Raise TypeError unless ``x`` is a real floating-point tensor."""
+    """A real floating-point tensor; its entries are not read."""
     import torch
 
     if not isinstance(x, torch.Tensor):
@@ -85,12 +94,12 @@ def check_float(name: str, x: Tensor) -> None:
 
 
 def check_input(name: str, x: Tensor) -> None:
-    """Refuse what no decomposition can start from: wrong type, complex or integer dtype, no entries, NaN or Inf."""
+    """A real floating-point tensor with at least one entry and without NaN or Inf, as every decomposition needs."""
     check_float(name, x)
     if x.numel() == 0:
         raise ValueError(f"{name} has no entries: its shape is {tuple(x.shape)}")
-    # One NaN or Inf anywhere makes the sum non-finite, at a twentieth of the cost of looking at every entry. Finite
-    # entries can overflow the sum too, so only then is each entry looked at.
+    # One NaN or Inf makes the sum non-finite, and a sum costs a twentieth of testing every entry. Finite entries can
+    # overflow the sum too, so only then is every entry tested.
     if not x.sum().isfinite() and not x.isfinite().all():
         bad = (~x.isfinite()).nonzero()
         raise ValueError(
@@ -99,8 +108,16 @@ def check_input(name: str, x: Tensor) -> None:
         )
 
 
+def check_matrix(name: str, w: Tensor) -> None:
+    """:func:`check_input`, and two axes."""
+    check_float(name, w)
+    if w.ndim != 2:
+        raise ValueError(f"{name} must be a matrix (m, n), got shape {tuple(w.shape)}; reshape it first")
+    check_input(name, w)
+
+
 def check_batch_dims(x: Tensor, batch_dims: int) -> int:
-    """``batch_dims`` as an int that leaves at least one axis of ``x`` for the modes."""
+    """``batch_dims`` as an int that leaves at least one axis of ``x`` as a mode."""
     batch_dims = whole("batch_dims", batch_dims, least=0)
     if batch_dims >= max(x.ndim, 1):
         raise ValueError(f"batch_dims is {batch_dims}, but x has {x.ndim} axes and at least one must be a mode")
@@ -108,8 +125,8 @@ def check_batch_dims(x: Tensor, batch_dims: int) -> int:
 
 
 def check_bond(bond: int, d: int) -> None:
-    """A bond of a train of d cores, counted from 1, or an error."""
-    bond = whole("bond", bond, least=-(2**31))
+    """The index of a bond of a train of d cores, 1 to d-1."""
+    bond = whole("bond", bond)
     if d < 2:
         raise IndexError(f"{d} modes have no bond between them; give the tensor at least two")
     if not 1 <= bond < d:
@@ -117,7 +134,7 @@ def check_bond(bond: int, d: int) -> None:
 
 
 def check_listed(cores: Sequence[Tensor], name: str = "cores") -> None:
-    """Cores come in a list, in a tuple, or in the ParameterList that layers keep them in."""
+    """Cores in a list, a tuple, or a ParameterList as layers have them."""
     if isinstance(cores, (list, tuple)):
         return
     from torch import nn
@@ -129,7 +146,7 @@ def check_listed(cores: Sequence[Tensor], name: str = "cores") -> None:
 def check_train(
     cores: Sequence[Tensor], name: str = "cores"
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Batch axes, ranks and modes of a train; an error that names the first core that does not fit."""
+    """Batch axes, ranks and modes of a train; an error names the first core that does not fit."""
     check_listed(cores, name)
     if not len(cores):
         raise ValueError(f"{name} is empty; a train has at least one core")
@@ -158,7 +175,7 @@ def check_train(
 
 
 def check_matrix_train(cores: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Row modes, column modes and ranks of a TT-matrix; an error that names the first core that does not fit."""
+    """Row modes, column modes and ranks of a TT-matrix; an error names the first core that does not fit."""
     check_listed(cores)
     for k, core in enumerate(cores):
         check_float(f"cores[{k}]", core)
@@ -171,7 +188,7 @@ def check_matrix_train(cores: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[
 
 
 def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
-    """Both are trains, of one dtype, with equal modes and batch axes that broadcast."""
+    """Two trains of one dtype, with equal modes and with batch axes that broadcast."""
     batch_a, _, modes_a = check_train(a, "a")
     batch_b, _, modes_b = check_train(b, "b")
     if len(modes_a) != len(modes_b):
@@ -186,7 +203,7 @@ def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
 
 
 def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:
-    """``row_ranks`` as a list of ``count`` caps of at least 1, or an error that names the first that is wrong."""
+    """``row_ranks`` as a list of ``count`` ints of at least 1; an error names the first that is wrong."""
     if not isinstance(row_ranks, Iterable):
         raise TypeError(f"row_ranks must be {count} caps, one for each row, got {row_ranks!r}; rank takes one for all")
     caps = row_ranks.tolist() if hasattr(row_ranks, "tolist") else list(row_ranks)

@@ -1,7 +1,7 @@
-"""Schmidt values and entanglement entropy: how much the two sides of a bond know about each other.
+"""Schmidt values and entanglement entropy: how strongly the two sides of a bond are correlated.
 
 Cut a tensor at bond k into a matrix of (first k modes) by (the rest). Its singular values are the Schmidt values; the
-entropy of their squares says how many of them matter. Low entropy at every bond is what a tensor train can use.
+entropy of their squares says how many of them matter. A tensor train needs low entropy at every bond.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .canonical import canonical
 from .checks import check_batch_dims, check_bond, check_input, check_rank_or_eps, check_train
-from .powers import check_range, exponents, times_power
+from .powers import check_cast, exponents, times_power
 from .precision import full_precision
 from .truncation import bond_tolerance, ranks_within, singular_values
 
@@ -24,13 +24,13 @@ __all__ = ["entanglement_entropy", "schmidt_values", "suggest_ranks"]
 @full_precision
 @torch.no_grad()
 def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_dims: int = 0) -> Tensor:
-    """Singular values across one bond, unsquared and unnormalised, largest first.
+    """Singular values across one bond, unsquared and unnormalized, largest first.
 
     Args:
         x_or_cores: A tensor ``(*batch, n_1, ..., n_d)`` in its modes, or a train of cores
             ``(*batch, r_{k-1}, n_k, r_k)``.
         bond: 1 to d-1; bond k has k modes on its left.
-        batch_dims: Leading batch axes of a tensor; cores know their own.
+        batch_dims: Number of leading batch axes of a tensor; for a train they are read off the cores.
 
     Returns:
         ``(*batch, s)`` with s the smaller side of the cut (of a train: at most the rank of the bond). Their squares
@@ -38,7 +38,7 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
 
     Raises:
         IndexError: ``bond`` outside 1 ... d-1.
-        TypeError, ValueError: No real floating-point tensor or train, NaN or Inf, no entries; ValueError for values
+        TypeError, ValueError: Not a real floating-point tensor or train, NaN or Inf, no entries; ValueError for values
             beyond the range of the dtype.
 
     Cost:
@@ -54,7 +54,7 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
     """
     values, exponent, dtype = _spectrum(x_or_cores, bond, batch_dims)
     answer = times_power(values, exponent).to(dtype)
-    check_range("the Schmidt values are", answer, values)
+    check_cast("the Schmidt values are", answer, values)
     return answer
 
 
@@ -63,7 +63,7 @@ def schmidt_values(x_or_cores: Tensor | Sequence[Tensor], bond: int, *, batch_di
 def entanglement_entropy(
     x_or_cores: Tensor | Sequence[Tensor], bond: int, *, base: float = 2, batch_dims: int = 0
 ) -> Tensor:
-    """Entropy of the normalised squared Schmidt values at a bond, in bits (``base=2``) or nats (``base=math.e``).
+    """Entropy of the normalized squared Schmidt values at a bond, in bits (``base=2``) or nats (``base=math.e``).
 
     0 for a product of a left and a right part; at most log(min side of the cut). ``base ** entropy`` reads as an
     effective rank.
@@ -72,10 +72,10 @@ def entanglement_entropy(
         x_or_cores: A tensor in its modes, or a train, as for :func:`schmidt_values`.
         bond: 1 to d-1; bond k has k modes on its left.
         base: Base of the logarithm, above 1.
-        batch_dims: Leading batch axes of a tensor.
+        batch_dims: Number of leading batch axes of a tensor.
 
     Returns:
-        Tensor of shape ``batch``. The zero tensor has no normalised Schmidt values; its entropy is returned as 0.
+        Tensor of shape ``batch``. The zero tensor has no normalized Schmidt values; its entropy is returned as 0.
 
     Raises:
         IndexError, TypeError, ValueError: As :func:`schmidt_values`; ValueError for a base of 1 or less.
@@ -103,10 +103,10 @@ def entanglement_entropy(
 @full_precision
 @torch.no_grad()
 def suggest_ranks(x_or_cores: Tensor | Sequence[Tensor], *, eps: float) -> tuple[int, ...]:
-    """Ranks with which :func:`tt_svd` or :func:`tt_round` is sure to stay within ``eps``, read off the Schmidt values.
+    """Ranks with which :func:`tt_svd` or :func:`tt_round` stays within ``eps``, read off the Schmidt values.
 
-    Each bond may discard ``eps / sqrt(d - 1)`` of the norm. :func:`tt_svd` with ``eps`` itself can do with less, as
-    every truncation also lightens the bonds after it; these ranks answer "how large would the train be" bond by bond.
+    Each bond may discard ``eps / sqrt(d - 1)`` of the norm. :func:`tt_svd` with ``eps`` itself can find smaller ranks,
+    because every truncation also lowers the Schmidt values of later bonds; the ranks here come from each bond alone.
 
     Args:
         x_or_cores: A tensor in its modes, or a train without batch axes.

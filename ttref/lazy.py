@@ -1,8 +1,8 @@
-"""Names of a package that are imported when they are asked for (PEP 562): one rule for ``ttref`` and its parts.
+"""Names of a package that are imported on first access (PEP 562), in ``ttref`` and in ``ttref.fixedpoint``.
 
-A name whose module needs a package that is not installed is *not there*: ``hasattr`` is False, and ``dir``, ``help``,
-``inspect.getmembers`` and a completing editor pass it over. ``from ttref import TTLoraConfig`` asks for it by name, and
-is told what to install.
+A name whose module needs a package that is not installed is *absent*: ``hasattr`` is False, and ``dir``, ``help``,
+``inspect.getmembers`` and an editor's completion skip it. ``from ttref import TTLoraConfig`` raises the ImportError
+that says what to install.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def lazy_names(package: str, home: Mapping[str, Iterable[str]]) -> tuple[Callabl
     """Make ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
-        package: The package's own ``__name__``, wherever it was copied to.
-        home: Names by the module that holds them, relative to the package.
+        package: The package's ``__name__``, also where it is a copy under another name.
+        home: Names by the module that defines them, relative to the package.
 
     Returns:
-        The two functions. A name is kept in the package once it was asked for.
+        The two functions. A name is stored in the package on first access.
 
     Example:
         >>> get, _ = lazy_names("ttref", {"shapes": ("factorize",)})
@@ -38,8 +38,8 @@ def lazy_names(package: str, home: Mapping[str, Iterable[str]]) -> tuple[Callabl
         try:
             value = getattr(importlib.import_module(f".{module_of[name]}", package), name)
         except ImportError as error:
-            # An AttributeError says "not there" to hasattr and its kin. `from package import name` would swallow it and
-            # the install line with it, and say no more than "cannot import name": there, the cause itself is raised.
+            # hasattr and the like need an AttributeError. `from package import name` would replace that by "cannot
+            # import name", without the line that says what to install: there, the cause itself is raised.
             if sys._getframe(1).f_code.co_name == "_handle_fromlist":
                 raise
             raise AttributeError(f"module {package!r} has no attribute {name!r} here: {error}") from error

@@ -1,8 +1,8 @@
-"""In which precision numbers are computed, whatever the caller runs under: one rule for the whole package.
+"""The precision of all arithmetic, under autocast too: one rule for the whole package.
 
-Under autocast torch hands float32 matrix products to half precision. That is a bargain for a model's large layers and
-none for a train: its products are small, they follow one another, and the result would still say float32 while holding
-the digits of bfloat16. So everything public here that decomposes, contracts or measures runs with autocast off.
+Under autocast torch computes float32 matrix products in half precision. That pays for a model's large layers, but not
+for a train: its products are small and chained, and the result would have dtype float32 with the accuracy of bfloat16.
+So every public function that decomposes, contracts or measures runs with autocast off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_DEVICES = ("cpu", "cuda", "mps", "xpu")  # each has an autocast of its own
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # device types with an autocast setting
 
 
 def full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -41,27 +41,27 @@ def full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments,
             return function(*args, **kwargs)
         for device in _DEVICES:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):  # a plain statement, which a tracing compiler can follow
-                    return run(*args, **kwargs)  # another device's may be on as well
+                with torch.autocast(device, enabled=False):  # a plain `with`, which torch.compile can trace
+                    return run(*args, **kwargs)  # again, because autocast of another device may be on as well
         return function(*args, **kwargs)
 
     return run
 
 
 def any_autocast() -> bool:
-    """Whether autocast is on for any device: a quick question that small layers can afford at every call."""
+    """True if autocast is on for any device; fast enough to ask at every call of a small layer."""
     return torch._C._is_any_autocast_enabled()
 
 
 def under_autocast(x: Tensor) -> bool:
-    """Whether autocast is on where x lies; some devices, meta among them, know no autocast."""
+    """True if autocast is on for the device of ``x``; some devices, meta among them, have no autocast."""
     return (
-        any_autocast()  # the other two questions take microseconds, which a small layer feels
+        any_autocast()  # first, because the other two calls take microseconds, which count in a small layer
         and torch.amp.is_autocast_available(x.device.type)
         and torch.is_autocast_enabled(x.device.type)
     )
 
 
 def computable(core: Tensor) -> Tensor:
-    """Half-precision cores are contracted in float32 and cast back."""
+    """``core`` in the dtype in which it is contracted: float32 for half precision, whose result is then cast back."""
     return core.float() if core.dtype in (torch.float16, torch.bfloat16) else core

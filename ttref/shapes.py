@@ -27,8 +27,8 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
 
     Args:
         n: The number to split, at least 2.
-        order: How many modes. Left out, it is the smallest number that respects ``max_mode``; with both left out the
-            answer is the prime factors, the finest split there is.
+        order: How many modes. By default the smallest number that respects ``max_mode``; without both, the result is
+            the prime factors, the finest split there is.
         max_mode: Upper limit for every mode.
 
     Returns:
@@ -40,7 +40,7 @@ def factorize(n: int, order: int | None = None, *, max_mode: int | None = None) 
         ValueError: No such split exists. The message names the next larger number that has one, to pad to.
 
     Cost:
-        O(sqrt(n) + s^2 * order) for a number with s divisors, and as much again for each larger number tried for the
+        O(sqrt(n) + s^2 * order) for a number with s divisors, and the same for each larger number tried for the
         message.
 
     Example:
@@ -77,8 +77,8 @@ def balanced_modes(n: int, order: int = 3) -> tuple[int, ...]:
 
     A mode may be at most twice the ``order``-th root of the product, or 8, whichever is larger. The smallest product
     of at least ``n`` with such modes is taken, so only widths with a large prime factor are padded. The padding is at
-    most 8, or 3 % of ``n`` if that is more: where these modes would need more than that, the limit on a mode is raised
-    by one until less will do (of the widths up to 20,000 in three modes, 151, 201, 365 and 366 need it).
+    most 8, or 3 % of ``n`` if that is more: where such modes need more padding, the limit on a mode is raised in steps
+    of one until they do not (of the widths up to 20,000 in three modes, 151, 201, 365 and 366 need it).
 
     Args:
         n: The width, at least 1.
@@ -210,6 +210,7 @@ def ttm_params(row_shape: Sequence[int], col_shape: Sequence[int], rank: int | S
 
 
 def _split(n: int, order: int | None, max_mode: int | None) -> tuple[int, ...] | None:
+    """The result of :func:`factorize`, or None if there is no such split."""
     primes = _prime_factors(n)
     limit = n if max_mode is None else max_mode
     if order is not None:

@@ -1,4 +1,4 @@
-"""Whether torch records or transforms what is computed now, asked by names that not every torch has."""
+"""Detects tracing and function transforms, by names that not every version of torch has."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 
 try:
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
-except ImportError:  # torch 2.4: any mode that sees all operations may be one that records them
+except ImportError:  # torch 2.4: any active dispatch mode may be one that traces
 
     def get_proxy_mode() -> object | None:
-        """What records operations now, or None."""
+        """The active tracing mode, or None."""
         return torch._C._len_torch_dispatch_stack() or None
 
 
-# Where torch does not tell, the answer is the one that costs time and no digits: yes.
+# If torch cannot tell, assume a transform: that costs time, but no accuracy.
 transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def recorded() -> bool:
-    """Whether a tracer takes the operations down; ``torch.compile`` and ``torch.export`` say so themselves."""
+    """True while operations are traced; ``torch.compile`` and ``torch.export`` have a flag that callers ask first."""
     return torch.jit.is_tracing() or get_proxy_mode() is not None
 
 
 def forward_mode() -> bool:
-    """Whether derivatives are taken along with the numbers, as ``torch.func.jvp`` does."""
+    """True inside forward-mode differentiation, such as ``torch.func.jvp``."""
     return torch.autograd.forward_ad._current_level >= 0

@@ -5,9 +5,9 @@ A train is a plain list of cores, core k of shape ``(*batch, r_{k-1}, n_k, r_k)`
     o--o--o--o        x[i_1, ..., i_d] = G_1[i_1] G_2[i_2] ... G_d[i_d],   each G_k[i_k] a r_{k-1} x r_k matrix
     |  |  |  |
 
-Batch axes stand in front of every core: a batch of trains is one list, not a list of lists. Reshaping is row-major
-and the first mode is the most significant. Decompositions run without gradients; what only contracts cores
-(:func:`tt_to_tensor`, :func:`tt_entry`) is differentiable.
+Batch axes come first in every core: a batch of trains is one list, not a list of lists. Reshaping is row-major and the
+first mode is the most significant. Decompositions run without gradients; contractions (:func:`tt_to_tensor`,
+:func:`tt_entry`) are differentiable.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def tt_svd(
     flat = x.reshape(count, entries)
     ranks = None if rank is None else tt_ranks(modes, rank)
     tolerance = None if eps is None else bond_tolerance(eps, d - 1, x.dtype)
-    sizes = ranks or (1,) * (d + 1)  # with eps the cores grow to what the chunks turn out to need
+    sizes = ranks or (1,) * (d + 1)  # with eps the cores grow to the largest ranks of the chunks
     train = [x.new_zeros(count, sizes[k], n, sizes[k + 1]) for k, n in enumerate(modes)]
     lock = threading.Lock()
 
@@ -103,9 +103,9 @@ def tt_svd(
         if precise := x.dtype == torch.float64:  # squares of float64 extremes would overflow or vanish
             scale = peak(part, (1,))
             part = part / scale
-        cores, carrier = _sweep(part, modes, ranks, tolerance, precise=precise)
+        cores, center = _sweep(part, modes, ranks, tolerance, precise=precise)
         if precise:
-            cores[carrier] = cores[carrier] * scale[:, :, None, None]
+            cores[center] = cores[center] * scale[:, :, None, None]
         for k, core in enumerate(cores):
             _, left, n, right = core.shape
             with lock:
@@ -129,14 +129,14 @@ def tt_svd(
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
     """Contract a train, or a batch of trains, to the dense tensor ``(*batch, n_1, ..., n_d)``.
 
-    Both ends are folded towards the middle, so that the one large product comes last. Differentiable.
+    The left and the right half are contracted first, so that the one large product comes last. Differentiable.
 
     Args:
         cores: d cores ``(*batch, r_{k-1}, n_k, r_k)``.
 
     Returns:
-        Tensor of shape ``(*batch, n_1, ..., n_d)``, dtype of the cores. Products of neighbouring cores must lie in its
-        range too; what leaves it becomes Inf or zero, as in any product of torch.
+        Tensor of shape ``(*batch, n_1, ..., n_d)``, dtype of the cores. Products of neighboring cores must be in its
+        range too; beyond it they become Inf or zero, as in any product of torch.
 
     Raises:
         TypeError: A core is no real floating-point tensor.
@@ -180,10 +180,10 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
 
     Returns:
         Tensor of shape ``(*batch, *many)``; a 0-d tensor for one entry of one train. Products of the leading cores
-        must lie in the range of the dtype too, as for :func:`tt_to_tensor`.
+        must be in the range of the dtype too, as for :func:`tt_to_tensor`.
 
     Raises:
-        TypeError: The index is not of integers.
+        TypeError: ``index`` does not hold integers.
         IndexError: A wrong number of integers, or one outside its mode.
         ValueError: As :func:`tt_to_tensor`.
 
@@ -216,28 +216,28 @@ def tt_entry(cores: Sequence[Tensor], index: Sequence[int] | Tensor) -> Tensor:
 def _sweep(
     rest: Tensor, modes: Sequence[int], ranks: Sequence[int] | None, tolerance: float | None, *, precise: bool
 ) -> tuple[list[Tensor], int]:
-    """TT-SVD of float64 rows ``(b, N)``; the cores and the position of the one that carries the norm."""
+    """TT-SVD of float64 rows ``(b, N)``; the cores and the position of the orthogonality center."""
     b, d = rest.shape[0], len(modes)
     allowed = None if tolerance is None else tolerance * torch.linalg.vector_norm(rest, dim=1)
-    carrier = d - 1 if ranks is None else _last_truncation(modes, ranks)
+    center = d - 1 if ranks is None else _last_truncation(modes, ranks)
     cores, left = [], 1
-    for k in range(carrier):
+    for k in range(center):
         rest = rest.reshape(b, left * modes[k], -1)
-        if ranks is not None and ranks[k + 1] == left * modes[k]:  # nothing to cut: the basis stays as it is
+        if ranks is not None and ranks[k + 1] == left * modes[k]:  # nothing to truncate: the identity is the basis
             u = torch.eye(left * modes[k], dtype=rest.dtype, device=rest.device).expand(b, -1, -1)
         else:
             u, rest = truncate(rest, None if ranks is None else ranks[k + 1], allowed, precise=precise)
         cores.append(u.reshape(b, left, modes[k], -1))
         left = u.shape[-1]
-    cores.append(rest.reshape(b, left, modes[carrier], -1))
-    for k in range(carrier + 1, d):
+    cores.append(rest.reshape(b, left, modes[center], -1))
+    for k in range(center + 1, d):
         eye = torch.eye(math.prod(modes[k:]), dtype=rest.dtype, device=rest.device)
         cores.append(eye.reshape(1, eye.shape[0], modes[k], -1).expand(b, -1, -1, -1))
-    return cores, carrier
+    return cores, center
 
 
 def _last_truncation(modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Position of the first core on whose right every bond is as large as its right side can fill."""
+    """Position of the first core with only full-rank bonds on its right (rank = product of the modes on its right)."""
     k = len(modes) - 1
     while k > 0 and ranks[k] == math.prod(modes[k:]):
         k -= 1
@@ -262,6 +262,6 @@ def _split_axes(x: Tensor, shape: Sequence[int] | None, batch_dims: int) -> tupl
 
 
 def middle(modes: Sequence[int]) -> int:
-    """How many leading cores make the left half: the cut whose two sides are closest in size."""
+    """Number of cores in the left half, for the cut that minimizes the sum of the sizes of both halves."""
     total = math.prod(modes)
     return min(range(1, len(modes) + 1), key=lambda k: (math.prod(modes[:k]) + total / math.prod(modes[:k]), k))

@@ -1,4 +1,4 @@
-"""Truncated singular value decompositions of many small matrices at once: what every truncation in ``ttref`` uses.
+"""Truncated singular value decompositions of batches of small matrices, on which every truncation in ``ttref`` stands.
 
 **Accuracy rule.** Singular values read off a Gram matrix lose half the digits of the arithmetic. So the Gram matrix is
 only ever formed in float64 from data of at most float32: half of 16 digits still covers all of float32. Data that is
@@ -11,16 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 def bond_tolerance(eps: float, bonds: int, dtype: torch.dtype) -> float:
-    """What each of ``bonds`` truncations may discard, relative to the norm, for a total of ``eps``.
+    """Relative error allowed for each of ``bonds`` truncations, for a total of ``eps``.
 
     The discarded parts are orthogonal to each other, so their squares add: each bond gets 1 / sqrt(bonds). Half of the
-    rounding allowance of 10 d machine epsilons is spent here, so that a rank which only rounding noise fills is found
-    at eps = 0; the other half is for the rounding of the cores. Half-precision data gets float32's allowance: its own
-    machine epsilon is so large that ten of them would drown eps.
+    rounding allowance of 10 d machine epsilons is added here, so that eps = 0 drops singular values that are only
+    rounding noise; the other half is for the rounding of the cores. Half-precision data gets float32's allowance: ten
+    times its own machine epsilon would exceed most eps.
     """
     noise = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     return (eps + 5 * (bonds + 1) * noise) / max(bonds, 1) ** 0.5
@@ -39,11 +37,11 @@ def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> 
     m, n = matrix.shape[-2:]
     keep = min(m, n) if most is None else min(m, n, most)
     basis = None
-    if m > 2 * n:  # a tall matrix has the singular values of its small triangular factor
+    if m > 2 * n:  # the singular values of a tall matrix are those of its small triangular factor
         basis, matrix = torch.linalg.qr(matrix)
         m = n
     if precise:
-        if n > 2 * m:  # a wide one too; its right singular vectors are not needed
+        if n > 2 * m:  # a wide one too: the right singular vectors are not needed
             matrix = torch.linalg.qr(matrix.mT, mode="r").R.mT
         u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
         u = u[..., :keep]
@@ -51,7 +49,7 @@ def left_subspace(matrix: Tensor, *, precise: bool, most: int | None = None) -> 
         gram = matrix @ matrix.mT
         energies, u = _eigh_2x2(gram) if m == 2 else torch.linalg.eigh(gram)
         s = energies.flip(-1)[..., : min(m, n)].clamp(min=0).sqrt()
-        u = u[..., -keep:].flip(-1)  # eigh sorts upwards
+        u = u[..., -keep:].flip(-1)  # eigh sorts in ascending order
     return (u if basis is None else basis @ u), s
 
 
@@ -67,26 +65,26 @@ def singular_values(matrix: Tensor, *, precise: bool) -> Tensor:
 
 
 def _eigh_2x2(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh` in closed form: rank-one trains of binary modes meet nothing but 2 x 2 matrices."""
+    """`torch.linalg.eigh` in closed form: rank-one trains with binary modes need only 2 x 2 matrices."""
     a, b, c = gram[..., 0, 0], gram[..., 0, 1], gram[..., 1, 1]
     mean, half = (a + c) / 2, (a - c) / 2
     radius = torch.hypot(half, b)
-    # Of the two formulas for the leading eigenvector, take the one that adds numbers of equal sign.
+    # Of the two formulas for the leading eigenvector, take the one without cancellation.
     x = torch.where(half >= 0, radius + half, b)
     y = torch.where(half >= 0, b, radius - half)
     length = torch.hypot(x, y)
-    x = torch.where(length > 0, x / length, 1.0)  # a multiple of the identity: any basis will do
+    x = torch.where(length > 0, x / length, 1.0)  # length 0: a multiple of the identity, any basis is right
     y = torch.where(length > 0, y / length, 0.0)
     vectors = torch.stack((torch.stack((-y, x), -1), torch.stack((x, y), -1)), -2)
     return torch.stack((mean - radius, mean + radius), -1), vectors
 
 
 def fix_signs(u: Tensor) -> Tensor:
-    """Turn every column, in place, so that a weighted sum of its entries is positive; returns ``u``.
+    """Flip the signs of columns, in place, so that a weighted sum of each column is positive; returns ``u``.
 
-    The weights 1 / (i + sqrt 2) are positive, fall slowly and are irrational. Balanced columns such as (1, -1) or
-    (1, -2), which a plain sum or a largest entry would leave to rounding, get a clear sign, and so printed cores agree
-    between machines.
+    The weights 1 / (i + sqrt 2) decrease slowly and are irrational, so the sum is far from zero also for balanced
+    columns such as (1, -1) or (1, -2), where rounding would decide the sign of a plain sum or of the largest entry.
+    Printed cores then agree between machines.
     """
     weights = 1 / (torch.arange(u.shape[-2], dtype=u.dtype, device=u.device) + 2**0.5)
     return u.mul_(torch.copysign(torch.ones_like(weights[0]), weights @ u).unsqueeze(-2))
@@ -99,12 +97,12 @@ def ranks_within(s: Tensor, allowed: Tensor) -> Tensor:
 
 
 def truncate(matrix: Tensor, cap: int | None, allowed: Tensor | None, *, precise: bool) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns ``u`` for the kept subspace, and ``u^T matrix``; by rank cap or by discarded norm."""
+    """Orthonormal basis ``u`` of the kept subspace, and ``u^T matrix``; by rank cap or by discarded norm."""
     u, s = left_subspace(matrix, precise=precise, most=cap)
     if cap is None:
         kept = ranks_within(s, allowed)
         u = u[..., : int(kept.max())]
-        own = torch.arange(u.shape[-1], device=u.device) < kept.unsqueeze(-1)
-        u = u * own.unsqueeze(-2)  # each tensor keeps only the columns it needs; the rest is padding
+        needed = torch.arange(u.shape[-1], device=u.device) < kept.unsqueeze(-1)
+        u = u * needed.unsqueeze(-2)  # the other columns of a matrix are padding to the largest rank of the batch
     u = fix_signs(u)
     return u, u.mT @ matrix

@@ -1,7 +1,7 @@
-"""Twice float64's digits: a number is the unevaluated sum ``high + low`` of two float64, each tensor a pair of tensors.
+"""Double-double arithmetic: a number is the unevaluated sum ``high + low`` of two float64, a tensor a pair of tensors.
 
-Only elementwise sums and products are used, which IEEE arithmetic makes the same on every machine; it costs some twenty
-operations where float64 takes one. It is for trains that cancel, where float64 itself runs out of digits.
+Only elementwise sums and products are used, which under IEEE 754 are equal on every machine; each costs about twenty
+float64 operations. It is for trains with strong cancellation, where float64 has too few digits.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ Pair = tuple[Tensor, Tensor]
 def orthonormal(matrix: Pair) -> tuple[Pair, Pair]:
     """Orthonormal columns ``q (*batch, m, n)`` and ``r = q^T matrix (*batch, n, n)`` with ``matrix = q r``.
 
-    Gram-Schmidt, every column twice. A column that depends on those before it gets a zero column in q.
+    Gram-Schmidt with one reorthogonalization. A linearly dependent column becomes a zero column of q.
 
     Cost:
         O(m n^2) multiply-adds of pairs.
     """
     q: Pair = (torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0]))
     for j in range(matrix[0].shape[-1]):
-        column = _at(matrix, j)
+        column = matrix[0][..., j : j + 1], matrix[1][..., j : j + 1]
         sizes = [_norm(column)[0]]
         for _ in range(2):
             if j:
                 before = q[0][..., :j], q[1][..., :j]
                 column = _add(column, _negative(product(before, product(_transposed(before), column))))
             sizes.append(_norm(column)[0])
-        # What is left of a dependent column is rounding, and the second pass takes most of that away as well.
+        # A dependent column leaves only rounding errors, of which the second pass removes most again.
         keep = (sizes[2] > 2.0**-96 * sizes[0]) & (sizes[2] > 0.5 * sizes[1])
         size = _norm(column)
         unit = _divide(column, (torch.where(keep, size[0], 1.0), torch.where(keep, size[1], 0.0)))
@@ -40,26 +40,19 @@ def orthonormal(matrix: Pair) -> tuple[Pair, Pair]:
 
 def product(a: Pair, b: Pair) -> Pair:
     """Matrix product ``(*batch, m, k)`` times ``(*batch, k, n)``, column by column to save memory."""
-    columns = [_sum(_times(a, (high.unsqueeze(-2), low.unsqueeze(-2)))) for high, low in zip(*_columns(b), strict=True)]
-    return torch.stack([high for high, _ in columns], -1), torch.stack([low for _, low in columns], -1)
-
-
-def _columns(x: Pair) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    return x[0].unbind(-1), x[1].unbind(-1)
+    columns = zip(b[0].unbind(-1), b[1].unbind(-1), strict=True)
+    sums = [_sum(_times(a, (high.unsqueeze(-2), low.unsqueeze(-2)))) for high, low in columns]
+    return torch.stack([high for high, _ in sums], -1), torch.stack([low for _, low in sums], -1)
 
 
 def _sum(x: Pair) -> Pair:
-    """Over the last axis, half added to half until one is left."""
+    """Sum over the last axis, by adding one half to the other until one entry is left."""
     while (count := x[0].shape[-1]) > 1:
         half = count // 2
         rest = x[0][..., 2 * half :], x[1][..., 2 * half :]
         total = _add((x[0][..., :half], x[1][..., :half]), (x[0][..., half : 2 * half], x[1][..., half : 2 * half]))
         x = torch.cat((total[0], rest[0]), -1), torch.cat((total[1], rest[1]), -1)
     return x[0][..., 0], x[1][..., 0]
-
-
-def _at(x: Pair, j: int) -> Pair:
-    return x[0][..., j : j + 1], x[1][..., j : j + 1]
 
 
 def _transposed(x: Pair) -> Pair:
