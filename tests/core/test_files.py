@@ -25,11 +25,6 @@ kinds = pytest.mark.parametrize("kind", MAKERS)
 OLD = Path(__file__).parents[1] / "files"  # written by versions 1 and 2 of the format
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "file.safetensors"
-
-
 # What is read is a copy
 
 
@@ -110,7 +105,8 @@ def test_another_process_writes_the_same_bytes(path):
     before = [place.read_bytes() for place in places.values()]
     arguments = [str(argument) for pair in places.items() for argument in pair]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", AGAIN, str(Path(__file__).parents[1]), *arguments], check=True, env=environment)
+    tests = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", AGAIN, tests, *arguments], check=True, env=environment)
     assert [place.read_bytes() for place in places.values()] == before
 
 

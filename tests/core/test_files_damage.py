@@ -18,11 +18,6 @@ kinds = pytest.mark.parametrize("kind", MAKERS)
 REFUSED = r"file.safetensors is no .* saved by ttref, or is damaged .*; save it again"
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "file.safetensors"
-
-
 def refused(kind, path, message=""):
     """A ValueError that names the file; what it was to be loaded into is as it was."""
     with pytest.raises(ValueError, match=REFUSED) as error:

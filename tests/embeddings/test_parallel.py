@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from compressed import every, noise
+from small_tables import TABLES
 from strategies import agree
-from test_table_tracing import TABLES
 from torch import nn
 
 from ttref import MPSEmbedding, TTMEmbedding

@@ -5,10 +5,10 @@ import importlib
 
 import pytest
 import torch
+from language_models import IDS, KINDS, WIDTH, WORDS, built, compressed, gpt2, llama, masked_bert, output, t5
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from strategies import agree
-from test_embedding_head import IDS, KINDS, WIDTH, WORDS, built, compressed, gpt2, llama, masked_bert, output, t5
 from torch import nn
 
 from ttref import MPSEmbedding, TiedHead, replace_embedding

@@ -7,14 +7,20 @@ import sys
 import pytest
 import torch
 import transformers
+from model_answers import (
+    IDS,
+    WIDTH,
+    WORDS,
+    output,
+    plain,
+    ties,
+)
 from strategies import agree
 from torch import nn
 
 from ttref import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
 from ttref.embeddings.head import ScaledTable
 
-WORDS, WIDTH = 50, 16
-IDS = torch.tensor([[5, 6, 7, WORDS - 1]])
 SIZES = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 1, "pad_token_id": 0}
 HEADS = {"num_attention_heads": 2, "intermediate_size": 24}
 GROUPS = {**HEADS, "num_key_value_heads": 1, "head_dim": 8}
@@ -76,30 +82,8 @@ def built(name):
     return getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options)).eval()
 
 
-def output(model):
-    more = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        return model(input_ids=IDS, **more).logits
-
-
-def plain(look_up):
-    """The rows of a table, whatever it does with them."""
-    return nn.Embedding.from_pretrained(look_up.weight.detach().clone(), freeze=False)
-
-
 def whole(model):
     return MPSEmbedding.from_embedding(plain(model.get_input_embeddings()), eps=0)
-
-
-def ties(model):
-    """All that transformers is told about ties, and where."""
-    found = {}
-    parts = [(name, part) for name, part in model.named_modules() if hasattr(part, "get_expanded_tied_weights_keys")]
-    for name, part in parts:
-        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
-            declared = getattr(part, attribute, None)
-            found[name, attribute] = (attribute in vars(part), declared if declared is None else dict(declared))
-    return found
 
 
 def swaps(model):
@@ -173,13 +157,13 @@ def test_the_weight_of_table_and_head_is_the_dense_matrix(kind):
         assert not any(name.endswith("weight") for name in module.state_dict())
 
 
-# Rows that are scaled on their way in
-
-
 def scaled_bart(scale=True):
     torch.manual_seed(0)
     config = transformers.BartConfig(**TWO_SIDES, scale_embedding=scale)
     return transformers.BartForConditionalGeneration(config).eval()
+
+
+# Rows that are scaled on their way in
 
 
 @pytest.mark.parametrize("make", [scaled_bart, lambda: built("Gemma3Text"), lambda: built("Gemma")])
@@ -296,9 +280,6 @@ def test_a_copy_can_be_undone_too(name, copied):
     assert ties(twin) == declared and agree(output(twin), expected)
 
 
-# Interrupted anywhere
-
-
 class Stop(KeyboardInterrupt):
     pass
 
@@ -335,6 +316,9 @@ def told(model):
         [name for name, part in model.named_modules() if "resize_token_embeddings" in vars(part)],
         list(model.state_dict()),
     )
+
+
+# Interrupted anywhere
 
 
 @pytest.mark.filterwarnings("ignore:the head keeps")

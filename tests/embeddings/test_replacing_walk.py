@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
+from model_answers import output, plain, ties
 from strategies import agree
-from test_replace_models import output, plain, ties
 from transformers.models.auto import modeling_auto
 
 from ttref import MPSEmbedding, replace_embedding

@@ -5,6 +5,10 @@ import copy
 import pytest
 import torch
 from strategies import agree, gaussian
+from surgery_models import (
+    Tied,
+    plan_of,
+)
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -22,15 +26,6 @@ class Block(nn.Module):
         return self.heads["first"](hidden) + self.heads["second"](hidden)
 
 
-class Tied(nn.Module):
-    """Two layers of one weight, as an embedding and the output head of a language model."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.body, self.head = nn.Embedding(20, 12), nn.Linear(12, 12), nn.Linear(12, 20, bias=False)
-        self.head.weight = self.embed.weight
-
-
 class Twice(nn.Module):
     """One layer under two names; registering it again does not copy it."""
 
@@ -39,12 +34,6 @@ class Twice(nn.Module):
         self.first = nn.Linear(12, 12)
         self.second = self.first
         self.act = self.again = nn.ReLU()
-
-
-def plan_of(model):
-    """What a model consists of: every module and parameter, by identity."""
-    modules = [(name, id(module)) for name, module in model.named_modules(remove_duplicate=False)]
-    return modules + [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
 
 
 def compressed(layer):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from strategies import agree
-from test_surgery import Tied, plan_of
+from surgery_models import Tied, plan_of
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
