@@ -1,8 +1,7 @@
 """Tensor trains in fixed point: formats, bit-exact contraction, error bounds, and the hardware that does the same.
 
-NumPy is all that this needs, torch is not; :mod:`~ttref.fixedpoint.rtl` needs Amaranth, and ``TTMatvec`` and
-``simulate`` are there, outside of ``__all__``, wherever it is. :mod:`~ttref.fixedpoint.synthesis` calls tools of its
-own. All are imported when they are asked for.
+Needs NumPy, but no torch. :mod:`~ttref.fixedpoint.rtl` needs Amaranth, so ``TTMatvec`` and ``simulate`` are not in
+``__all__``; :mod:`~ttref.fixedpoint.synthesis` needs Yosys and nextpnr. Every name is imported on first access.
 """
 
 from __future__ import annotations
@@ -86,5 +85,5 @@ _HOME = {
     "rtl": ("TTMatvec", "simulate"),
     "synthesis": ("synthesize",),
 }
-if not TYPE_CHECKING:  # a checker that saw it would take any name for granted
+if not TYPE_CHECKING:  # with __getattr__ a type checker would accept any name
     __getattr__, __dir__ = lazy_names(__name__, _HOME)

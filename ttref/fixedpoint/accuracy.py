@@ -1,11 +1,10 @@
-"""How far integers are from the real train: what is guaranteed, what is to be expected, what is measured.
+"""Error of the integer train against the real one: a guaranteed bound, a prediction, and the measured ratio.
 
-The output differs from ``W x`` for two reasons. Rounded cores and a rounded input make another linear map of another
-vector; that part is known exactly before any integer is multiplied. And each stage rounds what it writes. The rounding
-at stage ``s`` reaches the output through the cores to its left, whose product ``L`` is a matrix: with errors of at most
-``h`` the output moves by at most ``h`` times the sum of ``|L|`` along a row, and independent errors of variance ``v``
-add ``v`` times the sum of its squares. Both are sums over the same matrix; the distance between them is the distance
-between a guarantee and what happens.
+The output differs from ``W x`` for two reasons. Rounded cores and a rounded input are another linear map of another
+vector; that part is known exactly before any integer is multiplied. And each stage rounds its result. The rounding
+at stage ``s`` reaches the output through the cores to its left, whose product ``L`` is a matrix: errors of at most
+``h`` change the output by at most ``h`` times the sum of ``|L|`` along a row, and independent errors of variance ``v``
+add ``v`` times the sum of its squares. The first sum gives the guarantee, the second the prediction.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_number
 from . import arithmetic as fp
 from .contract import QuantizedTT
 from .errors import FormatError
 from .formats import FixedPointFormat
-from .ranges import SLACK, check_bound, first_overflow, rounding_step
+from .ranges import SLACK, first_overflow, rounding_step
 from .stages import Stage, columns, contract_float, product, real_cores
 
 __all__ = ["error_bound", "error_bound_prior", "predicted_sqnr_db", "sqnr_db"]
@@ -35,17 +35,18 @@ def error_bound(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> np.nda
         x: Inputs ``(N, in_features)``.
 
     Returns:
-        float64 ``(N, out_features)``, at least 0. The error of rounded cores and inputs, exact, plus half an LSB (a
-        whole one under ``TRN``) for each rounding of each stage, times the absolute row sums of what follows it.
+        float64 ``(N, out_features)``, at least 0. The error of rounded cores and inputs, exact, plus half an LSB (one
+        LSB under ``TRN``) for each rounding of each stage, times the absolute row sums of the product of the cores
+        that follow.
 
     Raises:
-        ValueError: Some value overflowed on the way: nothing bounds the error then.
+        ValueError: A value overflowed in some stage: nothing bounds the error then.
         FixedPointOverflow: The same, where a format's overflow mode is ``RAISE``.
         ValueError: ``cores`` and ``qtt`` have different modes.
 
     Cost:
         Three contractions in float64 and the products of the first ``k`` cores, ``prod(m_1..m_k) prod(n_1..n_k) r_k``
-        numbers each: at most the dense matrix times ``r_{d-1} / (m_d n_d)``.
+        numbers each: at most the entries of the dense matrix times ``r_{d-1} / (m_d n_d)``.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -62,19 +63,19 @@ def error_bound(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> np.nda
 
 
 def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: float) -> float:
-    """A bound on the error of every output for all inputs of magnitude up to ``x_max``: no data needed.
+    """A bound on the error of every output for all inputs of magnitude up to ``x_max``, without data.
 
     Args:
         cores: The real train that ``qtt`` was made from, in any gauge.
-        qtt: The integer train. Its formats must rule out overflow for such inputs, as
-            ``QuantizedTT.from_float(x_max=...)`` makes them.
+        qtt: The integer train. Its formats must rule out overflow for such inputs, as those of
+            ``QuantizedTT.from_float(x_max=...)`` do.
         x_max: Largest magnitude of an input's entry.
 
     Returns:
         The bound, in the units of the output.
 
     Raises:
-        FormatError: Some input within ``x_max`` might overflow; the message names the stage. Or a format has no sign.
+        FormatError: An input within ``x_max`` might overflow; the message names the stage. Or a format is unsigned.
         TypeError: ``x_max`` is not a number.
         ValueError: ``cores`` and ``qtt`` have different modes, or ``x_max`` is negative or not finite.
 
@@ -88,7 +89,7 @@ def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: floa
         True
     """
     cores = _checked(cores, qtt)
-    check_bound(x_max)
+    check_number("x_max", x_max)
     _no_overflow_within(qtt, x_max)
     real, rounded = _dense(cores), _dense(qtt.float_cores)
     into = qtt.stage_formats[0]
@@ -100,29 +101,29 @@ def error_bound_prior(cores: Sequence[np.ndarray], qtt: QuantizedTT, x_max: floa
 
 
 def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> float:
-    """The signal-to-quantization-noise ratio to expect, in dB, if what is rounded were independent noise.
+    """The expected signal-to-quantization-noise ratio in dB, with rounding errors modeled as independent noise.
 
     Args:
         cores: The real train that ``qtt`` was made from, in any gauge.
         qtt: The integer train.
-        x: A sample of inputs ``(N, in_features)``, at least one. Integers are multiplied only to see that none
-            overflows.
+        x: A sample of inputs ``(N, in_features)``, at least one. The integer product is computed only to check for
+            overflow.
 
     Returns:
-        ``10 log10`` of the power of ``W x`` over that of the error: rounded cores and inputs exactly, each stage's
-        rounding as white noise, except of sums smaller than two LSBs. Those are followed as they are: below half an
-        LSB the error is the number itself, lost, and no noise. Rounding off ``s`` bits has variance
+        ``10 log10`` of the power of ``W x`` over that of the error. Rounded cores and inputs count exactly, each
+        stage's rounding as white noise. Sums smaller than two LSBs are an exception and are rounded exactly: below
+        half an LSB a number becomes zero, an error that is not noise. Rounding off ``s`` bits has variance
         ``lsb^2 (1 - 4^-s) / 12``, or ``lsb^2 (1 + 2 * 4^-s) / 12`` with ties to even; under ``TRN`` its mean is
         ``-lsb (1 - 2^-s) / 2``, and means add up along the train where variances would average out. From a few
-        hundred inputs it is good to half a dB in words of eight bits or more, outputs of very different sizes
-        included, and to 1 dB in most shorter ones. A few numbers that carry all the power are too few to average over.
+        hundred inputs the prediction is within half a dB in words of eight bits or more, outputs of very different
+        sizes included, and within 1 dB in most shorter ones; not so where a few numbers carry all the power.
 
     Raises:
-        ValueError: Some value overflowed, there are no inputs, or the trains have different modes.
+        ValueError: A value overflowed, there are no inputs, or the trains have different modes.
         FixedPointOverflow: A value overflowed where a format's overflow mode is ``RAISE``.
 
     Cost:
-        Two contractions in float64, and for each stage the matrix of ``error_bound`` times what the stage writes.
+        Two contractions in float64, and for each stage the matrix of ``error_bound`` times the result of the stage.
 
     Source:
         Bennett, "Spectra of quantized signals" (1948), and Widrow's conditions for it; the exact variance of dropped
@@ -143,12 +144,12 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
     for stage, left, (fmt, bits) in zip(qtt.stages, _lefts(qtt), _drops(qtt), strict=True):
         state = product(qtt.float_cores[stage.core], state, stage, np.float64)
         if bits:
-            # Sums are whole multiples of 2^-bits LSBs; where float64 misses that, a zero might get a sign to be cut by.
+            # Sums are integer multiples of 2^-bits LSBs. A float64 error could make a zero negative: -1 under TRN.
             sums = np.rint(np.ldexp(state, fmt.frac_bits + bits)) * 2.0**-bits
-            loud = np.abs(sums) >= 2
+            noisy = np.abs(sums) >= 2
             offset, power = _noise(fmt.rounding, bits)
-            variance = variance + fmt.lsb**2 * power * _reaching(left**2, loud, stage)
-            state = fmt.lsb * np.where(loud, sums + offset, fp.round_float(sums.copy(), fmt.rounding))
+            variance = variance + fmt.lsb**2 * power * _propagated(left**2, noisy, stage)
+            state = fmt.lsb * np.where(noisy, sums + offset, fp.round_float(sums.copy(), fmt.rounding))
     real = columns(contract_float(cores, x), batch)
     return _decibel(float(np.mean(real**2)), float(np.mean((state - real) ** 2 + variance)))
 
@@ -157,14 +158,14 @@ def sqnr_db(reference: Any, test: Any) -> float:
     """Signal-to-quantization-noise ratio: ``10 log10`` of the power of ``reference`` over that of ``test - reference``.
 
     Args:
-        reference: What it should be, any shape.
-        test: What it is, the same shape.
+        reference: The exact numbers, any shape.
+        test: The numbers to judge, the same shape.
 
     Returns:
-        dB; infinity where both agree, minus infinity where the reference is all zero and the test is not.
+        dB; infinity if both are equal, minus infinity if the reference is all zero and the test is not.
 
     Raises:
-        ValueError: The shapes differ, there is nothing in them, or NaN or infinity is.
+        ValueError: The shapes differ, there are no entries, or some are NaN or infinite.
 
     Example:
         >>> round(sqnr_db([1.0, -1.0], [1.1, -1.1]), 6)
@@ -175,7 +176,7 @@ def sqnr_db(reference: Any, test: Any) -> float:
         raise ValueError(f"the reference has shape {reference.shape}, the test {test.shape}")
     if not (reference.size and np.isfinite(reference).all() and np.isfinite(test).all()):
         raise ValueError("a ratio of powers needs finite numbers, at least one")
-    unit = max(np.abs(reference).max(), np.abs(test).max()) or 1.0  # its square might leave the range of float64
+    unit = max(np.abs(reference).max(), np.abs(test).max()) or 1.0  # squares might leave the range of float64
     return _decibel(float(np.sum((reference / unit) ** 2)), float(np.sum((reference / unit - test / unit) ** 2)))
 
 
@@ -186,17 +187,16 @@ def _decibel(signal: float, noise: float) -> float:
 
 
 def _checked(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> list[np.ndarray]:
+    """The real cores in float64; ValueError unless they have the modes of the integer train."""
     cores = real_cores(cores)
-    modes = [core.shape[:-4] + core.shape[-3:-1] for core in cores]
-    if modes != [core.shape[:-4] + core.shape[-3:-1] for core in qtt.cores]:
-        raise ValueError(
-            f"the real train has modes {modes}, the integer train "
-            f"{[core.shape[:-4] + core.shape[-3:-1] for core in qtt.cores]}"
-        )
+    real, integer = ([core.shape[:-4] + core.shape[-3:-1] for core in train] for train in (cores, qtt.cores))
+    if real != integer:
+        raise ValueError(f"the real train has modes {real}, the integer train {integer}")
     return cores
 
 
 def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
+    """The inputs as integers; ValueError if they overflow the input format or any stage."""
     xq, first = fp.quantize(x, qtt.stage_formats[0])
     if not xq.size:
         raise ValueError("x holds no inputs")
@@ -212,6 +212,7 @@ def _no_overflow(qtt: QuantizedTT, x: Any) -> np.ndarray:
 
 
 def _no_overflow_within(qtt: QuantizedTT, x_max: float) -> None:
+    """FormatError unless the formats rule out overflow for inputs of magnitude up to ``x_max``."""
     for fmt in qtt.stage_formats:
         if not fmt.signed:
             raise FormatError(f"{fmt} has no sign, but inputs of both signs are bounded; use signed formats")
@@ -225,7 +226,7 @@ def _no_overflow_within(qtt: QuantizedTT, x_max: float) -> None:
 
 
 def _dense(cores: Sequence[np.ndarray]) -> np.ndarray:
-    """The whole matrix, ``(*batch, out_features, in_features)``."""
+    """The dense matrix, ``(*batch, out_features, in_features)``."""
     units = np.eye(math.prod(core.shape[-2] for core in cores))
     if cores[0].ndim == 4:
         return contract_float(cores, units).T
@@ -235,7 +236,7 @@ def _dense(cores: Sequence[np.ndarray]) -> np.ndarray:
 def _known_error(
     cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any, xq: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The error of rounded cores and inputs without any rounding on the way, and what float64 may add to it."""
+    """The error of rounded cores and inputs without rounding between stages, and a bound on its float64 error."""
     x = np.asarray(x, dtype=np.float64)
     rounded = fp.dequantize(xq, qtt.stage_formats[0])
     difference = contract_float(qtt.float_cores, rounded) - contract_float(cores, x)
@@ -245,15 +246,15 @@ def _known_error(
 
 
 def _slack(cores: Sequence[np.ndarray], qtt: QuantizedTT) -> float:
-    """Relative error that float64 sums of such lengths cannot exceed, generously."""
+    """A generous bound on the relative error of float64 sums of the lengths in these trains."""
     terms = [sum(core.shape[-2] * core.shape[-1] + 2 for core in train) for train in (cores, qtt.cores)]
     return 4 * np.finfo(np.float64).eps * max(terms)
 
 
 def _lefts(qtt: QuantizedTT) -> Iterator[np.ndarray]:
-    """For each stage, how what it writes reaches the output: the product of the cores to its left.
+    """For each stage, in the order of execution, the product of the cores to its left, which multiplies its result.
 
-    In the order of execution, ``(*batch, rows m_1..m_{k-1}, columns n_1..n_{k-1}, bond r_{k-1})``.
+    Shape ``(*batch, rows m_1..m_{k-1}, columns n_1..n_{k-1}, bond r_{k-1})``.
     """
     left = np.ones((*qtt.cores[0].shape[:-4], 1, 1, 1))
     lefts = [left]
@@ -266,7 +267,7 @@ def _lefts(qtt: QuantizedTT) -> Iterator[np.ndarray]:
 
 
 def _drops(qtt: QuantizedTT) -> Iterator[tuple[FixedPointFormat, int]]:
-    """For each stage: the format that it writes, and how many bits it rounds off."""
+    """For each stage, the format of its result and the number of bits that it rounds off."""
     for s, stage in enumerate(qtt.stages):
         after = qtt.stage_formats[s + 1]
         point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
@@ -274,27 +275,28 @@ def _drops(qtt: QuantizedTT) -> Iterator[tuple[FixedPointFormat, int]]:
 
 
 def _noise(rounding: str, bits: int) -> tuple[float, float]:
-    """Mean and variance, in LSBs, of rounding off so many bits, all remainders equally likely."""
+    """Mean and variance, in LSBs, of the error of rounding off ``bits`` bits, all remainders equally likely."""
     dropped = 2.0**-bits
     if rounding == "RND_CONV":
         return 0.0, (1 + 2 * dropped**2) / 12
     return (dropped - 1 if rounding == "TRN" else dropped) / 2, (1 - dropped**2) / 12
 
 
-def _reaching(left: np.ndarray, loud: np.ndarray, stage: Stage) -> np.ndarray:
-    """What ``left[.., p, a, r]`` of the loud sums adds up to at the outputs, ``(trains, out_features, vectors)``."""
-    trains, _, vectors = loud.shape
-    weights = left.reshape(-1, left.shape[-3], stage.A * stage.r0)  # one train, or as many as loud has
-    chosen = loud.reshape(trains, stage.A * stage.r0, stage.m * stage.B * vectors)
-    return np.matmul(weights, chosen.astype(np.float64)).reshape(trains, -1, vectors)
+def _propagated(weights: np.ndarray, noisy: np.ndarray, stage: Stage) -> np.ndarray:
+    """Sum of ``weights[..., p, a, r]`` over the noisy results of a stage, ``(trains, out_features, vectors)``."""
+    trains, _, vectors = noisy.shape
+    weights = weights.reshape(-1, weights.shape[-3], stage.A * stage.r0)  # of one train, or of each
+    noisy = noisy.reshape(trains, stage.A * stage.r0, stage.m * stage.B * vectors)
+    return np.matmul(weights, noisy.astype(np.float64)).reshape(trains, -1, vectors)
 
 
 def _spread_over(rows: np.ndarray, qtt: QuantizedTT) -> np.ndarray:
-    """A value for each ``m_1..m_{k-1}``, repeated for the modes to its right."""
+    """Values per row ``m_1..m_{k-1}``, repeated over the modes to its right."""
     return np.repeat(rows, qtt.out_features // rows.shape[-1], axis=-1)
 
 
 def _guaranteed(qtt: QuantizedTT) -> np.ndarray:
+    """Bound on the error of every output that the roundings of the stages cause."""
     total = 0.0
     for left, (fmt, bits) in zip(_lefts(qtt), _drops(qtt), strict=True):
         total = total + SLACK * rounding_step(fmt, bits > 0) * _spread_over(np.abs(left).sum((-1, -2)), qtt)

@@ -1,7 +1,7 @@
-"""Into a format and out of it: rounding drops bits at the right, overflow handling drops bits at the left.
+"""Conversion to a format and back: rounding drops bits at the right, overflow handling drops bits at the left.
 
-Real numbers come in through :func:`quantize`, sums of products through :func:`requantize`; both count what did not fit.
-Integers are int64 arrays, and floats are used only where they are exact.
+:func:`quantize` converts real numbers, :func:`requantize` sums of products; both count overflows. Integers are int64
+arrays, and floats are used only where they are exact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class OverflowStats:
     """How many values left the range of a format, and by how much.
 
     Args:
-        count: Values that did not fit.
+        count: Values outside of the range.
         total: All values.
-        worst: How far the worst of them lay outside of the range, in LSBs.
+        worst: Largest distance of a value from the range, in LSBs.
 
     Example:
         >>> from ttref.fixedpoint import FixedPointFormat
@@ -43,17 +43,17 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
     """Round real numbers to a format: ``q`` with ``x ≈ q * fmt.lsb``.
 
     Args:
-        x: Real numbers, any shape. Taken as float64 or, if they are integers, as int64; rounded exactly from there.
-        fmt: Where they go.
+        x: Real numbers, any shape. Converted to float64 or, if they are integers, to int64; rounded exactly from there.
+        fmt: The format to round to.
 
     Returns:
-        ``q`` int64, the shape of ``x``, and what overflowed.
+        ``q`` int64, the shape of ``x``, and the overflow statistics.
 
     Raises:
         ValueError: NaN or infinity in ``x``.
         FormatError: Negative numbers and an unsigned format.
         FixedPointOverflow: The format's overflow mode is ``RAISE`` and a value does not fit.
-        TypeError: Complex numbers, or something that is no number.
+        TypeError: Complex numbers, or an array that does not hold numbers.
 
     Cost:
         O(entries).
@@ -78,7 +78,7 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
         scaled = np.asarray(np.ldexp(values, fmt.frac_bits))
     if not np.isfinite(scaled).all():
         raise ValueError(f"values as large as {np.abs(values).max():.4g} are out of all proportion for {fmt}")
-    # What float64 cannot hold after scaling is next to nothing, but still has a sign to be rounded by.
+    # Underflow must keep its sign, so that floor rounds it to -1.
     scaled = np.where((np.abs(scaled) < 1e-300) & (values != 0), np.copysign(1e-300, values), scaled)
     rounded = round_float(scaled, fmt.rounding)
     fitted, stats = fit_float(rounded, fmt)
@@ -86,7 +86,7 @@ def quantize(x: Any, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
 
 
 def dequantize(q: Any, fmt: FixedPointFormat) -> np.ndarray:
-    """The values that stored integers stand for: ``q * fmt.lsb``, float64 and exact.
+    """The values of stored integers, ``q * fmt.lsb``, float64 and exact.
 
     Args:
         q: Integers, any shape.
@@ -110,17 +110,16 @@ def requantize(acc: Any, acc_frac_bits: int, fmt: FixedPointFormat) -> tuple[np.
     """Bring wide sums into a format: shift, round, then saturate or wrap. Integer arithmetic only.
 
     Args:
-        acc: Integers of ``acc_frac_bits`` fraction bits, any shape: the exact sums of products. The products of two
-            formats have ``frac_bits`` of both together.
-        acc_frac_bits: Where the binary point of ``acc`` is. With fewer than ``fmt.frac_bits`` nothing is rounded, the
-            sum is shifted to the left.
-        fmt: Where they go.
+        acc: Integers of ``acc_frac_bits`` fraction bits, any shape: the exact sums of products.
+        acc_frac_bits: Fraction bits of ``acc``; for products of two formats, the sum of their ``frac_bits``. With
+            fewer than ``fmt.frac_bits`` nothing is rounded: the sums are shifted to the left.
+        fmt: The format to round to.
 
     Returns:
-        ``q`` int64, the shape of ``acc``, and what overflowed.
+        ``q`` int64, the shape of ``acc``, and the overflow statistics.
 
     Raises:
-        TypeError: ``acc`` or ``acc_frac_bits`` is not integer. Real numbers are for :func:`quantize`.
+        TypeError: ``acc`` or ``acc_frac_bits`` is not integer; :func:`quantize` converts real numbers.
         FixedPointOverflow: The format's overflow mode is ``RAISE`` and a value does not fit.
 
     Cost:
@@ -148,8 +147,8 @@ def accumulator_width(weight_format: FixedPointFormat, act_format: FixedPointFor
         k: Products in the sum, at least 1.
 
     Returns:
-        Bits. At most ``W_w + W_a + ceil(log2 k)``, the usual rule of thumb, and one more if neither factor has a sign;
-        it counts the worst case, the smallest number times the smallest number, ``k`` times.
+        Bits, for the worst case of ``k`` equal products of the largest magnitude. At most
+        ``W_w + W_a + ceil(log2 k)``, the usual rule of thumb, and one more if both factors are unsigned.
 
     Raises:
         ValueError: ``k`` below 1.
@@ -168,20 +167,20 @@ def accumulator_width(weight_format: FixedPointFormat, act_format: FixedPointFor
 
 
 def check_format(fmt: Any) -> None:
-    """Refuse what is no format, text above all."""
+    """TypeError unless ``fmt`` is a FixedPointFormat; for text the message says how to parse it."""
     if not isinstance(fmt, FixedPointFormat):
         hint = "; FixedPointFormat.parse reads text" if isinstance(fmt, str) else ""
         raise TypeError(f"a format is a FixedPointFormat, got {type(fmt).__name__}{hint}")
 
 
 def check_range(name: str, q: np.ndarray, fmt: FixedPointFormat) -> None:
-    """Refuse integers that the format cannot hold."""
+    """FormatError unless the format can hold these integers."""
     if q.size and not fmt.min_int <= q.min() <= q.max() <= fmt.max_int:
         raise FormatError(f"{name} holds {q.min()} to {q.max()}, outside of {fmt}; quantize() clips or wraps")
 
 
 def integers(name: str, values: Any) -> np.ndarray:
-    """``values`` as int64, or a TypeError: nothing is rounded silently."""
+    """``values`` as int64; TypeError for other dtypes, because nothing is rounded silently."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu" or array.dtype == np.uint64:
         hint = "; quantize() makes integers of real numbers" if array.dtype.kind == "f" else ""
@@ -190,7 +189,7 @@ def integers(name: str, values: Any) -> np.ndarray:
 
 
 def round_float(scaled: np.ndarray, rounding: str) -> np.ndarray:
-    """Round floats to whole floats, in place; exact, since the fraction of a float is exact."""
+    """Round to integer-valued floats, in place; exact, because the fraction of a float is exact."""
     if rounding == "RND_CONV":
         return np.rint(scaled, out=scaled)
     if rounding == "TRN":
@@ -199,33 +198,34 @@ def round_float(scaled: np.ndarray, rounding: str) -> np.ndarray:
     return np.add(low, scaled - low >= 0.5, out=scaled)
 
 
-def fit_float(whole: np.ndarray, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
-    """Apply the overflow mode to whole floats, in place where it can, and count."""
-    high = float(whole.max(initial=fmt.min_int))
-    low = float(whole.min(initial=fmt.max_int))
+def fit_float(rounded: np.ndarray, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
+    """Apply the overflow mode to integer-valued floats, in place except under WRAP, and count overflows."""
+    high = float(rounded.max(initial=fmt.min_int))
+    low = float(rounded.min(initial=fmt.max_int))
     if low >= fmt.min_int and high <= fmt.max_int:
-        return whole, OverflowStats(0, whole.size, 0.0)
-    outside = (whole < fmt.min_int) | (whole > fmt.max_int)
+        return rounded, OverflowStats(0, rounded.size, 0.0)
+    outside = (rounded < fmt.min_int) | (rounded > fmt.max_int)
     worst = max(fmt.min_int - low, high - fmt.max_int)
-    stats = OverflowStats(int(np.count_nonzero(outside)), whole.size, worst)
+    stats = OverflowStats(int(np.count_nonzero(outside)), rounded.size, worst)
     if fmt.overflow == "RAISE":
-        _refuse(stats, fmt, whole)
+        _refuse(stats, fmt, rounded)
     if fmt.overflow == "SAT":
-        return np.clip(whole, fmt.min_int, fmt.max_int, out=whole), stats
-    # numpy.fmod is exact for floats, and what is left is a small whole number.
+        return np.clip(rounded, fmt.min_int, fmt.max_int, out=rounded), stats
+    # numpy.fmod is exact for floats, and the remainder is a small integer.
     span = 2.0**fmt.width
-    low_bits = np.fmod(whole, span)
+    low_bits = np.fmod(rounded, span)
     low_bits += span * (low_bits < fmt.min_int) - span * (low_bits > fmt.max_int)
     return low_bits, stats
 
 
 def _round_shift(acc: np.ndarray, shift: int, rounding: str) -> np.ndarray:
+    """``acc / 2^shift`` rounded to integers, for ``shift`` above 0."""
     low = acc >> min(shift, 63)
     if rounding == "TRN":
         return low
-    if shift > 63:  # at most half an LSB is left
+    if shift > 63:  # the magnitude is at most half an LSB
         return np.zeros_like(acc)
-    # Adding half first, as hardware does, could overflow int64; comparing what is dropped cannot.
+    # Adding half first, as hardware does, could overflow int64; comparing the dropped bits cannot.
     dropped = acc & ((1 << shift) - 1)
     half = 1 << (shift - 1)
     if rounding == "RND":
@@ -234,12 +234,12 @@ def _round_shift(acc: np.ndarray, shift: int, rounding: str) -> np.ndarray:
 
 
 def _fit_integers(values: np.ndarray, left: int, fmt: FixedPointFormat) -> tuple[np.ndarray, OverflowStats]:
-    """``values << left`` under the overflow mode. The shift may leave int64, so ranges are compared before it."""
+    """``values << left`` under the overflow mode. The shift can overflow int64, so it comes after the comparisons."""
     top, bottom = fmt.max_int >> left, -((-fmt.min_int) >> left)
     outside = (values > top) | (values < bottom)
     count = int(np.count_nonzero(outside))
     if count:
-        far = min(left, 900)  # a float can hold no more
+        far = min(left, 900)  # statistics are float64, with exponents up to 1023
         high, low = int(values.max()) << far, int(values.min()) << far
         stats = OverflowStats(count, values.size, float(max(high - fmt.max_int, fmt.min_int - low)))
         if fmt.overflow == "RAISE":
@@ -256,6 +256,7 @@ def _fit_integers(values: np.ndarray, left: int, fmt: FixedPointFormat) -> tuple
 
 
 def _refuse(stats: OverflowStats, fmt: FixedPointFormat, values: np.ndarray) -> None:
+    """Raise FixedPointOverflow, naming the value farthest out of range."""
     beyond = np.maximum(values - float(fmt.max_int), float(fmt.min_int) - values)
     index = np.unravel_index(int(beyond.argmax()), values.shape)
     raise FixedPointOverflow(

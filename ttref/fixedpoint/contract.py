@@ -1,4 +1,4 @@
-"""A matrix in tensor-train form times vectors, in integers: what a hardware data path computes, to the last bit.
+"""A matrix in tensor-train form times vectors, in integers, bit for bit as a hardware data path computes it.
 
 Between two stages (:mod:`ttref.fixedpoint.stages`) every array has one format. A sum is exact, in an accumulator that
 cannot overflow, and is rounded once, when it is written.
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import several, whole
 from . import arithmetic as fp
+from .account import IntegerCores
 from .arithmetic import OverflowStats
 from .errors import AccumulatorOverflow, FixedPointOverflow, FormatError
 from .formats import FixedPointFormat
@@ -30,24 +31,30 @@ WEIGHT_MODES = {"rounding": "RND_CONV", "overflow": "SAT"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class QuantizedTT:
+class QuantizedTT(IntegerCores):
     """A tensor-train matrix in integers: cores, their formats, and a format for every array between two stages.
 
-    A stage sums exactly, in an accumulator that cannot overflow, and rounds once, into the format of what it writes.
-    So the result is the same to the last bit whatever carries it out: this class, or the lanes of
-    :class:`~ttref.fixedpoint.rtl.TTMatvec`.
+    A stage sums exactly, in an accumulator that cannot overflow, and rounds once, into the format of its result. So the
+    result is the same to the last bit in this class and in the lanes of :class:`~ttref.fixedpoint.rtl.TTMatvec`.
 
     Args:
         cores: Integer cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, first core first. Batch axes make many trains of one
             shape: the rows of an embedding table, each a train with ``n_k = 1``.
         core_formats: One for each core, first core first.
-        stage_formats: ``d + 1`` formats in the order of execution: of the input, then of what each stage writes. The
+        stage_formats: ``d + 1`` formats in the order of execution: of the input, then of the result of each stage. The
             last is the output's.
+
+    Attributes:
+        params, nbytes, storage_bits: Integers in the cores; the bytes and bits that they take, each core packed bit to
+            bit.
+        dense_nbytes, ratio: Bytes of all entries of the dense matrix in the format of the widest core; entries for each
+            integer stored.
+        ranks, modes: TT-ranks, and ``(m_k, n_k)`` of each core.
 
     Raises:
         TypeError: Cores that are not integers.
-        ValueError: Shapes that are no train, or batch axes that differ.
-        FormatError: Too many or too few formats, or a core's integer outside of its format.
+        ValueError: Shapes that do not chain to a train, or batch axes that differ.
+        FormatError: Too many or too few formats, or an entry of a core outside of its format.
         AccumulatorOverflow: Formats that allow a sum of 2^62 or more.
 
     Example:
@@ -112,10 +119,10 @@ class QuantizedTT:
             act_width: Bits of input, intermediate arrays and output: one number, or ``d + 1`` in the order of
                 execution.
             calibration: A sample of inputs ``(N, n_1 ... n_d)``; for cores with batch axes whatever broadcasts against
-                ``(*batch, n_1 ... n_d)``. The binary points then fit what this sample reaches, stage by stage, in
-                integers: the sample itself never overflows, other inputs may.
-            x_max: A bound on every input's magnitude. The binary points then fit everything such inputs could reach:
-                nothing ever overflows. Costs bits of resolution, and the dense matrix in memory while it runs.
+                ``(*batch, n_1 ... n_d)``. The binary points then fit the integers that this sample reaches in each
+                stage: the sample itself never overflows, other inputs may.
+            x_max: A bound on the magnitude of every input. The binary points then fit all that such inputs could
+                reach: none ever overflows. Costs bits of resolution, and the dense matrix in memory while it runs.
                 Exactly one of ``calibration`` and ``x_max``.
             rounding: Of activations: ``"TRN"``, ``"RND"``, ``"RND_CONV"``.
             overflow: Of activations: ``"SAT"``, ``"WRAP"``, ``"RAISE"``.
@@ -123,15 +130,15 @@ class QuantizedTT:
                 widths, ``"as given"`` leaves them.
 
         Returns:
-            The integer train. Gauge and bounds are sums in float64, whose last digit differs from processor to
-            processor: a weight half-way between two integers may become the other one elsewhere. Where bits count,
-            keep the integer train and not its recipe.
+            The integer train. Gauge and bounds are sums in float64, whose last digit differs between processors: a
+            weight half-way between two integers may be rounded to the other one elsewhere. To reproduce every bit,
+            store the integer train, not the real cores.
 
         Raises:
-            TypeError: Cores or a sample that are not real, widths that are not integers, or an ``x_max`` that is no
+            TypeError: Cores or a sample that are not real, widths that are not integers, or an ``x_max`` that is not a
                 number.
             AccumulatorOverflow: Formats that allow a sum of 2^62 or more.
-            FormatError: A width outside of 1 to 32, or numbers so small or large that no binary point suits them.
+            FormatError: A width outside of 1 to 32, or numbers too small or too large for any binary point.
             ValueError: Both or neither of ``calibration`` and ``x_max``, NaN in them or in the cores, a wrong shape, or
                 an unknown gauge.
 
@@ -162,7 +169,7 @@ class QuantizedTT:
         return cls(tuple(integer_cores), tuple(core_formats), tuple(formats))
 
     def __reduce__(self) -> tuple:
-        # Made anew, so that the copy's cores are read-only too.
+        # Through the constructor, so that the cores of a copy are read-only too.
         return QuantizedTT, (self.cores, self.core_formats, self.stage_formats)
 
     @property
@@ -170,31 +177,11 @@ class QuantizedTT:
         """The products, in the order of execution: see :func:`tt_stages`."""
         return tt_stages(self.cores)
 
-    @property
-    def in_features(self) -> int:
-        """Length of an input, ``n_1 ... n_d``."""
-        return math.prod(core.shape[-2] for core in self.cores)
-
-    @property
-    def out_features(self) -> int:
-        """Length of an output, ``m_1 ... m_d``."""
-        return math.prod(core.shape[-3] for core in self.cores)
-
-    @property
-    def storage_bits(self) -> int:
-        """Bits of all cores: what a weight memory must hold at least."""
-        return sum(core.size * fmt.width for core, fmt in zip(self.cores, self.core_formats, strict=True))
-
-    @property
-    def float_cores(self) -> list[np.ndarray]:
-        """The cores as the real numbers that they stand for."""
-        return [fp.dequantize(core, fmt) for core, fmt in zip(self.cores, self.core_formats, strict=True)]
-
     def matvec(self, xq: np.ndarray, return_stats: bool = False) -> Any:
         """The product with integer vectors, bit for bit as hardware computes it.
 
-        Every sum is exact. Where the formats prove that no sum leaves 2^24 or 2^53, it is left to float32 or float64
-        matrix products, which are exact there and several times faster; otherwise NumPy adds in int64.
+        Every sum is exact. Where the formats prove that no sum exceeds 2^24 or 2^53, it is computed by float32 or
+        float64 matrix products, which are exact there and several times faster; otherwise NumPy adds in int64.
 
         Args:
             xq: Integers of ``stage_formats[0]``, shape ``(..., in_features)``. For cores with batch axes: whatever
@@ -215,9 +202,9 @@ class QuantizedTT:
             O(MACs of the stages) for each vector, and as many roundings as the stages have outputs.
 
         Example:
-            >>> whole = FixedPointFormat(4, 4)
-            >>> q = QuantizedTT((np.array([[[[3]], [[-2]]]]),), (FixedPointFormat(4, 1),), (whole, whole))
-            >>> q.matvec(np.array([[5], [-3]]))          # 15/8, -10/8, -9/8 and 6/8, cut to whole numbers
+            >>> int4 = FixedPointFormat(4, 4)
+            >>> q = QuantizedTT((np.array([[[[3]], [[-2]]]]),), (FixedPointFormat(4, 1),), (int4, int4))
+            >>> q.matvec(np.array([[5], [-3]]))          # 15/8, -10/8, -9/8 and 6/8, rounded down to integers
             array([[ 1, -2],
                    [-2,  0]])
         """
@@ -258,22 +245,21 @@ class QuantizedTT:
         return fp.dequantize(self.matvec(xq), self.stage_formats[-1])
 
     def __repr__(self) -> str:
-        ranks = (1, *(core.shape[-1] for core in self.cores))
         batch = self.cores[0].shape[:-4]
         many = f"{math.prod(batch)} trains, " if batch else ""
         weights = _spread([fmt.width for fmt in self.core_formats])
         acts = _spread([fmt.width for fmt in self.stage_formats])
         return (
-            f"QuantizedTT({many}{self.in_features} -> {self.out_features}, ranks {ranks}, weights {weights} bits, "
+            f"QuantizedTT({many}{self.in_features} -> {self.out_features}, ranks {self.ranks}, weights {weights} bits, "
             f"activations {acts} bits, {self.storage_bits} bits)"
         )
 
     def _blocks(self, state: np.ndarray) -> Iterator[tuple[slice, slice]]:
-        """Some trains or some vectors at a time; at least one block, also of nothing."""
+        """Slices of trains and of vectors that cut the state into blocks; at least one, even of no vectors."""
         trains, _, vectors = state.shape
         count = max(trains, vectors, 1)
         largest = max(stage.A * stage.B * max(stage.M, stage.K) for stage in self.stages)
-        # An error names the entry that overflowed: then everything is one block, so that its index is right.
+        # An overflow error names the index of the entry, which is right only if everything is one block.
         raises = any(fmt.overflow == "RAISE" for fmt in self.stage_formats)
         step = count if raises else max(1, BLOCK // largest)
         for start in range(0, count, step):
@@ -281,6 +267,7 @@ class QuantizedTT:
             yield (block, slice(None)) if trains > 1 else (slice(None), block)
 
     def _run(self, state: np.ndarray, rows: slice) -> tuple[np.ndarray, list[OverflowStats]]:
+        """All stages on one block, of the trains ``rows``; the integers of the output, and one count for each stage."""
         stats = []
         for s, stage in enumerate(self.stages):
             weight, before, after = self.core_formats[stage.core], self.stage_formats[s], self.stage_formats[s + 1]
@@ -307,8 +294,7 @@ def _merged(stats: Sequence[OverflowStats]) -> OverflowStats:
 
 
 def _widths(name: str, widths: int | Sequence[int], count: int) -> list[int]:
-    if np.ndim(widths) == 0:
-        widths = [widths] * count
+    widths = widths if several(widths) else [widths] * count
     if len(widths) != count:
         raise ValueError(f"{name} needs one number or {count} of them, got {len(widths)}")
     return [whole(name, width, least=1) for width in widths]

@@ -1,4 +1,4 @@
-"""What can go wrong in fixed point: a format that makes no sense, an accumulator too narrow, a value out of range."""
+"""Errors of fixed-point arithmetic: an impossible format, an accumulator too narrow, a value out of range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["FormatError", "AccumulatorOverflow", "FixedPointOverflow"]
 
 
 class FormatError(ValueError):
-    """A number format cannot be what was asked: unknown text, mode or width, or data it can never hold.
+    """An impossible number format: unknown text, mode or width, or data that the format can never hold.
 
     Example:
         >>> from ttref.fixedpoint import FixedPointFormat

@@ -1,11 +1,10 @@
-"""Fixed-point numbers: an integer and a binary point that everyone has agreed on.
+"""Fixed-point numbers: stored integers with an implied binary point.
 
 A format has ``width`` bits, ``int_bits`` of them left of the point (the sign included), as AMD's ``ap_fixed`` counts::
 
     ap_fixed<8,3>      s i i . f f f f f         value = integer * 2^-5,  range -4 to 4 - 2^-5
 
-Nothing is stored but integers. What happens to bits that do not fit, at the right (rounding) and at the left
-(overflow), is part of the format.
+The format also states how bits that do not fit are dropped, at the right (rounding) and at the left (overflow).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_number, whole
 from .errors import FormatError
 
 __all__ = ["FixedPointFormat"]
@@ -33,12 +33,12 @@ class FixedPointFormat:
     Args:
         width: W, all bits, 1 to 32.
         int_bits: I, bits left of the binary point, the sign among them. It may be negative or larger than ``width``:
-            then the point lies outside of the stored bits.
-        rounding: Q, where bits are dropped at the right: ``"TRN"`` towards minus infinity (cut them off), ``"RND"`` to
+            then the point is outside of the stored bits.
+        rounding: Q, where bits are dropped at the right: ``"TRN"`` toward minus infinity (cut them off), ``"RND"`` to
             the nearest, ties up, ``"RND_CONV"`` to the nearest, ties to the even neighbor.
         overflow: O, where a value does not fit: ``"WRAP"`` keeps the low bits, ``"SAT"`` takes the nearest end of the
-            range, ``"RAISE"`` is an error (ours: no hardware does it).
-        signed: Two's complement, or no sign.
+            range, ``"RAISE"`` is an error (an addition of ``ttref``: no hardware does it).
+        signed: Two's complement, or unsigned.
 
     AMD's prefix ``AP_`` is accepted in modes. Modes left out are AMD's: ``TRN`` and ``WRAP``.
 
@@ -65,10 +65,7 @@ class FixedPointFormat:
 
     def __post_init__(self) -> None:
         for name in ("width", "int_bits"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         if not 1 <= self.width <= 32:
             raise FormatError(f"width must be 1 to 32 bits, got {self.width}")
         if abs(self.int_bits) > 256:
@@ -123,14 +120,14 @@ class FixedPointFormat:
         """Read ``ap_fixed<W,I,Q,O>``, ``ap_ufixed<...>``, and hls4ml's ``fixed<...>`` and ``ufixed<...>``.
 
         Args:
-            text: W and I are needed; Q and O may be left out and are ``TRN`` and ``WRAP`` then. ``str()`` of a format
-                and its ``hls4ml`` are read back as the same format.
+            text: W and I are required, Q and O default to ``TRN`` and ``WRAP``. ``str()`` of a format and its
+                ``hls4ml`` are read back as the same format.
 
         Returns:
             The format.
 
         Raises:
-            FormatError: The text is not such a format, or names a mode that is not built here.
+            FormatError: The text is not such a format, or names a mode that is not supported.
             TypeError: Not a string.
 
         Example:
@@ -150,7 +147,7 @@ class FixedPointFormat:
 
     @classmethod
     def for_range(cls, max_abs: float, width: int, **modes: Any) -> FixedPointFormat:
-        """The finest format of a width in which nothing up to ``max_abs`` overflows when it is rounded to the nearest.
+        """The finest format of a width in which no value up to ``max_abs`` overflows when rounded to the nearest.
 
         Args:
             max_abs: Largest magnitude, at least 0. Zero gives ``int_bits = 1``.
@@ -161,21 +158,21 @@ class FixedPointFormat:
             The format.
 
         Raises:
+            TypeError: ``max_abs`` is not a number.
             ValueError: ``max_abs`` is negative, NaN or infinite.
-            FormatError: It is so small or large that the point would lie more than 256 bits away.
+            FormatError: It is so small or large that the binary point would be more than 256 bits away.
 
         Example:
             >>> FixedPointFormat.for_range(3.2, 8).int_bits, FixedPointFormat.for_range(3.999, 8).int_bits
             (3, 4)
         """
-        if not 0 <= max_abs < math.inf:
-            raise ValueError(f"max_abs must be a finite number of at least 0, got {max_abs}")
+        check_number("max_abs", max_abs)
         unit = cls(width, 1, **modes)
         if max_abs == 0:
             return unit
         width, signed = unit.width, unit.signed
         fraction, exponent = math.frexp(max_abs)
-        # The largest value must stay below the largest integer plus a half, or rounding carries it over.
+        # The largest value must stay below the largest integer plus a half, or rounding makes it overflow.
         carried = math.ldexp(fraction, width - signed) >= 2 ** (width - signed) - 0.5
         int_bits = exponent + signed + carried
         if abs(int_bits) > 256:

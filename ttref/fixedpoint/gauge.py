@@ -1,7 +1,7 @@
-"""The gauge of a train: which of its many sets of cores to round. NumPy, float64.
+"""The gauge of a train: the choice of the cores to round, among all cores that make the same train. NumPy, float64.
 
-Any invertible matrix may be put into a bond, and its inverse beside it, and the train stays the same. Its roundings do
-not: one large column makes the shared step of a core coarse for all others.
+Inserting an invertible matrix and its inverse into a bond leaves the train unchanged, but not its rounding: one large
+column makes the LSB of a core too coarse for all its other columns.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ __all__ = ["right_orthogonal", "fill_ranges"]
 
 
 def right_orthogonal(cores: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same train with every core but the first right-orthogonal, so that all channels of a bond are equally loud.
+    """The same train with every core but the first right-orthogonal: all channels of a bond have equal variance.
 
-    A contraction from the right then meets orthonormal rows only. For inputs of equal variance, every entry that is
-    passed on has the same variance, and one binary point for each stage suits them all. The norm ends up in core 0.
+    A contraction from the right then multiplies by orthonormal rows only. For uncorrelated inputs of equal variance,
+    all entries of an intermediate array have the same variance, and one binary point fits them all. Core 0 carries the
+    norm.
 
     Args:
         cores: Matrix cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, first core first.
 
     Returns:
-        New float64 cores. A bond wider than what stands to its right shrinks to that; nothing is truncated. Signs are
-        fixed: the triangular factor has no negative diagonal entry.
+        New float64 cores. A bond larger than the cores to its right can fill becomes smaller, without truncation. Signs
+        are fixed: the triangular factor has no negative diagonal entry.
 
     Raises:
         TypeError: Cores that are not real.
-        ValueError: Cores that are no train, or hold NaN.
+        ValueError: Cores that do not chain to a train, or hold NaN or infinity.
 
     Cost:
         O(d m n r^3).
@@ -58,8 +59,8 @@ def right_orthogonal(cores: Sequence[np.ndarray]) -> list[np.ndarray]:
 def fill_ranges(cores: Sequence[np.ndarray], widths: Sequence[int]) -> list[np.ndarray]:
     """The same train, each core but the first scaled to the largest integer of its width.
 
-    Binary points move in steps of a factor of two, so a core as it comes may leave half of its codes unused. A number
-    in a bond costs nothing: what is taken from one core goes to core 0.
+    Binary points move in steps of a factor of two, so an unscaled core may leave half of its codes unused. Scaling
+    costs nothing: core 0 is divided by the factors.
 
     Args:
         cores: Matrix cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, first core first. Each train of a batch has its own
@@ -71,7 +72,7 @@ def fill_ranges(cores: Sequence[np.ndarray], widths: Sequence[int]) -> list[np.n
 
     Raises:
         TypeError: Cores that are not real.
-        ValueError: Cores that are no train or hold NaN, or not one width for each core.
+        ValueError: Cores that do not chain to a train or hold NaN or infinity, or not one width for each core.
 
     Cost:
         O(entries).

@@ -1,13 +1,13 @@
-"""What a train costs on hardware: multiplications, memory, and which of the two a machine has to wait for.
+"""Cost of a train on hardware: multiplications, memory traffic, and which of the two is the bottleneck.
 
-A dense layer uses each of its weights once for each vector. A train uses each of its numbers ``A B`` times, once for
-every position that its stage works on. So the two ratios of a layer differ by just that reuse::
+A dense layer uses each of its weights once for each vector. A train uses each weight of a stage ``A B`` times, once for
+every position of the stage. So its compression ratio and its ratio of multiplications differ by that reuse::
 
     numbers stored      sum over stages of M K
     multiplications     sum over stages of M K A B            per vector; dense: inputs * outputs, both
 
-Arithmetic only; nothing is multiplied. The stages come from :func:`~ttref.fixedpoint.stages.tt_stages`, and a dense
-layer is a train of one core, ``tt_stages([(1, outputs, inputs, 1)])``.
+Only counts are computed here. The stages come from :func:`~ttref.fixedpoint.stages.tt_stages`, and a dense layer is a
+train of one core, ``tt_stages([(1, outputs, inputs, 1)])``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..checks import whole
+from ..checks import check_number, whole
 from .stages import Stage, check_chain
 
 __all__ = ["ArrayModel", "LayerTime", "amdahl", "buffer_words", "mac_ratio", "macs", "roofline", "weight_words"]
@@ -32,7 +32,7 @@ def macs(stages: Sequence[Stage]) -> int:
         The sum of ``A M K B``.
 
     Raises:
-        TypeError, ValueError: Something that is not a chain of stages.
+        TypeError, ValueError: ``stages`` is not a list of stages that chain.
 
     Cost:
         O(d).
@@ -46,7 +46,7 @@ def macs(stages: Sequence[Stage]) -> int:
 
 
 def weight_words(stages: Sequence[Stage]) -> int:
-    """Numbers that the weight memory holds: all cores, the sum of ``M K``.
+    """Size of the weight memory in numbers: the entries of all cores, the sum of ``M K``.
 
     Args:
         stages: The products of one contraction, in the order of execution.
@@ -69,7 +69,7 @@ def weight_words(stages: Sequence[Stage]) -> int:
 
 
 def buffer_words(stages: Sequence[Stage]) -> int:
-    """Activations that must be held at once: the largest pair of neighboring boundaries.
+    """Size of the activation memory in numbers: the largest input and output of a stage together.
 
     A stage reads one array while it writes the next. Two memories that take turns (ping-pong) need room for both.
 
@@ -77,7 +77,7 @@ def buffer_words(stages: Sequence[Stage]) -> int:
         stages: The products of one contraction, in the order of execution.
 
     Returns:
-        The largest sum of what a stage reads, ``A K B``, and what it writes, ``A M B``, in words.
+        The largest sum of the input of a stage, ``A K B``, and its output, ``A M B``.
 
     Raises:
         TypeError, ValueError: As :func:`macs`.
@@ -96,7 +96,7 @@ def buffer_words(stages: Sequence[Stage]) -> int:
 def mac_ratio(stages: Sequence[Stage]) -> float:
     """How many times fewer multiplications the train takes than the dense layer of its size; below 1 it takes more.
 
-    It is the speedup wherever arithmetic is what the machine waits for: long prompts, large batches.
+    It is the speedup where arithmetic is the bottleneck: long prompts, large batches.
 
     Args:
         stages: The products of one contraction, in the order of execution.
@@ -133,7 +133,7 @@ def roofline(macs_per_byte: float, *, macs_per_s: float, bytes_per_s: float) -> 
         The smaller of the peak and ``macs_per_byte * bytes_per_s``.
 
     Raises:
-        ValueError: An argument that is not above zero.
+        TypeError, ValueError: An argument that is not a finite number above 0.
 
     Source:
         Williams, Waterman and Patterson (2009), Roofline: an insightful visual performance model.
@@ -143,12 +143,12 @@ def roofline(macs_per_byte: float, *, macs_per_s: float, bytes_per_s: float) -> 
         (2000000000.0, 8000000000.0)
     """
     for name, value in (("macs_per_byte", macs_per_byte), ("macs_per_s", macs_per_s), ("bytes_per_s", bytes_per_s)):
-        _positive(name, value)
+        check_number(name, value, positive=True)
     return float(min(macs_per_s, macs_per_byte * bytes_per_s))
 
 
 def amdahl(local: float, fraction: float) -> float:
-    """The speedup of a whole when only a part of it gets faster.
+    """The overall speedup when only a part gets faster.
 
     Args:
         local: How many times faster the part becomes; ``math.inf`` for a part that vanishes.
@@ -178,9 +178,9 @@ def amdahl(local: float, fraction: float) -> float:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """How long a layer takes, and why: ``seconds`` is the larger of ``compute`` and ``traffic``.
+    """Time of a layer and its bottleneck: ``seconds`` is the larger of ``compute`` and ``traffic``.
 
-    ``binds`` names what the machine waits for: "compute", "traffic", or "both" where they are equal.
+    ``binds`` names the bottleneck: "compute", "traffic", or "both" where they are equal.
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
@@ -197,7 +197,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class ArrayModel:
-    """An array of multipliers beside a memory: the least a layer can take, with perfect overlap of the two.
+    """An array of multipliers and a memory: the least time of a layer, with perfect overlap of the two.
 
     Activations stay on the chip and control costs nothing, so a real machine is slower, never faster.
 
@@ -206,11 +206,11 @@ class ArrayModel:
         clock_hz: Cycles per second.
         bytes_per_s: Bandwidth of the memory that the weights come from.
         tile: ``(Tin, Tout)``, the shape in which the multipliers are wired: a product's K is padded up to a multiple
-            of Tin, its M to a multiple of Tout. None wastes nothing.
+            of Tin, its M to a multiple of Tout. None for no padding.
 
     Raises:
-        TypeError: ``macs_per_cycle`` or an entry of ``tile`` is not an integer.
-        ValueError: Something not above zero, or a tile that is not a pair.
+        TypeError: ``macs_per_cycle`` or an entry of ``tile`` is not an integer, or a rate not a number.
+        ValueError: An argument that is not above 0, or a tile that is not a pair.
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
@@ -230,8 +230,8 @@ class ArrayModel:
 
     def __post_init__(self) -> None:
         whole("macs_per_cycle", self.macs_per_cycle, least=1)
-        _positive("clock_hz", self.clock_hz)
-        _positive("bytes_per_s", self.bytes_per_s)
+        check_number("clock_hz", self.clock_hz, positive=True)
+        check_number("bytes_per_s", self.bytes_per_s, positive=True)
         if self.tile is not None:
             if not isinstance(self.tile, tuple) or len(self.tile) != 2:
                 raise ValueError(f"tile is a pair (Tin, Tout) or None, got {self.tile!r}")
@@ -244,7 +244,7 @@ class ArrayModel:
         return self.macs_per_cycle * self.clock_hz
 
     def padded_macs(self, stages: Sequence[Stage]) -> int:
-        """Multiplications that the array does for one vector, those with padding among them.
+        """Multiplications of the array for one vector, including those with padding.
 
         Example:
             >>> from ttref.fixedpoint import tt_stages
@@ -256,25 +256,25 @@ class ArrayModel:
         return sum(s.A * s.B * _up(s.K, t_in) * _up(s.M, t_out) for s in check_chain(stages))
 
     def layer_time(self, stages: Sequence[Stage], batch: int, weight_bytes: float) -> LayerTime:
-        """The time of a layer: the larger of arithmetic and of reading its weights once for the whole batch.
+        """Time of a layer: the larger of its arithmetic and of reading its weights once for the batch.
 
         Args:
             stages: The layer's products; for a dense layer ``tt_stages([(1, outputs, inputs, 1)])``.
-            batch: Vectors that share one reading of the weights: tokens of a prompt, sequences of a batch.
-            weight_bytes: Bytes of weights that come from memory; 0 if they stay on the chip.
+            batch: Vectors for which the weights are read once: tokens of a prompt, sequences of a batch.
+            weight_bytes: Bytes of weights read from memory; 0 if they stay on the chip.
 
         Returns:
             A :class:`LayerTime`, in seconds.
 
         Raises:
-            TypeError, ValueError: ``batch`` not an integer of at least 1, ``weight_bytes`` below 0, or no stages.
+            TypeError, ValueError: ``batch`` is not an integer of at least 1, ``weight_bytes`` not a number of at least
+                0, or ``stages`` as for :func:`macs`.
 
         Cost:
             O(d).
         """
         batch = whole("batch", batch, least=1)
-        if not 0 <= weight_bytes < math.inf:
-            raise ValueError(f"weight_bytes must be a finite number of at least 0, got {weight_bytes}")
+        check_number("weight_bytes", weight_bytes)
         compute = batch * self.padded_macs(stages) / self.macs_per_s
         traffic = weight_bytes / self.bytes_per_s
         binds = "compute" if compute > traffic else "traffic"
@@ -282,9 +282,5 @@ class ArrayModel:
 
 
 def _up(size: int, multiple: int) -> int:
+    """``size`` rounded up to a multiple."""
     return -(-size // multiple) * multiple
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value}")

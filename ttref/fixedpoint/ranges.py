@@ -1,23 +1,23 @@
 """Binary points for every array of the contraction: from a sample of inputs, or from a bound on all of them.
 
-A sample gives the finest steps and a promise about the sample alone. A bound gives a promise about every input: what a
-stage writes is a row of a matrix ``R``, the product of the cores met so far, times the input, so its magnitude is at
-most the row's absolute sum times the largest input, and the roundings before it add a little.
+A sample gives the finest LSBs, but a guarantee for the sample alone. A bound gives a guarantee for every input: the
+result of a stage is a row of a matrix ``R``, the product of the cores used so far, times the input, so its magnitude is
+at most the row's absolute sum times the largest input, plus the propagated roundings of earlier stages.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from ..checks import check_number
 from .arithmetic import accumulator_width, dequantize, quantize, requantize
 from .formats import FixedPointFormat
 from .stages import columns, product, tt_stages
 
-# The bounds are float64 sums of magnitudes; this covers their own rounding many times over.
+# The bounds are float64 sums of magnitudes; this factor exceeds their rounding errors many times.
 SLACK = 1 + 1e-9
 
 
@@ -71,7 +71,7 @@ def first_overflow(
     formats: Sequence[FixedPointFormat],
     x_max: float,
 ) -> int | None:
-    """Which of the stage formats an input of magnitude up to ``x_max`` might overflow first; None if none."""
+    """Index of the first stage format that inputs of magnitude up to ``x_max`` might overflow, or None."""
     fits: list[bool] = []
 
     def look(largest: float) -> FixedPointFormat:
@@ -83,28 +83,18 @@ def first_overflow(
     return fits.index(False) if False in fits else None
 
 
-def carrier(
-    weight: FixedPointFormat, before: FixedPointFormat, k: int, after: FixedPointFormat | None = None
-) -> type:
-    """The cheapest number type that holds every sum of ``k`` products exactly, and that sum in the format ``after``."""
+def carrier(weight: FixedPointFormat, before: FixedPointFormat, k: int, after: FixedPointFormat | None = None) -> type:
+    """The cheapest number type that is exact for all sums of ``k`` products, and for their values in ``after``."""
     bits, shift = accumulator_width(weight, before, k) - 1, 0
     if after is not None:
         shift = weight.frac_bits + before.frac_bits - after.frac_bits
         bits = max(bits + max(0, -shift), after.width)
-    # float32 turns a sum to zero when it is scaled down too far, and its sign is lost.
+    # A sum scaled down too far underflows in float32, which loses its sign.
     return np.float32 if bits <= 24 and shift < 100 else np.float64 if bits <= 53 else np.int64
 
 
-def check_bound(x_max: Any) -> None:
-    """Refuse what is no bound on magnitudes."""
-    if isinstance(x_max, bool) or not isinstance(x_max, int | float | np.integer | np.floating):
-        raise TypeError(f"x_max must be a number, got {x_max!r}")
-    if not 0 <= x_max < math.inf:
-        raise ValueError(f"x_max must be a finite number of at least 0, got {x_max}")
-
-
 def rounding_step(fmt: FixedPointFormat, dropped: bool) -> float:
-    """The most that one rounding moves a value: half an LSB, a whole one where bits are cut, nothing if none go."""
+    """Largest error of one rounding: half an LSB, one LSB under TRN, 0 if no bits are dropped."""
     return 0.0 if not dropped else fmt.lsb if fmt.rounding == "TRN" else fmt.lsb / 2
 
 
@@ -114,18 +104,18 @@ def _follow(
     x_max: float,
     take: Callable[[float], FixedPointFormat],
 ) -> None:
-    """Call ``take`` with the largest magnitude of the input, then of each stage; it answers with the format there."""
-    check_bound(x_max)
+    """Call ``take`` with the largest magnitude of the input, then of each stage's result; it returns their formats."""
+    check_number("x_max", x_max)
     before = take(float(x_max))
     largest = x_max + rounding_step(before, True)
     batch = cores[0].shape[:-4]
-    met, error = np.ones((*batch, 1, 1, 1)), np.zeros((*batch, 1, 1))
+    used, error = np.ones((*batch, 1, 1, 1)), np.zeros((*batch, 1, 1))
     for integer_core, fmt in zip(reversed(cores), reversed(core_formats), strict=True):
         core = dequantize(integer_core, fmt)
-        grown = np.einsum("...amnb,...bpq->...ampnq", core, met)
+        grown = np.einsum("...amnb,...bpq->...ampnq", core, used)
         *_, r0, m, p, n, q = grown.shape
-        met = grown.reshape(*batch, r0, m * p, n * q)
+        used = grown.reshape(*batch, r0, m * p, n * q)
         error = np.einsum("...amnb,...bp->...amp", np.abs(core), error).reshape(*batch, r0, m * p)
-        after = take(SLACK * float((np.abs(met).sum(-1) * largest + error).max()))
+        after = take(SLACK * float((np.abs(used).sum(-1) * largest + error).max()))
         error = error + rounding_step(after, after.frac_bits < before.frac_bits + fmt.frac_bits)
         before = after

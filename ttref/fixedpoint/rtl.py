@@ -7,8 +7,8 @@ memory, one multiplier or one adder between two registers::
                                                               x -> + -> queue -> round -> shift -> saturate -> write
     address -> weight memory ----> register -> pick a slot --+    accumulators            ``word`` rounding units
 
-The activation memory has two halves; a stage reads one and writes the other. See
-:mod:`ttref.fixedpoint.scheduling` for what is in a word and who multiplies what.
+The activation memory has two halves; a stage reads one and writes the other. :mod:`ttref.fixedpoint.scheduling` states
+which numbers are in a word and which lane multiplies which.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TTMatvec(wiring.Component):
     - ``busy``: High for exactly ``plan.cycles`` cycles from the one after ``start``.
     - ``done``: High once the output is complete, until the next start.
     - ``saturated``: High if any number of any stage left its format since the last start, saturated or wrapped.
-    - ``read_address``, ``read_data``: Two cycles later, word ``read_address`` of the output; which entries it holds is
-      ``plan.layout(number of stages)[read_address]``. Not while busy. The memory is the data path's own: read the
+    - ``read_address``, ``read_data``: Two cycles later, word ``read_address`` of the output, with the entries
+      ``schedule.layout(number of stages)[read_address]``. Not while busy. Input and output share the memory: read the
       output before the next input is loaded, and load an input before every start.
 
     Args:
@@ -78,7 +78,8 @@ class TTMatvec(wiring.Component):
         >>> netlist = rtlil.convert(dut)             # for any synthesis tool
     """
 
-    # Amaranth would warn of a circuit that is only looked at, or refused below: at any time later, in any cell.
+    # Amaranth warns about a component that is never elaborated, when it is garbage-collected: in a later cell of a
+    # notebook, where nobody expects it. A circuit that is only inspected, or refused below, is no mistake.
     _MustUse__silence = True
 
     def __init__(self, qtt: QuantizedTT, lanes: int):
@@ -96,7 +97,7 @@ class TTMatvec(wiring.Component):
                     "take SAT or WRAP and watch the flag ``saturated``"
                 )
         self.qtt, self.plan = qtt, schedule(qtt.stages, lanes)
-        # An unsigned number needs one more bit to be a signed factor.
+        # An unsigned number needs one more bit as a signed factor.
         self.act_bits = max(fmt.width + (not fmt.signed) for fmt in qtt.stage_formats)
         self.weight_bits = max(fmt.width + (not fmt.signed) for fmt in qtt.core_formats)
         entry = qtt.stage_formats[0]
@@ -126,7 +127,7 @@ class TTMatvec(wiring.Component):
         m.submodules.drainer = drainer = Drainer(plan, max(acc_bits))
         m.d.comb += [feeder.stage.eq(stage), drainer.stage.eq(stage)]
 
-        # Start, and from stage to stage. A stage is over when its last word is on the write port.
+        # Start, and the change of stages. A stage is over when its last word is on the write port.
         write = delayed(m, drainer.live, 3)
         column_end, row_end, stage_end = (
             delayed(m, flag, 3) for flag in (drainer.column_end, drainer.row_end, drainer.stage_end)
@@ -139,7 +140,7 @@ class TTMatvec(wiring.Component):
         with m.Elif(over):
             m.d.sync += [stage.eq(stage + 1), self.busy.eq(stage != last_stage), self.done.eq(stage == last_stage)]
 
-        # Where the words go: one after the other through a word column, then on to the next column or the next a.
+        # Write addresses: through a word column word by word, then the next column, then the next a.
         write_address = Signal.like(feeder.address, name="write_address")
         column_start = Signal.like(feeder.address, name="write_column_start")
         with m.If(begin | over):
@@ -186,7 +187,7 @@ class TTMatvec(wiring.Component):
     def _activations(
         self, m: Module, stage: Signal, address: Signal, write: Signal, write_address: Signal, results: data.View
     ) -> data.View:
-        """Both halves of the activation memory, the running stage's or the user's; returns the word read."""
+        """The activation memory, for the running stage or, when idle, for the user; returns the word read."""
         bits, odd = len(address), len(self.plan.tiles) % 2
         depth = (1 << bits) + max(self.plan.words[1::2])
         m.submodules.activations = memory = Memory(shape=self.read_data.shape(), depth=depth, init=[])
@@ -217,7 +218,7 @@ class TTMatvec(wiring.Component):
 
 
 def picked(word: data.View, slots: list[int]) -> list[Value]:
-    """One slot for each stage; one object for one slot, and zero where there is none."""
+    """The slot of each stage, the same object for equal slots, so that :func:`by_stage` sees it; zero for no slot."""
     choice = {slot: word[slot] if slot < word.shape().length else Const(0) for slot in slots}
     return [choice[slot] for slot in slots]
 

@@ -15,14 +15,14 @@ __all__ = ["Feeder", "Drainer", "Rounder", "by_stage", "delayed"]
 
 
 def by_stage(stage: Value, values: Sequence[Value | int]) -> Value:
-    """The value that belongs to the running stage; no multiplexer where all stages agree."""
+    """The value of the running stage; no multiplexer where the values of all stages are equal."""
     if all(value is values[0] or (isinstance(value, int) and value == values[0]) for value in values):
         return Value.cast(values[0])
     return Array([Value.cast(value) for value in values])[stage]
 
 
 def delayed(m: Module, signal: Signal, cycles: int) -> Signal:
-    """``signal`` as it was some cycles ago."""
+    """``signal``, delayed by ``cycles`` registers."""
     name = signal.name
     for cycle in range(cycles):
         later = Signal.like(signal, name=f"{name}_{cycle + 1}")
@@ -35,18 +35,19 @@ class Feeder(wiring.Component):
     """Counts through one stage: tiles of one word column, then the next column, then the next a.
 
     ``go`` starts a stage. From the next cycle on, ``address`` and ``weight`` are the words to read, one of each per
-    cycle, and ``live`` says that they are to be multiplied. ``first`` and ``last`` enclose the sums of a tile;
-    ``column_end``, ``row_end`` and ``stage_end`` say that the tile is the last of its word column, the column the last
-    of its a, and a the last of the stage. ``restart`` with ``go`` takes the weight memory back to its beginning.
+    cycle, and ``live`` is high while they are to be multiplied. ``first`` and ``last`` mark the first and the last term
+    of the sums of a tile; ``column_end``, ``row_end`` and ``stage_end`` say that the tile is the last of its word
+    column, the column the last of its a, and a the last of the stage. ``restart`` with ``go`` sets the weight address
+    to 0.
     """
 
-    def __init__(self, plan: Schedule):
-        self.tiles = plan.tiles
-        self.address_bits = max(max(plan.words) - 1, 1).bit_length()
-        self.weight_bits = plan.weight_depth.bit_length()
+    def __init__(self, schedule: Schedule):
+        self.tiles = schedule.tiles
+        self.address_bits = max(max(schedule.words) - 1, 1).bit_length()
+        self.weight_bits = schedule.weight_depth.bit_length()
         flags = ("live", "first", "last", "column_end", "row_end", "stage_end")
         super().__init__(
-            {"stage": In(range(len(plan.tiles))), "go": In(1), "restart": In(1)}
+            {"stage": In(range(len(schedule.tiles))), "go": In(1), "restart": In(1)}
             | {"address": Out(self.address_bits), "weight": Out(self.weight_bits)}
             | {name: Out(1) for name in flags}
         )
@@ -96,7 +97,7 @@ class Feeder(wiring.Component):
                     m.d.sync += self.weight.eq(stage_weights)
         with m.Elif(running):
             m.d.sync += k.eq(k + 1)
-            # A tile whose words take longer to write than its sums to grow waits on its last word.
+            # A tile whose words take longer to write than its sums to accumulate waits at its last word.
             with m.If(1 if lengths == terms else k < by_stage(self.stage, [n - 1 for n in terms])):
                 m.d.sync += self.weight.eq(self.weight + 1)
                 m.d.sync += self.address.eq(self.address + by_stage(self.stage, reads))
@@ -104,17 +105,17 @@ class Feeder(wiring.Component):
 
 
 class Drainer(wiring.Component):
-    """Takes the sums of a tile and hands them out, one word a cycle, in the order in which they are written.
+    """Stores the sums of a tile and puts them out, one word a cycle, in the order in which they are written.
 
-    With ``load`` it takes ``sums``; from the next cycle on ``slots`` is a word, for as many cycles as ``live`` says.
+    ``load`` stores ``sums``; from the next cycle on ``slots`` is a word in every cycle in which ``live`` is high.
     ``column_end`` marks the last word of a word column, ``row_end`` and ``stage_end`` are those of its tile.
     """
 
-    def __init__(self, plan: Schedule, accumulator_bits: int):
-        self.tiles, self.lanes, self.bits = plan.tiles, plan.used_lanes, accumulator_bits
+    def __init__(self, schedule: Schedule, accumulator_bits: int):
+        self.tiles, self.lanes, self.bits = schedule.tiles, schedule.used_lanes, accumulator_bits
         super().__init__(
             {
-                "stage": In(range(len(plan.tiles))),
+                "stage": In(range(len(schedule.tiles))),
                 "load": In(1),
                 "flags": In(3),
                 "sums": In(signed(accumulator_bits)).array(self.lanes),
@@ -122,12 +123,12 @@ class Drainer(wiring.Component):
                 "column_end": Out(1),
                 "row_end": Out(1),
                 "stage_end": Out(1),
-                "slots": Out(signed(accumulator_bits)).array(plan.word),
+                "slots": Out(signed(accumulator_bits)).array(schedule.word),
             }
         )
 
     def elaborate(self, _platform: object) -> Module:
-        """A shift register of all sums, and a count of the words left in it."""
+        """A shift register of all sums, and a counter of the words left in it."""
         m = Module()
         queue = [Signal(signed(self.bits), name=f"queue_{lane}") for lane in range(self.lanes)]
         left = Signal(range(max(tile.words for tile in self.tiles) + 1))
@@ -156,7 +157,7 @@ class Rounder(wiring.Component):
     """
 
     def __init__(self, widths: Sequence[int], shifts: Sequence[int], formats: Sequence[FixedPointFormat], bits: int):
-        # Larger shifts would do the same: to the right nothing is left, to the left nothing but overflow.
+        # Larger shifts change nothing: to the right no bits are left, to the left every number overflows.
         self.shifts = [
             max(min(shift, width), -fmt.width) for width, shift, fmt in zip(widths, shifts, formats, strict=True)
         ]
@@ -198,7 +199,7 @@ class Rounder(wiring.Component):
 
     @staticmethod
     def _fit(value: Signal, fmt: FixedPointFormat) -> tuple[Value, Value]:
-        """Whether ``value`` leaves the format, and what is stored then and otherwise."""
+        """Whether ``value`` overflows the format, and the number that is stored."""
         low = value[: fmt.width].as_signed() if fmt.signed else value[: fmt.width]
         above = value[fmt.width - fmt.signed :]
         overflow = above.any() & ~above.all() if fmt.signed else above.any()

@@ -1,16 +1,16 @@
-"""How the lanes of a data path are filled: which products each lane computes in which cycle. Integers only.
+"""Scheduling of a data path: which products each of its lanes computes in which cycle. Integers only.
 
-A lane owns one accumulator, and so one output at a time. For each stage ``out[a, m, b] = sum_k G[m, k] z[a, k, b]`` the
+A lane has one accumulator, and so one output at a time. For each stage ``out[a, m, b] = sum_k G[m, k] z[a, k, b]`` the
 lanes form a small array: ``q`` words of ``g`` rows times ``v`` columns::
 
-    cycle:  one activation word read       v neighbours b of one (a, k)
+    cycle:  one activation word read       v neighbors b of one (a, k)
             one weight word read           q g rows m of one k          ->  q g v products
-    after K cycles, while the next sums grow:
-            q words of g v results written, one a cycle, just as the next stage will read them
+    after K cycles, while the next sums accumulate:
+            q words of g v results written, one a cycle, in the layout that the next stage reads
 
-A memory of one number per word feeds one column. A memory of words of ``g v`` numbers feeds as many, and needs as many
-rounding units. So a stage that stands at ``v`` may widen the words for the next, as soon as a word holds all of ``B``.
-No transpose is ever executed: the order of the writes is the order of the reads to come.
+A memory of one number per word feeds one column. A memory of words of ``g v`` numbers feeds ``g v`` columns, and needs
+as many rounding units. So a stage that reads words of ``v`` numbers may write wider words for the next, as soon as a
+word holds all of ``B``. No transpose is ever executed: the order of the writes is the order of the next stage's reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WRITE = 9
 
 @dataclass(frozen=True)
 class Tile:
-    """How one stage uses the lanes: at a time they compute ``words`` words of ``rows`` x ``columns`` outputs.
+    """The use of the lanes in one stage: a tile is ``words`` words of ``rows`` x ``columns`` outputs, computed at once.
 
     Args:
         core: Index of the core, counted from the first.
@@ -92,7 +92,7 @@ class Tile:
 
     @property
     def length(self) -> int:
-        """Cycles of a tile: K sums, or longer where writing its words takes longer."""
+        """Cycles of a tile: K, or the time to write its words where that is longer."""
         return max(self.K, self.words)
 
     @property
@@ -121,13 +121,13 @@ class Schedule:
     """The tiles of all stages, in the order of execution.
 
     Args:
-        lanes: Lanes that were offered.
+        lanes: Lanes available.
         tiles: One for each stage, the last core's first.
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
-        >>> plan = schedule(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]), 8)
-        >>> [(tile.words, tile.rows, tile.columns) for tile in plan.tiles], plan.word, plan.cycles
+        >>> found = schedule(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]), 8)
+        >>> [(tile.words, tile.rows, tile.columns) for tile in found.tiles], found.word, found.cycles
         ([(4, 2, 1), (4, 1, 2), (4, 1, 2)], 2, 804)
     """
 
@@ -146,7 +146,7 @@ class Schedule:
 
     @property
     def used_lanes(self) -> int:
-        """Lanes that any stage uses, and so the lanes that are built."""
+        """Largest number of lanes that a stage uses: the lanes that are built."""
         return max(tile.lanes for tile in self.tiles)
 
     @property
@@ -165,10 +165,10 @@ class Schedule:
         return sum(tile.tiles * tile.K for tile in self.tiles)
 
     def layout(self, boundary: int) -> list[list[int]]:
-        """Where the entries of the array before a stage lie in memory.
+        """Memory layout of an array between two stages.
 
         Args:
-            boundary: 0 for the input, ``d`` for the output.
+            boundary: The array before stage ``boundary``: 0 for the input, ``d`` for the output.
 
         Returns:
             For each word and each of its ``word`` slots the flat index of the entry, -1 for none.
@@ -195,10 +195,10 @@ class Schedule:
         ]
 
     def weights(self, stage: int) -> list[list[tuple[int, int] | None]]:
-        """What a stage keeps in the weight memory: (row, k) of the core's matrix for each word and slot, or None.
+        """Weight memory of a stage: the index (row, k) in the core's matrix for each word and slot, or None.
 
         Args:
-            stage: Which stage, in the order of execution.
+            stage: Index of the stage, in the order of execution.
 
         Returns:
             One list of ``weight_slots`` for each word, in the order of their addresses.
@@ -217,7 +217,7 @@ class Schedule:
 
 
 def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
-    """Fill ``lanes`` lanes: of all tilings, the one whose tiles take the fewest cycles; of those, the narrowest words.
+    """The tilings of all stages whose tiles take the fewest cycles and, among those, the narrowest words.
 
     Args:
         stages: From :func:`~ttref.fixedpoint.stages.tt_stages`.
@@ -227,8 +227,8 @@ def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
         The schedule. Lanes that no stage can use are not built.
 
     Raises:
-        ValueError: Not the stages of one layer in the order of ``tt_stages``, or lanes below 1.
-        TypeError: Something that is no list of stages, or ``lanes`` is not an integer.
+        ValueError: Not the stages of one layer in the order of ``tt_stages``, or ``lanes`` below 1.
+        TypeError: ``stages`` is not a list of stages, or ``lanes`` not an integer.
 
     Cost:
         Dynamic programming over the width of the words: O(stages * widths * m * lanes).
@@ -241,7 +241,7 @@ def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
     """
     lanes = whole("lanes", lanes, least=1)
     check_chain(stages)
-    # The cheapest way to each (width of the words, words for one (a, k)).
+    # The cheapest tilings that lead to each (numbers in a word, words for one (a, k)).
     best: dict[tuple[int, int], tuple[tuple[int, ...], tuple[Tile, ...]]] = {(1, 1): ((0, 0, 0), ())}
     for stage in stages:
         reached: dict[tuple[int, int], tuple[tuple[int, ...], tuple[Tile, ...]]] = {}
@@ -279,26 +279,15 @@ def cycles(stages: Sequence[Stage], lanes: int) -> int:
 
 
 def _choices(stage: Stage, lanes: int, columns: int, reads: int) -> Iterator[Tile]:
-    """Every tiling of a stage whose input words hold ``columns`` numbers, ``reads`` of them for one (a, k)."""
+    """All tilings of a stage that reads ``reads`` words of ``columns`` numbers for one (a, k)."""
     widest = min(stage.m, lanes // columns) if reads == 1 else 1
     for rows in range(1, widest + 1):
         for words in range(1, min(lanes // (rows * columns), stage.r0 * -(-stage.m // rows)) + 1):
-            yield Tile(
-                stage.core,
-                stage.A,
-                stage.K,
-                stage.B,
-                stage.r0,
-                stage.m,
-                words=words,
-                rows=rows,
-                columns=columns,
-                reads=reads,
-            )
+            yield Tile(stage.core, stage.A, stage.K, stage.B, stage.r0, stage.m, words, rows, columns, reads)
 
 
 def rows_of(tile: Tile, result: int) -> list[int | None]:
-    """The rows of the core's matrix in one word of results; None fills it up."""
+    """Row index in the core's matrix for each row of a word of results; None for padding."""
     r, group = divmod(result, tile.groups)
     if r >= tile.r0:
         return [None] * tile.rows
@@ -307,7 +296,7 @@ def rows_of(tile: Tile, result: int) -> list[int | None]:
 
 
 def widened(columns: list[list[int]], tile: Tile) -> list[list[int]]:
-    """Which b lies in which slot of the words for one (a, k), one stage on."""
+    """Index b in each slot of the words for one (a, k) after a stage, from those before it; -1 for an unused slot."""
     return [
         [
             row * tile.B + b if row < tile.m and b >= 0 else -1

@@ -76,8 +76,8 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
         One stage for each core, the last core's first.
 
     Raises:
-        ValueError: No cores, a shape that is no core's, bonds or batch axes that do not match, or end ranks other
-            than 1.
+        ValueError: No cores, a shape that is not a matrix core's, bonds or batch axes that do not match, or end ranks
+            other than 1.
 
     Example:
         >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])      # 64 x 64 at rank 4
@@ -108,11 +108,11 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
 
 
 def contract_float(cores: Sequence[np.ndarray], x: Any) -> np.ndarray:
-    """The same stages on real numbers, in float64: what the integers are measured against.
+    """The same stages on real numbers, in float64: the reference for the integer train.
 
     Args:
         cores: Real cores ``(*batch, r_{k-1}, m_k, n_k, r_k)``, first core first.
-        x: Real vectors ``(..., n_1 ... n_d)``; for cores with batch axes whatever broadcasts against
+        x: Real vectors ``(..., n_1 ... n_d)``; for cores with batch axes any shape that broadcasts against
             ``(*batch, n_1 ... n_d)``.
 
     Returns:
@@ -120,7 +120,7 @@ def contract_float(cores: Sequence[np.ndarray], x: Any) -> np.ndarray:
 
     Raises:
         TypeError: Cores that are not real.
-        ValueError: Cores that are no train or hold NaN, or vectors of another length.
+        ValueError: Cores that do not chain to a train or hold NaN or infinity, or vectors of another length.
 
     Cost:
         O(MACs of the stages) for each vector.
@@ -145,7 +145,7 @@ def contract_float(cores: Sequence[np.ndarray], x: Any) -> np.ndarray:
 
 
 def real_cores(cores: Sequence[Any]) -> list[np.ndarray]:
-    """The cores as float64, or an error that names the one that is no real core of a train."""
+    """The cores as new float64 arrays; an error names the first that is not a finite real core of a train."""
     arrays = [np.asarray(core) for core in cores]
     tt_stages(arrays)
     for k, core in enumerate(arrays):
@@ -158,7 +158,7 @@ def real_cores(cores: Sequence[Any]) -> list[np.ndarray]:
 
 
 def check_chain(stages: Sequence[Stage]) -> Sequence[Stage]:
-    """The stages, or an error where one does not read what the one before it wrote."""
+    """``stages``, checked to be a list in which each stage reads as many numbers as the one before it writes."""
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Stage) for stage in stages):
         raise TypeError(f"stages is a list from tt_stages, got {stages!r}")
     if not stages:
@@ -174,7 +174,7 @@ def check_chain(stages: Sequence[Stage]) -> Sequence[Stage]:
 
 
 def columns(x: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
-    """Vectors as ``(trains, features, vectors)``: with the vectors last, every product has long rows."""
+    """Vectors as ``(trains, features, vectors)``; with the vectors last, the rows of every product are long."""
     if not batch:
         return x.reshape(1, -1, x.shape[-1]).swapaxes(1, 2)
     wanted = (*batch, x.shape[-1])

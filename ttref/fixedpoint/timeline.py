@@ -1,4 +1,4 @@
-"""What every lane does in every cycle, as the simulated hardware does it: the script of an animation."""
+"""The activity of every lane in every cycle, equal to the simulated hardware's; the animation is drawn from it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MULTIPLY = 3
 
 @dataclass(frozen=True)
 class Cycle:
-    """What happens in one cycle. A product is formed three cycles after its word is read.
+    """Activity of the data path in one cycle. A product is formed three cycles after its word is read.
 
     Args:
-        stage: The stage, in the order of execution.
-        core: Its core, counted from the first.
+        stage: Index of the stage, in the order of execution.
+        core: Index of its core, counted from the first.
         position: ``(a, bw, tile, k)`` of the word whose address is on the read port, or None.
         read: That address, in the array before the stage, or None.
-        products: For each lane the output ``(a, row, b)`` and k it multiplies for, or None for an idle lane.
+        products: For each lane the output ``(a, row, b)`` and the term k of its product, or None for an idle lane.
         write: The address on the write port, in the array after the stage, or None.
 
     Example:
@@ -40,14 +40,14 @@ class Cycle:
     write: int | None
 
 
-def trace(plan: Schedule) -> Iterator[Cycle]:
-    """What the hardware does in every cycle from start to done.
+def trace(schedule: Schedule) -> Iterator[Cycle]:
+    """The activity of the hardware in every cycle, from start to done.
 
     Args:
-        plan: From :func:`schedule`.
+        schedule: From :func:`~ttref.fixedpoint.scheduling.schedule`.
 
     Yields:
-        One :class:`Cycle` for each of ``plan.cycles``.
+        One :class:`Cycle` for each of ``schedule.cycles``.
 
     Example:
         >>> from ttref.fixedpoint import schedule, tt_stages
@@ -56,7 +56,7 @@ def trace(plan: Schedule) -> Iterator[Cycle]:
         [(None, ((0, 0, 0, 0), (0, 1, 0, 0)), None), (None, ((0, 0, 0, 1), (0, 1, 0, 1)), None)]
     """
     columns = [[0]]
-    for index, tile in enumerate(plan.tiles):
+    for index, tile in enumerate(schedule.tiles):
         read, products, write = {}, {}, {}
         steps = tile.A * tile.reads * tile.tiles
         for step in range(steps):
@@ -76,5 +76,5 @@ def trace(plan: Schedule) -> Iterator[Cycle]:
         for now in range(tile.cycles):
             position, address = read.get(now, (None, None))
             busy = products.get(now, ())
-            busy += (None,) * (plan.used_lanes - len(busy))
+            busy += (None,) * (schedule.used_lanes - len(busy))
             yield Cycle(index, tile.core, position, address, busy, write.get(now))
