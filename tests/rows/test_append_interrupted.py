@@ -11,10 +11,11 @@ import torch
 from compressed import embedding, every, noise, same_state, smooth
 from torch.nn.utils import prune
 
-import ttref.embeddings
+import ttref
 from ttref import MPSEmbedding
 
-HERE = str(Path(ttref.embeddings.__file__).parent)
+PACKAGE = Path(ttref.__file__).parent
+ROOMS = tuple(str(PACKAGE / room) for room in ("embeddings", "rows"))
 CAPS = [1, 2, 4, 1]
 KINDS = {
     "plain": {"rank": 2},
@@ -46,7 +47,7 @@ class Interrupt:
         sys.settrace(None)
 
     def call(self, frame, event, argument):
-        return self.line if frame.f_code.co_filename.startswith(HERE) else None
+        return self.line if frame.f_code.co_filename.startswith(ROOMS) else None
 
     def line(self, frame, event, argument):
         if event == "line":
