@@ -1,43 +1,42 @@
 """Tensor trains for compressing neural networks: a small, tested reference.
 
-Functions on plain lists of cores come first; layers and tools are thin shells around them. Every public name can be
-taken from here: ``from ttref import tt_svd``. Nothing is imported until it is asked for, so ``import ttref`` is
-instant and needs no torch. ``__all__`` holds what torch alone is enough for; ``TTLoraConfig`` (PEFT) and the names of
-:mod:`ttref.fixedpoint` (NumPy, Amaranth) are there wherever their packages are.
+Functions on plain lists of cores come first; layers and tools are thin shells around them. What torch alone is enough
+for is taken from here: ``from ttref import tt_svd``. Fixed point has a top of its own, :mod:`ttref.fixedpoint` (NumPy,
+and Amaranth for circuits); the adapter for PEFT is in :mod:`ttref.lora.peft`. Nothing is imported until it is asked
+for, so ``import ttref`` is instant and needs no torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import fixedpoint
+from . import fixedpoint as fixedpoint
 from .lazy import lazy_names
 
 if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three lists of this file together
     from .algebra import tt_add, tt_dot, tt_hadamard
-    from .baselines import Baseline, gaussian_null, product_quantize, quantize_integer, truncated_svd
+    from .approximation import Baseline
+    from .baselines import gaussian_null, product_quantize, quantize_integer, truncated_svd
     from .bounds import gaussian_distortion
     from .canonical import tt_norm, tt_orthogonalize, tt_round
+    from .compressed import Compressed
     from .contraction import ttm_matvec
     from .embeddings import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
     from .entanglement import entanglement_entropy, schmidt_values, suggest_ranks
     from .files import load
-    from .fixedpoint import *  # noqa: F403
-    from .fixedpoint.rtl import TTMatvec as TTMatvec
-    from .fixedpoint.rtl import simulate as simulate
     from .layers import TTLinear
     from .lora import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
-    from .lora.peft import TTLoraConfig as TTLoraConfig
     from .matrices import ttm_svd, ttm_to_matrix
     from .plans import Plan, plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
-    from .surgery.edit import swap_layer
+    from .surgery import swap_layer
     from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Baseline",
+    "Compressed",
     "MPSEmbedding",
     "Plan",
     "TTLinear",
@@ -91,13 +90,12 @@ _HOME = {
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery": ("swap_layer",),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
-    "lora.peft": ("TTLoraConfig",),
     "files": ("load",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
     "bounds": ("gaussian_distortion",),
-    "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null", "Baseline"),
-    # Names too; its modules are not imported either.
-    **{f"fixedpoint.{module}": names for module, names in fixedpoint._HOME.items()},
+    "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null"),
+    "approximation": ("Baseline",),
+    "compressed": ("Compressed",),
 }
 if not TYPE_CHECKING:  # a checker that saw it would take any name for granted
     __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -7,58 +7,16 @@ Byte counts hold for the dtype of the matrix: a float16 factor takes two bytes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from .approximation import Baseline
 from .checks import check_matrix, whole
 from .codes import to_codes
 from .precision import computable, full_precision
 from .truncation import truncate
 
-__all__ = ["Baseline", "gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
-
-
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """A compressed matrix, with what it costs to store.
-
-    Attributes:
-        name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
-        approximation: The matrix that the stored numbers stand for, same shape and dtype as the original.
-        params: How many numbers are stored, codes included.
-        nbytes: How many bytes they take, codes packed bit to bit.
-
-    Example:
-        >>> w = torch.tensor([[127.0, -3.0, 20.0], [0.0, 254.0, 6.0]])
-        >>> baseline = quantize_integer(w, 8)
-        >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w)
-        ('int8 per row', 8, 10, 0.0)
-    """
-
-    name: str
-    approximation: Tensor
-    params: int
-    nbytes: int
-
-    @full_precision
-    def relative_error(self, w: Tensor) -> float:
-        """Relative Frobenius error ``‖w - approximation‖ / ‖w‖``, summed in float64; 0 where both are zero.
-
-        Raises:
-            ValueError: ``w`` has another shape than the approximation.
-        """
-        if w.shape != self.approximation.shape:
-            raise ValueError(
-                f"w has shape {tuple(w.shape)}, but this baseline approximates a matrix of shape "
-                f"{tuple(self.approximation.shape)}"
-            )
-        scale = computable(w).abs().max().item() or 1.0  # squares of float64 extremes leave the range
-        difference = computable(w) - computable(self.approximation)
-        error = torch.linalg.vector_norm(difference / scale, dtype=torch.float64).item()
-        norm = torch.linalg.vector_norm(computable(w) / scale, dtype=torch.float64).item()
-        return error / norm if norm else (0.0 if error == 0 else float("inf"))
+__all__ = ["gaussian_null", "product_quantize", "quantize_integer", "truncated_svd"]
 
 
 @full_precision
@@ -111,14 +69,12 @@ def truncated_svd(
     r = min(budget // unit, m, n)
     # The short side goes first: its Gram matrix is the small one.
     short = w.double() if m <= n else w.double().mT
-    basis, coefficients = (
-        computable(factor.to(w.dtype)) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)
-    )
-    product = basis @ coefficients
-    if not (coefficients.isfinite().all() and product.to(w.dtype).isfinite().all()):
+    factors = [factor.to(w.dtype) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)]
+    left, right = factors if m <= n else (factors[1].mT, factors[0].mT)
+    made = Baseline(f"SVD rank {r}", {"left": left, "right": right}, w.dtype)
+    if not (factors[1].isfinite().all() and made.approximation.isfinite().all()):
         raise ValueError(f"a factor leaves the range of {w.dtype}; convert w with .float() or .double()")
-    approximation = (product if m <= n else product.mT).to(w.dtype).contiguous()
-    return Baseline(f"SVD rank {r}", approximation, r * (m + n), r * (m + n) * w.element_size())
+    return made
 
 
 @full_precision
@@ -166,13 +122,8 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
     if n % size:
         raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
     codes, scales = to_codes(computable(w).reshape(m, n // size, size), bits, best=best)
-    # A scale that was rounded up may carry the largest code just beyond the dtype of w.
-    limit = torch.finfo(w.dtype).max
-    wide = computable(w).dtype
-    approximation = (codes.to(wide) * scales.to(wide)).reshape(m, n).clamp(-limit, limit).to(w.dtype)
     name = f"int{bits} per {'row' if group is None else f'group of {size}'}{', best scale' if best else ''}"
-    nbytes = _packed(m * n, bits) + scales.numel() * scales.element_size()
-    return Baseline(name, approximation, m * n + scales.numel(), nbytes)
+    return Baseline(name, {"codes": codes, "scales": scales.squeeze(2)}, w.dtype, bits)
 
 
 @full_precision
@@ -228,21 +179,19 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
         raise ModuleNotFoundError(
             "product quantisation needs scikit-learn; install it with: python -m pip install scikit-learn"
         ) from error
-    pieces = []
-    for piece in computable(w).cpu().chunk(subvectors, dim=1):
+    codes = torch.empty(m, subvectors, dtype=torch.uint8)
+    books = torch.zeros(subvectors, 2**bits, n // subvectors, dtype=w.dtype)
+    for k, piece in enumerate(computable(w).cpu().chunk(subvectors, dim=1)):
         # Fewer distinct pieces than centres would only leave centres unused, so distinct pieces are counted first.
         rows = piece.contiguous().numpy()
         distinct, place = piece.unique(dim=0, return_inverse=True)
         if len(distinct) <= 2**bits:
-            pieces.append(distinct.to(w.dtype)[place])
+            books[k, : len(distinct)], codes[:, k] = distinct, place
             continue
         kmeans = KMeans(2**bits, init="random", n_init=1, max_iter=25, random_state=seed).fit(rows)
-        # The codebook is stored in the dtype of w, so that is what the codes stand for.
-        pieces.append(torch.from_numpy(kmeans.cluster_centers_).to(w.dtype)[kmeans.labels_])
-    approximation = torch.cat(pieces, dim=1).to(w.device)
-    codebook = 2**bits * n
-    nbytes = _packed(m * subvectors, bits) + codebook * w.element_size()
-    return Baseline(f"PQ {subvectors} x {bits} bit", approximation, m * subvectors + codebook, nbytes)
+        books[k], codes[:, k] = torch.from_numpy(kmeans.cluster_centers_), torch.from_numpy(kmeans.labels_)
+    stored = {"codes": codes.to(w.device), "codebooks": books.to(w.device)}
+    return Baseline(f"PQ {subvectors} x {bits} bit", stored, w.dtype, bits)
 
 
 @full_precision
@@ -286,7 +235,3 @@ def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
     if not null.isfinite().all():
         raise ValueError(f"noise with these row norms leaves the range of {w.dtype}; convert w with .float()")
     return null
-
-
-def _packed(codes: int, bits: int) -> int:
-    return -(-codes * bits // 8)

@@ -1,9 +1,12 @@
-"""Rounding to signed integers: codes with one scale for each slice along the last axis."""
+"""Integer codes: rounding to them with one scale for each slice, and packing them bit to bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+AT_ONCE = 1 << 19  # codes packed together, a multiple of eight: bounds the working memory
 
 
 def to_codes(values: Tensor, bits: int, *, best: bool = False) -> tuple[Tensor, Tensor]:
@@ -52,3 +55,35 @@ def _least_error(values: Tensor, scales: Tensor, top: int) -> Tensor:
         better = error < least
         best, least = torch.where(better, tried, best), torch.where(better, error, least)
     return best
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Integers of ``bits`` bits each, least significant first and without gaps: uint8 ``(packed_size(codes, bits),)``.
+
+    Negative ones as two's complement.
+    """
+    packed = [torch.empty(0, dtype=torch.uint8, device=codes.device)]
+    for part in codes.reshape(-1).split(AT_ONCE):
+        part = F.pad(part.long(), (0, -len(part) % 8)).unsqueeze(1)
+        single = part >> torch.arange(bits, device=part.device) & 1
+        eights = single.reshape(-1, 8) << torch.arange(8, device=part.device)
+        packed.append(eights.sum(1).to(torch.uint8))
+    return torch.cat(packed)[: packed_size(codes.numel(), bits)]
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
+    """The ``count`` integers that :func:`pack_bits` packed, int64 ``(count,)``."""
+    if packed.dtype != torch.uint8 or packed.shape != (packed_size(count, bits),):
+        raise ValueError(f"{count} codes of {bits} bits are packed as {packed.dtype} {tuple(packed.shape)}")
+    codes = [torch.empty(0, dtype=torch.int64, device=packed.device)]
+    for part in packed.split(AT_ONCE // 8 * bits):
+        single = part.long().unsqueeze(1) >> torch.arange(8, device=part.device) & 1
+        single = single.reshape(-1)[: single.numel() // bits * bits].reshape(-1, bits)
+        codes.append((single << torch.arange(bits, device=part.device)).sum(1))
+    found = torch.cat(codes)[:count]
+    return torch.where(found >> (bits - 1) > 0, found - (1 << bits), found) if signed else found
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of ``count`` codes of ``bits`` bits each."""
+    return -(-count * bits // 8)

@@ -34,7 +34,7 @@ DIGITS = 8  # of each tensor's own hash: an adapter has hundreds of tensors, and
 # By kind, the module and the function that makes an object from tensors and header; imported when it is needed. A kind
 # is part of the format: it stays when a class gets another name.
 KINDS = {
-    "Baseline": ("baselines", "Baseline._restore"),
+    "Baseline": ("approximation", "Baseline._restore"),
     "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
     "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
     "TT-LoRA": ("lora.saving", "restored_deltas"),
@@ -98,11 +98,7 @@ def read(path: str | Path, kind: str | None, restore: Restore | None) -> Any:
     try:
         found, loaded, header = _unsealed(content, kind)
         del content
-        if restore is None:
-            if found not in KINDS:
-                raise ValueError(f"it holds ttref.{found}, which its own reader reads")
-            module, name = KINDS[found]
-            restore = operator.attrgetter(name)(importlib.import_module(f".{module}", __package__))
+        restore = restore or restorer(found)
         # Those that are read lie wherever the reader's buffers lie, and products round differently there.
         return restore({name: loaded.pop(name).clone() for name in sorted(loaded)}, header)
     except (
@@ -119,6 +115,14 @@ def read(path: str | Path, kind: str | None, restore: Restore | None) -> Any:
             f"{path} is no {kind or 'file'} saved by ttref, or is damaged ({type(error).__name__}: {error}); "
             "save it again"
         ) from error
+
+
+def restorer(kind: str) -> Restore:
+    """The function that makes an object of this kind from tensors and header."""
+    if kind not in KINDS:
+        raise ValueError(f"it holds ttref.{kind}, which is not read by its kind alone")
+    module, name = KINDS[kind]
+    return operator.attrgetter(name)(importlib.import_module(f".{module}", __package__))
 
 
 def sealed(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:

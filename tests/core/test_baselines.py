@@ -341,7 +341,7 @@ def test_bad_settings_are_refused(call, error, message):
 
 
 def test_relative_error_is_checked_and_exact():
-    baseline = Baseline("half", torch.full((2, 2), 0.5), 1, 4)
+    baseline = Baseline("half", {"left": torch.full((2, 1), 0.5), "right": torch.ones(1, 2)}, torch.float32)
     assert baseline.relative_error(torch.ones(2, 2)) == 0.5
     assert baseline.relative_error(torch.zeros(2, 2)) == float("inf")
     with pytest.raises(ValueError, match=r"w has shape \(4,\), .* of shape \(2, 2\)"):

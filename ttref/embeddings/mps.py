@@ -328,6 +328,16 @@ class MPSEmbedding(CompressedTable):
         return self.store.first().device
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """TT-ranks: the largest of any row, bond by bond; a row that is kept as it is counts with full ranks."""
+        return tuple(map(max, zip(*(trains.layout.ranks for trains in self.store.buckets), strict=True)))
+
+    @property
+    def modes(self) -> tuple[tuple[int, int], ...]:
+        """A pair ``(n_k, 1)`` for each core of a row."""
+        return tuple((n, 1) for n in self.shape)
+
+    @property
     def sparse(self) -> bool:
         """Whether a look-up gives sparse gradients."""
         return self.store.sparse

@@ -89,13 +89,17 @@ class CompressedTable(nn.Module):
         scores = scores.reshape(*hidden.shape[:-1], scores.shape[1])
         return scores.to(torch.get_autocast_dtype(hidden.device.type)) if autocast else scores
 
+    def dense(self) -> Tensor:
+        """The dense table ``(num_embeddings, embedding_dim)``, a plain tensor. Differentiable."""
+        everything = torch.arange(self.num_embeddings, device=self.device)
+        return CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
+
     @torch.no_grad()
     def to_embedding(self) -> nn.Embedding:
         """The dense table as ``nn.Embedding``, in the same dtype and on the same device."""
-        everything = torch.arange(self.num_embeddings, device=self.device)
         frozen = not any(parameter.requires_grad for parameter in self.parameters())
         dense = nn.Embedding.from_pretrained(
-            self._rows(everything), freeze=frozen, padding_idx=self.padding_idx, sparse=getattr(self, "sparse", False)
+            self.dense(), freeze=frozen, padding_idx=self.padding_idx, sparse=getattr(self, "sparse", False)
         )
         return dense.train(self.training)
 
@@ -106,9 +110,7 @@ class CompressedTable(nn.Module):
         For models that read this attribute of ``nn.Embedding``, and then pay for the rebuilding. Differentiable;
         writing into it is a RuntimeError, because nothing would come of it. ``weight.clone()`` is a plain tensor.
         """
-        everything = torch.arange(self.num_embeddings, device=self.device)
-        dense = CompressedTable.forward(self, everything) if everything.is_meta else self._rows(everything)
-        return rebuilt(dense, self, "compress another table with from_embedding")
+        return rebuilt(self.dense(), self, "compress another table with from_embedding")
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
@@ -135,6 +137,11 @@ class CompressedTable(nn.Module):
     def nbytes(self) -> int:
         """Bytes stored: everything in the state."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense table, in the dtype of its rows."""
+        return self.num_embeddings * self.embedding_dim * self.dtype.itemsize
 
     @property
     def ratio(self) -> float:

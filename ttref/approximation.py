@@ -1,0 +1,166 @@
+"""A matrix and what is stored of it by a method that is no tensor train: factors, or codes with scales or codebooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .codes import pack_bits, packed_size, unpack_bits
+from .files import check_finite, check_header, read, write
+from .precision import computable, full_precision
+
+__all__ = ["Baseline"]
+
+KIND = "Baseline"
+FLOATS = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A compressed matrix: what is stored of it, what that costs, and the matrix that it stands for.
+
+    Attributes:
+        name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
+        stored: The tensors that stand for the matrix: factors ``left`` and ``right``; or ``codes`` with ``scales``
+            (a row or group each) or ``codebooks`` ``(pieces, 2^bits, width of a piece)``.
+        dtype: Of the matrix.
+        bits: Of a code; None for factors.
+        approximation: The matrix that the stored numbers stand for, same shape and dtype as the original.
+        params, nbytes: How many numbers are stored, codes included; how many bytes they take, codes packed bit to bit.
+        dense_nbytes, ratio: Bytes of the matrix, and its numbers for each number stored.
+        ranks, modes: ``(1, r, 1)`` and ``((m, 1), (1, n))`` for factors, else empty.
+
+    Example:
+        >>> from ttref import quantize_integer
+        >>> w = torch.tensor([[127.0, -3.0, 20.0], [0.0, 254.0, 6.0]])
+        >>> baseline = quantize_integer(w, 8)
+        >>> baseline.name, baseline.params, baseline.nbytes, baseline.relative_error(w)
+        ('int8 per row', 8, 10, 0.0)
+    """
+
+    name: str
+    stored: Mapping[str, Tensor]
+    dtype: torch.dtype
+    bits: int | None = None
+
+    @cached_property
+    @full_precision
+    @torch.no_grad()
+    def approximation(self) -> Tensor:
+        """The matrix that the stored numbers stand for, computed once."""
+        held = {name: computable(tensor) for name, tensor in self.stored.items()}
+        if "left" in held:
+            left, right = held["left"], held["right"]
+            # The short side goes first, as its Gram matrix did when the factors were made.
+            product = left @ right if len(left) <= right.shape[1] else (right.mT @ left.mT).mT
+            return product.to(self.dtype).contiguous()
+        codes = self.stored["codes"]
+        if "codebooks" in held:
+            pieces = [book[codes[:, k].long()] for k, book in enumerate(self.stored["codebooks"])]
+            return torch.cat(pieces, dim=1)
+        # A scale that was rounded up may carry the largest code just beyond the dtype of the matrix.
+        limit, wide = torch.finfo(self.dtype).max, torch.promote_types(self.dtype, torch.float32)
+        rows = codes.to(wide) * held["scales"].to(wide).unsqueeze(2)
+        return rows.flatten(1).clamp(-limit, limit).to(self.dtype)
+
+    def dense(self) -> Tensor:
+        """The approximation."""
+        return self.approximation
+
+    @property
+    def params(self) -> int:
+        """Numbers stored, codes included."""
+        return sum(tensor.numel() for tensor in self.stored.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, codes packed bit to bit."""
+        return sum(
+            packed_size(tensor.numel(), self.bits) if name == "codes" else tensor.numel() * tensor.element_size()
+            for name, tensor in self.stored.items()
+        )
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the matrix."""
+        return self.approximation.numel() * self.approximation.element_size()
+
+    @property
+    def ratio(self) -> float:
+        """Numbers of the matrix for each number stored."""
+        return self.approximation.numel() / self.params
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """``(1, r, 1)`` for factors."""
+        return (1, self.stored["left"].shape[1], 1) if "left" in self.stored else ()
+
+    @property
+    def modes(self) -> tuple[tuple[int, int], ...]:
+        """``((m, 1), (1, n))`` for factors."""
+        return ((len(self.stored["left"]), 1), (1, self.stored["right"].shape[1])) if "left" in self.stored else ()
+
+    def save(self, path: str | Path) -> None:
+        """Write what is stored to one safetensors file, whole or not at all; errors as :meth:`MPSEmbedding.save`."""
+        tensors = {name: tensor.detach() for name, tensor in self.stored.items()}
+        header = {"name": self.name, "dtype": str(self.dtype)[6:], "bits": self.bits, "shape": None}
+        if "codes" in tensors:
+            header["shape"] = list(tensors["codes"].shape)
+            tensors["codes"] = pack_bits(tensors["codes"], self.bits)
+        write(path, KIND, tensors, header, self._restore)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Baseline:
+        """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
+        return read(path, KIND, cls._restore)
+
+    @classmethod
+    def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Baseline:
+        types = {"name": (str,), "dtype": (str,), "bits": (int, type(None)), "shape": (list, type(None))}
+        check_header(header, types)
+        check_finite(tensors)
+        dtype, bits, shape = FLOATS[header["dtype"]], header["bits"], header["shape"]
+        found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items() if name != "codes"}
+        if bits is None:
+            (m, r), n = tensors["left"].shape, tensors["right"].shape[1]
+            wanted = {"left": (dtype, m, r), "right": (dtype, r, n)}
+        else:
+            # Nothing is made of numbers that are not those of the tensors that lie there.
+            books = tensors.get("codebooks")
+            axes = 3 if books is None else 2
+            if not 1 <= bits <= 8 or [type(size) for size in shape] != [int] * axes or min(shape) < 1:
+                raise ValueError(f"its header has codes of {bits} bits and shape {shape}")
+            tensors["codes"] = unpack_bits(tensors["codes"], bits, math.prod(shape), signed=books is None)
+            tensors["codes"] = tensors["codes"].reshape(shape).to(torch.int8 if books is None else torch.uint8)
+            if books is None:
+                wanted = {"scales": (torch.bfloat16, *shape[:2])}
+            else:
+                wanted = {"codebooks": (dtype, shape[1], 2**bits, books.shape[2])}
+        if found != wanted:
+            raise ValueError(f"it holds {found}, not {wanted}")
+        return cls(header["name"], tensors, dtype, bits)
+
+    @full_precision
+    def relative_error(self, w: Tensor) -> float:
+        """Relative Frobenius error ``‖w - approximation‖ / ‖w‖``, summed in float64; 0 where both are zero.
+
+        Raises:
+            ValueError: ``w`` has another shape than the approximation.
+        """
+        if w.shape != self.approximation.shape:
+            raise ValueError(
+                f"w has shape {tuple(w.shape)}, but this baseline approximates a matrix of shape "
+                f"{tuple(self.approximation.shape)}"
+            )
+        scale = computable(w).abs().max().item() or 1.0  # squares of float64 extremes leave the range
+        difference = computable(w) - computable(self.approximation)
+        error = torch.linalg.vector_norm(difference / scale, dtype=torch.float64).item()
+        norm = torch.linalg.vector_norm(computable(w) / scale, dtype=torch.float64).item()
+        return error / norm if norm else (0.0 if error == 0 else float("inf"))
