@@ -5,8 +5,8 @@ import torch
 from adapters import bits, scatter, tiny_bert, tiny_gpt2, tiny_llama
 from peft import get_peft_model
 
-from ttref import TTLoraConfig, TTLoRALinear
-from ttref.lora.peft import TTLoraLayer
+from ttref import TTLoRALinear
+from ttref.lora.peft import TTLoraConfig, TTLoraLayer
 
 MODELS = {
     "bert": (tiny_bert, ["query", "value"]),

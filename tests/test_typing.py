@@ -1,12 +1,15 @@
 """What a type checker sees at the top level: every public name with its type, and no other name."""
 
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import ttref
+from book.tools.notebooks import ROOT
 
 # Reading all of torch takes mypy a minute; these few names are all that the types of ttref stand on.
 TORCH = {
@@ -43,8 +46,8 @@ from typing import assert_type
 from torch import Tensor
 
 import ttref
-from ttref import MPSEmbedding, QuantizedTT, TTLinear, TTLoRALinear, swap_layer, tt_round, tt_svd, tt_to_tensor
-from ttref.fixedpoint import cycles, error_bound_prior, simulate
+from ttref import MPSEmbedding, TTLinear, TTLoRALinear, swap_layer, tt_round, tt_svd, tt_to_tensor
+from ttref.fixedpoint import QuantizedTT, cycles, error_bound_prior, simulate
 
 def readme(x: Tensor, layer: TTLinear, table: MPSEmbedding, q: QuantizedTT) -> None:
     cores = tt_svd(x, (2,) * 10, eps=1e-3)
@@ -56,7 +59,7 @@ def readme(x: Tensor, layer: TTLinear, table: MPSEmbedding, q: QuantizedTT) -> N
     assert_type(ttref.factorize(12), tuple[int, ...])
     assert_type(cycles(q.stages, lanes=8), int)
     assert_type(error_bound_prior([], q, x_max=1.0), float)
-    assert_type(ttref.predicted_sqnr_db([], q, 0), float)
+    assert_type(ttref.fixedpoint.predicted_sqnr_db([], q, 0), float)
 """
 
 
@@ -75,7 +78,7 @@ def checked(folder: Path, code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "uses.py"],
         cwd=folder,
-        env={"MYPYPATH": f"stubs:{Path(ttref.__file__).parents[1]}", "PATH": "", "HOME": str(folder)},
+        env={"MYPYPATH": f"stubs:{ROOT}", "PATH": "", "HOME": str(folder)},
         capture_output=True,
         text=True,
     )
@@ -86,7 +89,8 @@ def test_every_public_name_has_a_type(folder):
     assert "Success: no issues found" in (said := checked(folder, USES)), said
     names = {"ttref": ttref, "ttref.fixedpoint": ttref.fixedpoint}
     shown = [f"{package}.{name}" for package in names for held in names[package]._HOME.values() for name in held]
-    asked = "import ttref, ttref.fixedpoint\n" + "".join(f"reveal_type({name})\n" for name in shown)
+    shown.append("ttref.lora.peft.TTLoraConfig")
+    asked = "import ttref, ttref.fixedpoint, ttref.lora.peft\n" + "".join(f"reveal_type({name})\n" for name in shown)
     said = checked(folder, asked + "ttref.nothing\nttref.fixedpoint.nothing\n").splitlines()
     types = [line.partition("Revealed type is ")[2] for line in said if "Revealed type" in line]
     assert len(types) == len(shown)
@@ -94,6 +98,13 @@ def test_every_public_name_has_a_type(folder):
     untyped = [name for name, kind in zip(shown, types, strict=True) if kind in ('"Any"', '"def (*Any, **Any) -> Any"')]
     assert not untyped
     assert sum('has no attribute "nothing"' in line for line in said) == 2, said
+
+
+def test_the_examples_in_the_readme_have_types(folder):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"(?s)```python\n(.*?)```", readme)
+    code = "".join(f"def example_{k}() -> None:\n{textwrap.indent(text, '    ')}" for k, text in enumerate(examples))
+    assert len(examples) >= 5 and "Success: no issues found" in (said := checked(folder, code)), said
 
 
 def test_a_star_import_brings_the_types(folder):

@@ -1,8 +1,8 @@
 """Names of a package that are imported on first access (PEP 562), in ``ttref`` and in ``ttref.fixedpoint``.
 
 A name whose module needs a package that is not installed is *absent*: ``hasattr`` is False, and ``dir``, ``help``,
-``inspect.getmembers`` and an editor's completion skip it. ``from ttref import TTLoraConfig`` raises the ImportError
-that says what to install.
+``inspect.getmembers`` and an editor's completion skip it. ``from ttref.fixedpoint import TTMatvec`` raises the
+ImportError that says what to install.
 """
 
 from __future__ import annotations

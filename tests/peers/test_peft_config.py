@@ -6,7 +6,7 @@ from peft import get_peft_model
 from peft_models import base_of, config, layers, made
 from strategies import agree
 
-from ttref import TTLoraConfig
+from ttref.lora.peft import TTLoraConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),

@@ -17,8 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 import ttref.lora.peft
 import ttref.lora.peft_layer
-from ttref import TTLoraConfig
-from ttref.lora.peft import TTLoraLayer
+from ttref.lora.peft import TTLoraConfig, TTLoraLayer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),

@@ -20,7 +20,7 @@ from peft_models import (
 from strategies import agree
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from ttref import TTLoraConfig
+from ttref.lora.peft import TTLoraConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rank .* exceeds what modes"),

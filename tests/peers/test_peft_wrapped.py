@@ -14,8 +14,7 @@ from strategies import gaussian
 from torch import nn
 from transformers import BertForMaskedLM
 
-from ttref import TTLoraConfig
-from ttref.lora.peft import TTLoraLayer
+from ttref.lora.peft import TTLoraConfig, TTLoraLayer
 from ttref.surgery.wrappers import bare
 
 pytestmark = [

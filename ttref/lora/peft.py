@@ -2,7 +2,7 @@
 
 Importing this module registers the method. PEFT keeps the list of its own methods closed, so the registration fills the
 three public dictionaries that its own registration fills; nothing of PEFT is changed. A program that reads a saved
-adapter must import this module (or take ``TTLoraConfig`` from ``ttref``) first: without it, PEFT stops with a KeyError.
+adapter must import this module first: without it, PEFT stops with a KeyError.
 """
 
 from __future__ import annotations
