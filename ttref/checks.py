@@ -97,7 +97,7 @@ def check_input(name: str, x: Tensor) -> None:
     """A real floating-point tensor with at least one entry and without NaN or Inf, as every decomposition needs."""
     check_float(name, x)
     if x.numel() == 0:
-        raise ValueError(f"{name} has no entries: its shape is {tuple(x.shape)}")
+        raise ValueError(f"{name} has no entries: its shape is {tuple(x.shape)}, and every axis must be at least 1")
     # One NaN or Inf makes the sum non-finite, and a sum costs a twentieth of testing every entry. Finite entries can
     # overflow the sum too, so only then is every entry tested.
     if not x.sum().isfinite() and not x.isfinite().all():
@@ -155,10 +155,11 @@ def check_train(
         if core.ndim < 3:
             raise ValueError(f"{name}[{k}] has shape {tuple(core.shape)}; a core is (*batch, r_left, n, r_right)")
         if core.numel() == 0:
-            raise ValueError(f"{name}[{k}] has no entries: its shape is {tuple(core.shape)}")
+            raise ValueError(f"{name}[{k}] has no entries: its shape is {tuple(core.shape)}, a core has no axis of 0")
         if core.shape[:-3] != cores[0].shape[:-3]:
             raise ValueError(
-                f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}"
+                f"{name}[{k}] has batch axes {tuple(core.shape[:-3])}, {name}[0] has {tuple(cores[0].shape[:-3])}; "
+                "expand the cores to equal ones"
             )
         if core.dtype != cores[0].dtype:
             raise TypeError(f"{name}[{k}] is {core.dtype}, {name}[0] is {cores[0].dtype}; convert them to one dtype")
@@ -199,12 +200,12 @@ def check_pair(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     if a[0].dtype != b[0].dtype:
         raise TypeError(f"a is {a[0].dtype} and b is {b[0].dtype}; convert one of them")
     if any(1 not in ends and ends[0] != ends[1] for ends in zip(batch_a[::-1], batch_b[::-1], strict=False)):
-        raise ValueError(f"the batch axes {batch_a} of a and {batch_b} of b do not broadcast")
+        raise ValueError(f"the batch axes {batch_a} of a and {batch_b} of b do not broadcast; make them equal or 1")
 
 
 def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:
     """``row_ranks`` as a list of ``count`` ints of at least 1; an error names the first that is wrong."""
-    if not isinstance(row_ranks, Iterable):
+    if not several(row_ranks):
         raise TypeError(f"row_ranks must be {count} caps, one for each row, got {row_ranks!r}; rank takes one for all")
     caps = row_ranks.tolist() if hasattr(row_ranks, "tolist") else list(row_ranks)
     if len(caps) != count:
