@@ -1,4 +1,4 @@
-"""What is stored of a train in integers: counts, the real numbers that the integers stand for, and its file."""
+"""The account of an integer train: counts of numbers and bytes, its cores as real numbers, and its file."""
 
 from __future__ import annotations
 
@@ -68,9 +68,8 @@ class IntegerCores:
         return tuple(core.shape[-3:-1] for core in self.cores)
 
     def dense(self) -> np.ndarray:
-        """The matrix of the cores, float64 ``(*batch, out_features, in_features)``: products of what they stand for."""
-        first, *behind = self.float_cores
-        made = first
+        """The dense matrix, float64 ``(*batch, out_features, in_features)``: the product of :attr:`float_cores`."""
+        made, *behind = self.float_cores
         for core in behind:
             product = np.einsum("...amns,...sijr->...aminjr", made, core)
             rows, columns = made.shape[-3] * core.shape[-3], made.shape[-2] * core.shape[-2]
