@@ -1,4 +1,4 @@
-"""`ttref/` copied elsewhere: the core with torch, fixed point with NumPy and nothing else; then below the top level."""
+"""What people copy: `ttref/` alone. The core runs with torch, fixed point with NumPy, at any depth of a project."""
 
 import importlib.metadata
 import json
@@ -6,31 +6,32 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from book.tools.notebooks import ROOT
 
-CORE = """
-shapes checks precision tracing threads powers truncation trains wide canonical algebra matrices modules starts plans
-contraction rebuilt linears layers surgery entanglement codes bounds files rows embeddings lora
-""".split()
-BELOW_RTL = "formats arithmetic errors stages gauge ranges contract accuracy hardware scheduling timeline"
-FIXED_POINT = [f"fixedpoint.{name}" for name in BELOW_RTL.split()]
+MODULES = {".".join(path.relative_to(ROOT / "ttref").with_suffix("").parts) for path in ROOT.glob("ttref/**/*.py")}
+MODULES = {name.removesuffix(".__init__") for name in MODULES} - {"__init__"}
+FIXED_POINT = sorted(name for name in MODULES if name.startswith("fixedpoint") and "rtl" not in name)
+FIXED_POINT.remove("fixedpoint.synthesis")  # with the circuits: they need Amaranth
+CORE = sorted(name for name in MODULES if not name.startswith(("fixedpoint", "lora.peft")))
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
+    "ttref.baselines.product_quantize": "sklearn",
     "ttref.embeddings.mps.MPSEmbedding.load": "safetensors",
     "ttref.embeddings.replacing.replace_embedding": "transformers",
     "ttref.lora.saving.save_tt_lora": "safetensors",
 }
 
-SCRIPT = """
-import doctest, importlib, io, json, pkgutil, sys
+ALONE = """
+import doctest, importlib, io, json, sys
 
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
-allowed = set(sys.stdlib_module_names) | {"ttref", *sys.argv[1].split(",")}
+allowed = set(sys.stdlib_module_names) | {"ttref", "myproject", *sys.argv[1].split(",")}
 
 class Allowed:
     def find_spec(self, name, path=None, target=None):
@@ -39,19 +40,19 @@ class Allowed:
             return PathFinder.find_spec(name, path, target)
 
 sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Allowed()]  # all else is as if it were not installed
+for name in (sys.argv[2], "book"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        pass
+    else:
+        sys.exit(f"{name} could be imported, so this test hides nothing")
+"""
+EXAMPLES = """
 import ttref
 assert ttref.__file__ == sys.argv[3], ttref.__file__
-try:
-    importlib.import_module(sys.argv[5])
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit(f"{sys.argv[5]} could be imported, so this test hides nothing")
-modules = [importlib.import_module(f"ttref.{name}") for name in sys.argv[2].split(",")]
-for package in [module for module in modules if hasattr(module, "__path__")]:
-    inside = [f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
-    modules += map(importlib.import_module, inside)
-needs_more = json.loads(sys.argv[4])
+modules = [importlib.import_module(f"ttref.{name}") for name in sys.argv[4].split(",")]
+needs_more = json.loads(sys.argv[5])
 for module in modules:
     attempted = 0
     for example in doctest.DocTestFinder().find(module):
@@ -67,6 +68,23 @@ for module in modules:
         sys.exit(f"{module.__name__} is public and has no examples")
 if needs_more:
     sys.exit(f"there are no such examples: {sorted(needs_more)}")
+"""
+CORE_NAMES = """
+import myproject.vendored.ttref as copy, torch
+assert "myproject" in copy.__file__ and "ttref" not in sys.modules
+assert all(getattr(copy, name).__module__.startswith("myproject.vendored.ttref.") for name in copy.__all__)
+x = torch.arange(64.0).reshape(4, 16)
+assert torch.allclose(copy.tt_to_tensor(copy.tt_svd(x, (4, 4, 4), eps=1e-6)).reshape(4, 16), x, atol=1e-3)
+assert copy.TTLinear((4, 4), (2, 4), 2)(x).shape == (4, 8)
+"""
+INTEGER_NAMES = """
+import myproject.vendored.ttref.fixedpoint as copy, numpy
+assert "myproject" in copy.__file__ and "ttref" not in sys.modules
+assert all(getattr(copy, name).__module__.startswith("myproject.vendored.ttref.") for name in copy.__all__)
+rng = numpy.random.default_rng(0)
+cores = [rng.normal(size=shape) for shape in [(1, 4, 4, 2), (2, 4, 4, 1)]]
+q = copy.QuantizedTT.from_float(cores, weight_width=8, act_width=12, x_max=1.0)
+assert q.matvec_float(rng.uniform(-1, 1, (3, 16))).shape == (3, 16) and copy.cycles(q.stages, lanes=2) > 0
 """
 
 
@@ -87,23 +105,37 @@ def what_it_needs(package: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(
-    "package, modules, examples, hidden",
-    [("torch", CORE, NEEDS_MORE, "numpy"), ("numpy", FIXED_POINT, {}, "torch")],
-    ids=["core", "fixed point"],
-)
-def test_the_core_runs_alone(tmp_path, package, modules, examples, hidden):
-    shutil.copytree(ROOT / "ttref", tmp_path / "ttref", ignore=shutil.ignore_patterns("__pycache__"))
-    arguments = [",".join(sorted(what_it_needs(package))), ",".join(modules), str(tmp_path / "ttref/__init__.py")]
-    arguments += [json.dumps(examples), hidden]
+def copy_to(folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "ttref", folder / "ttref", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def run_alone(folder: Path, code: str, package: str, *arguments: str) -> None:
+    """Run code where of all that is installed only a package is there, with what it needs itself."""
+    arguments = (",".join(sorted(what_it_needs(package))), {"torch": "numpy", "numpy": "torch"}[package], *arguments)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", SCRIPT, *arguments],
-        cwd=tmp_path,
+        [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", ALONE + code, *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "package, modules, examples", [("torch", CORE, NEEDS_MORE), ("numpy", FIXED_POINT, {})], ids=["core", "fixed point"]
+)
+def test_every_module_and_its_examples_run_alone(tmp_path, package, modules, examples):
+    top = copy_to(tmp_path) / "__init__.py"
+    run_alone(tmp_path, EXAMPLES, package, str(top), ",".join(modules), json.dumps(examples))
+
+
+@pytest.mark.parametrize(
+    "package, code", [("torch", CORE_NAMES), ("numpy", INTEGER_NAMES)], ids=["core", "fixed point"]
+)
+def test_every_name_of_a_vendored_copy_is_there(tmp_path, package, code):
+    copy_to(tmp_path / "myproject/vendored")
+    run_alone(tmp_path, code, package)
 
 
 BELOW_THE_TOP = """
@@ -130,24 +162,23 @@ layer = copy.TTLinear((4, 4), (2, 4), 2)
 adapted = copy.TTLoRALinear(torch.nn.Linear(16, 8), rank=2, alpha=1.0)
 assert layer(x).shape == adapted(x).shape == (4, 8)
 cores = [core.detach().double().numpy() for core in layer.cores]
-q = copy.fixedpoint.QuantizedTT.from_float(cores, weight_width=8, act_width=12, calibration=x.numpy())
-assert copy.sqnr_db(copy.contract_float(cores, x.numpy()), q.matvec_float(x.numpy())) > 20
-assert copy.cycles(q.stages, lanes=2) > 0
+fixed = copy.fixedpoint
+q = fixed.QuantizedTT.from_float(cores, weight_width=8, act_width=12, calibration=x.numpy())
+assert fixed.sqnr_db(fixed.contract_float(cores, x.numpy()), q.matvec_float(x.numpy())) > 20
+assert fixed.cycles(q.stages, lanes=2) > 0
 assert {name for name in sys.modules if name.partition(".")[0] == "ttref"} == elsewhere
 if other:
-    assert ttref.QuantizedTT is not copy.QuantizedTT and not isinstance(layer, ttref.TTLinear)
+    assert ttref.fixedpoint.QuantizedTT is not fixed.QuantizedTT and not isinstance(layer, ttref.TTLinear)
 """
 
 
 @pytest.mark.parametrize("beside", ["", "installed"], ids=["alone", "beside an installed one"])
 def test_a_copy_below_the_top_uses_nothing_but_itself(tmp_path, beside):
-    """All of it: what needs an extra too, the workbook too. Two copies in one program stay two."""
-    places = ["project/myproject/vendor", *([beside] if beside else [])]
-    for place in places:
-        (tmp_path / place).mkdir(parents=True)
-        shutil.copytree(ROOT / "ttref", tmp_path / place / "ttref", ignore=shutil.ignore_patterns("__pycache__"))
+    """All of it, what needs an extra too. Two copies in one program stay two."""
+    for place in ["project/myproject/vendored", *([beside] if beside else [])]:
+        copy_to(tmp_path / place)
     done = subprocess.run(
-        [sys.executable, "-c", BELOW_THE_TOP, "myproject.vendor.ttref", str(tmp_path / beside) if beside else ""],
+        [sys.executable, "-c", BELOW_THE_TOP, "myproject.vendored.ttref", str(tmp_path / beside) if beside else ""],
         cwd=tmp_path / "project",
         env=os.environ | {"PYTHONPATH": str(tmp_path / beside) if beside else "", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
