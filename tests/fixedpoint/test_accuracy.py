@@ -237,15 +237,15 @@ def test_bounds_over_ten_million_outputs():
 # --- predicted_sqnr_db and sqnr_db -----------------------------------------------------------------------------------
 
 
-def quietest(qtt: QuantizedTT, x: np.ndarray) -> float:
+def smallest(qtt: QuantizedTT, x: np.ndarray) -> float:
     """Over the input and all stages, the smallest root mean square of what is stored, in LSBs."""
     state = columns(quantize(x, qtt.stage_formats[0])[0], qtt.cores[0].shape[:-4])
-    loudness = [np.sqrt(np.mean(state.astype(float) ** 2))]
+    sizes = [np.sqrt(np.mean(state.astype(float) ** 2))]
     for s, stage in enumerate(qtt.stages):
         point = qtt.core_formats[stage.core].frac_bits + qtt.stage_formats[s].frac_bits
         state, _ = requantize(product(qtt.cores[stage.core], state, stage, np.int64), point, qtt.stage_formats[s + 1])
-        loudness.append(np.sqrt(np.mean(state.astype(float) ** 2)))
-    return min(loudness)
+        sizes.append(np.sqrt(np.mean(state.astype(float) ** 2)))
+    return min(sizes)
 
 
 def gap(cores, qtt, x) -> tuple[float, float]:
@@ -258,14 +258,14 @@ WORDS = [(4, 8), (6, 6), (8, 8), (8, 16), (12, 12), (16, 8), (16, 16)]
 
 
 def check_grid(cores, x, words=WORDS, kinds=(False, True)):
-    """White noise is a fair picture while every array is a few LSBs loud, however large the error of the weights."""
+    """White noise is a fair model while every array is a few LSBs large, for any error of the weights."""
     inside = 0
     for (weight, act), rounding, guaranteed in itertools.product(words, ROUNDINGS, kinds):
         ranges = {"x_max": float(np.abs(x).max())} if guaranteed else {"calibration": x}
         qtt = QuantizedTT.from_float(cores, weight_width=weight, act_width=act, rounding=rounding, **ranges)
-        loud, (off, measured) = quietest(qtt, x), gap(cores, qtt, x)
-        if loud >= 4 or (loud >= 1 and measured >= 15):
-            assert off < 0.5, (weight, act, rounding, guaranteed, loud, off, measured)
+        size, (off, measured) = smallest(qtt, x), gap(cores, qtt, x)
+        if size >= 4 or (size >= 1 and measured >= 15):
+            assert off < 0.5, (weight, act, rounding, guaranteed, size, off, measured)
             inside += 1
     return inside
 

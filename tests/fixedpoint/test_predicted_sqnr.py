@@ -38,7 +38,7 @@ def samples(kind: str) -> np.ndarray:
         "of very different size": normal * rng.permutation(SIZE),
         "heavy-tailed": rng.standard_t(3, size=(400, 64)),
         "sparse": normal * (rng.random((400, 64)) < 0.05),
-        "loud and quiet": normal * 10.0 ** -rng.uniform(0, 4, size=(400, 1)),
+        "large and small": normal * 10.0 ** -rng.uniform(0, 4, size=(400, 1)),
     }[kind]
 
 
@@ -46,7 +46,7 @@ def samples(kind: str) -> np.ndarray:
 MODES = {"steep": np.array([1, 0.33, 0.1, 0.033]), "one of four": np.array([1, 0.1, 0.1, 0.1])}
 
 
-@pytest.mark.parametrize("kind", ["Gaussian", "of very different size", "heavy-tailed", "sparse", "loud and quiet"])
+@pytest.mark.parametrize("kind", ["Gaussian", "of very different size", "heavy-tailed", "sparse", "large and small"])
 @pytest.mark.parametrize("outputs", MODES)
 def test_sizes_may_differ(outputs, kind):
     """Outputs, inputs, vectors: where counting white noise for all of them missed by up to 8 dB."""
@@ -61,7 +61,7 @@ def test_sizes_may_differ(outputs, kind):
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_channels_of_a_bond_may_differ(rounding):
-    """As the cores are, no gauge in between: what a stage writes has loud and quiet channels."""
+    """As the cores are, no gauge in between: the channels of a stage's result have large and small variance."""
     cores, x = scaled(), samples("Gaussian")
     cores[0], cores[1] = cores[0] / MODES["steep"], cores[1] * MODES["steep"][:, None, None, None]
     for width in (5, 6, 8, 10, 12):

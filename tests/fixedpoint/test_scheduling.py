@@ -22,20 +22,20 @@ def trains(draw):
     return tt_stages([(ranks[k], m, n, ranks[k + 1]) for k, (m, n) in enumerate(modes)])
 
 
-def by_stage(plan):
+def by_stage(found):
     """The records of the trace, one list for each stage."""
-    records = list(trace(plan))
-    return [[record for record in records if record.stage == s] for s in range(len(plan.tiles))]
+    records = list(trace(found))
+    return [[record for record in records if record.stage == s] for s in range(len(found.tiles))]
 
 
 @given(trains(), lane_counts)
 def test_every_product_is_formed_once_and_its_factors_have_just_been_read(stages, lanes):
-    plan = schedule(stages, lanes)
-    for s, records in enumerate(by_stage(plan)):
-        stage, tile, layout, weights = stages[s], plan.tiles[s], plan.layout(s), plan.weights(s)
+    found = schedule(stages, lanes)
+    for s, records in enumerate(by_stage(found)):
+        stage, tile, layout, weights = stages[s], found.tiles[s], found.layout(s), found.weights(s)
         formed = Counter()
         for now, record in enumerate(records):
-            assert record.core == stage.core and len(record.products) == plan.used_lanes <= lanes
+            assert record.core == stage.core and len(record.products) == found.used_lanes <= lanes
             for lane, product in enumerate(record.products):
                 if product is None:
                     continue
@@ -50,9 +50,9 @@ def test_every_product_is_formed_once_and_its_factors_have_just_been_read(stages
 
 @given(trains(), lane_counts)
 def test_every_word_is_written_once_after_its_sums_are_complete_and_before_the_next_stage(stages, lanes):
-    plan = schedule(stages, lanes)
-    for s, records in enumerate(by_stage(plan)):
-        stage, layout = stages[s], plan.layout(s + 1)
+    found = schedule(stages, lanes)
+    for s, records in enumerate(by_stage(found)):
+        stage, layout = stages[s], found.layout(s + 1)
         complete, written = {}, []
         for now, record in enumerate(records):
             for product in filter(None, record.products):
@@ -63,15 +63,15 @@ def test_every_word_is_written_once_after_its_sums_are_complete_and_before_the_n
                 written.append(record.write)
                 # Product, sum, queue, and three steps of rounding lie between.
                 assert all(complete[entry] <= now - 6 for entry in layout[record.write] if entry >= 0)
-        assert sorted(written) == list(range(plan.words[s + 1])) and records[-1].write is not None
+        assert sorted(written) == list(range(found.words[s + 1])) and records[-1].write is not None
         assert sorted(e for word in layout for e in word if e >= 0) == list(range(stage.A * stage.M * stage.B))
 
 
 @given(trains(), lane_counts)
 def test_a_lane_finishes_a_sum_before_it_begins_the_next(stages, lanes):
-    plan = schedule(stages, lanes)
-    for s, records in enumerate(by_stage(plan)):
-        for lane in range(plan.used_lanes):
+    found = schedule(stages, lanes)
+    for s, records in enumerate(by_stage(found)):
+        for lane in range(found.used_lanes):
             sums = [record.products[lane] for record in records if record.products[lane] is not None]
             assert [product[3] for product in sums] == list(range(stages[s].K)) * (len(sums) // stages[s].K)
             assert all(len({p[:3] for p in sums[i : i + stages[s].K]}) == 1 for i in range(0, len(sums), stages[s].K))
@@ -79,10 +79,10 @@ def test_a_lane_finishes_a_sum_before_it_begins_the_next(stages, lanes):
 
 @given(trains(), lane_counts)
 def test_the_formula_counts_the_cycles_of_the_trace(stages, lanes):
-    plan = schedule(stages, lanes)
-    assert len(list(trace(plan))) == plan.cycles == cycles(stages, lanes)
-    assert [len(records) for records in by_stage(plan)] == [tile.cycles for tile in plan.tiles]
-    assert sum(stage.macs for stage in stages) <= lanes * sum(tile.feed for tile in plan.tiles)
+    found = schedule(stages, lanes)
+    assert len(list(trace(found))) == found.cycles == cycles(stages, lanes)
+    assert [len(records) for records in by_stage(found)] == [tile.cycles for tile in found.tiles]
+    assert sum(stage.macs for stage in stages) <= lanes * sum(tile.feed for tile in found.tiles)
 
 
 def fewest(stages, lanes, columns=1, reads=1):
@@ -102,8 +102,8 @@ def fewest(stages, lanes, columns=1, reads=1):
 
 @given(trains(), st.integers(1, 8))
 def test_no_other_tiling_takes_fewer_cycles_or_as_few_with_narrower_words(stages, lanes):
-    plan = schedule(stages, lanes)
-    assert (sum(tile.feed for tile in plan.tiles), plan.word) == fewest(stages, lanes)
+    found = schedule(stages, lanes)
+    assert (sum(tile.feed for tile in found.tiles), found.word) == fewest(stages, lanes)
 
 
 @pytest.mark.parametrize(
@@ -111,21 +111,21 @@ def test_no_other_tiling_takes_fewer_cycles_or_as_few_with_narrower_words(stages
 )
 def test_the_layer_of_the_book_keeps_its_lanes_busy(lanes, expected, word):
     """Nine cycles and the last words of each stage are all that is lost."""
-    plan = schedule(tt_stages(SQUARE), lanes)
-    assert (plan.cycles, plan.word, plan.used_lanes) == (expected, word, lanes)
-    assert plan.cycles <= 1.25 * 6144 / lanes
+    found = schedule(tt_stages(SQUARE), lanes)
+    assert (found.cycles, found.word, found.used_lanes) == (expected, word, lanes)
+    assert found.cycles <= 1.25 * 6144 / lanes
 
 
 def test_words_grow_from_stage_to_stage_and_no_transpose_is_needed():
-    plan = schedule(tt_stages(SQUARE), 8)
-    assert [(tile.words, tile.rows, tile.columns) for tile in plan.tiles] == [(4, 2, 1), (4, 1, 2), (4, 1, 2)]
-    assert plan.layout(0)[:3] == [[0, -1], [1, -1], [2, -1]]  # one activation per word
-    assert plan.layout(1)[:3] == [[0, 1], [2, 3], [4, 5]]  # pairs of rows, in row-major order
+    found = schedule(tt_stages(SQUARE), 8)
+    assert [(tile.words, tile.rows, tile.columns) for tile in found.tiles] == [(4, 2, 1), (4, 1, 2), (4, 1, 2)]
+    assert found.layout(0)[:3] == [[0, -1], [1, -1], [2, -1]]  # one activation per word
+    assert found.layout(1)[:3] == [[0, 1], [2, 3], [4, 5]]  # pairs of rows, in row-major order
 
 
 def test_lanes_that_no_stage_can_use_are_not_built():
-    plan = schedule(tt_stages([(1, 2, 3, 1)]), 64)
-    assert (plan.lanes, plan.used_lanes, plan.cycles) == (64, 2, schedule(tt_stages([(1, 2, 3, 1)]), 2).cycles)
+    found = schedule(tt_stages([(1, 2, 3, 1)]), 64)
+    assert (found.lanes, found.used_lanes, found.cycles) == (64, 2, schedule(tt_stages([(1, 2, 3, 1)]), 2).cycles)
 
 
 def test_bad_input_says_what_to_give():
