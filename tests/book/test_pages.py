@@ -18,6 +18,8 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 import ttref
+from ttref import fixedpoint
+from ttref.lora import peft
 from book.tools.notebooks import address
 
 SOURCES = {"script": "src", "link": "href", "img": "src", "iframe": "src", "video": "src"}
@@ -138,8 +140,8 @@ def test_buttons_appear_with_an_address_and_only_then(pages):
 def test_the_api_page_shows_every_public_name(html):
     page = soup(html / "book/api.html")
     assert ttref.__all__
-    for name in [*ttref.__all__, *ttref.fixedpoint.__all__, "TTLoraConfig", "TTMatvec", "simulate"]:
-        home = getattr(ttref, name).__module__
+    shown = [(ttref, ttref.__all__), (fixedpoint, [*fixedpoint.__all__, "TTMatvec", "simulate"]), (peft, peft.__all__)]
+    for name, home in [(name, getattr(package, name).__module__) for package, names in shown for name in names]:
         assert page.find(id=f"{home}.{name}"), f"{home}.{name} is not on the API page"
 
 
