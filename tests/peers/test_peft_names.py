@@ -145,7 +145,7 @@ def test_a_head_tied_to_the_table_is_refused(name):
     model = make().eval()
     before = anatomy(model)
     for targets in ([head], [TIED[name][2], head], rf".*{head}|{head}"):
-        with pytest.raises(ValueError, match=f"{head}: .*shares a parameter with .*{table}.*give it a copy first"):
+        with pytest.raises(ValueError, match=f"{head}: .*shares a parameter with .*{table}.*untie them first by"):
             get_peft_model(model, config(target_modules=targets))
         assert anatomy(model) == before
     with pytest.raises(TypeError, match=f"{table}: TT-LoRA adapts nn.Linear"):
@@ -343,10 +343,14 @@ def test_an_interrupt_at_any_line_leaves_before_or_after(verb):
 
 
 def test_an_interrupt_at_any_line_of_a_second_adapter_leaves_the_first():
+    complete = 0
     for nth in range(1, 1000):
         model = get_peft_model(two_layers(), config("0", modules_to_save=["2"]))
         before = anatomy(model)
         if not interrupted(lambda model=model: model.add_adapter("b", config("0", modules_to_save=["2"])), nth):
             break
-        assert anatomy(model) == before  # all but the name, which PEFT takes off its list after errors alone
-    assert 50 < nth < 999
+        if anatomy(model) != before:  # all but the name, which PEFT takes off its list after errors alone
+            layer, head = model.base_model.model[0], model.base_model.model[2]
+            assert list(layer.ttlora_delta) == list(head.modules_to_save) == ["default", "b"]
+            complete += 1
+    assert 50 < nth < 999 and complete <= 1

@@ -175,4 +175,4 @@ def test_a_model_in_distributed_training_is_refused():
             self.module = module
 
     model = DistributedDataParallel(nn.Sequential(nn.Linear(12, 20)))
-    refused(model, "module.0", TTLinear(12, 20, 2), "would not synchronise")
+    refused(model, "module.0", TTLinear(12, 20, 2), "would not synchronize")

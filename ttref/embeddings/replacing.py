@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linears import computes_more
-from ..surgery.edit import all_or_nothing
+from ..surgery.edit import edit
 from ..surgery.ties import declare
 from .head import ScaledTable, TiedHead
 from .tables import CompressedTable
@@ -126,7 +126,7 @@ def replace_embedding(
             f'{embedding.nbytes:,} bytes comes on top. head="tied" shares it',
             stacklevel=2,
         )
-    with all_or_nothing(model):
+    with edit(model):
         model.set_input_embeddings(made)
         if swapped.get(scores, scores) is not model.get_output_embeddings():
             model.set_output_embeddings(swapped[scores])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..surgery.wrappers import bare, bare_modules, find, put
-from .base import delta_for
+from ..surgery.edit import check_unshared, edit, to_the_end
+from ..surgery.wrappers import bare, bare_modules, find, named, names_it, put, synchronizing
+from .base import check_addable, delta_for
 from .delta import TTDelta
 from .layer import TTLoRALinear
 
@@ -73,7 +73,8 @@ def add_tt_lora(
     targets, saved = _names("target_modules", target_modules), _names("modules_to_save", modules_to_save)
     if not targets:
         raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
-    found = {target: matching(model, target) for target in (*targets, *saved)}
+    inside = tuple(f"{name}." for name in adapters(model))  # adapters have no inside here
+    found = {target: named(model, target, outside=inside) for target in (*targets, *saved)}
     deltas: dict[str, TTDelta] = {}
     names = list(dict.fromkeys(name for target in targets for name in found[target]))
     check_shape_names(names, shape)
@@ -102,70 +103,36 @@ def install(
     for name in saved:
         if clash := [layer for layer in (*deltas, *layers) if layer == name or layer.startswith(name + ".")]:
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
-    check_unshared(model, deltas, saved)
-    _warn_of_ddp(model)
-    before = {name: find(model, name) for name in deltas}
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    kept = [(tensor, tensor.detach().clone()) for tensor, _ in contents]
-    try:
-        for name, delta in deltas.items():
-            put(model, name, TTLoRALinear.around(before[name], delta))
+    modules = {name: find(model, name) for name in (*deltas, *saved)}
+    # A weight that is merged later, and parameters that are trained, would change for others too.
+    check_unshared(model, {name: [getattr(modules[name], "weight", None)] for name in deltas})
+    check_unshared(model, {name: modules[name].parameters() for name in saved})
+    if kind := next(filter(None, (synchronizing(model, name) for name in deltas)), None):
+        warnings.warn(
+            f"{kind} knows only the parameters that were there when it was built, so the adapters' gradients will not "
+            "be shared among processes; put adapters in first and wrap the model then",
+            stacklevel=3,
+        )
+    with edit(model) as change:
+        change.put({name: TTLoRALinear.around(modules[name], delta) for name, delta in deltas.items()})
         model.requires_grad_(False)
         for name in saved:
-            find(model, name).requires_grad_(True)
+            modules[name].requires_grad_(True)
+            setattr(modules[name], SAVED_ALONG, True)
         for layer in adapters(model).values():
             layer.cores.requires_grad_(True)
-        for name in along:
-            setattr(find(model, name), SAVED_ALONG, True)
-        _fill(contents)
-    except BaseException:
-        _fill(kept)
-        for name in {*along} - {*marked}:
-            vars(find(model, name)).pop(SAVED_ALONG, None)
-        for name, layer in before.items():
-            put(model, name, layer)
-        for parameter, flag in flags:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-        raise
-
-
-@torch.no_grad()
-def _fill(contents: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for tensor, numbers in contents:
-        tensor.copy_(numbers)
-
-
-def _warn_of_ddp(model: nn.Module) -> None:
-    if any(type(module).__name__ == "DistributedDataParallel" for module in model.modules()):
-        warnings.warn(
-            "DistributedDataParallel knows only the parameters that were there when it was built, so the adapters' "
-            "gradients will not be shared among processes; put adapters in first and wrap the model then",
-            stacklevel=4,
-        )
-
-
-def check_unshared(model: nn.Module, adapted: Collection[str], saved: Collection[str] = ()) -> None:
-    """No weight to be merged and no parameter to be trained is used elsewhere too: it would change there as well."""
-    uses: dict[int, list[str]] = {}
-    for name, module in bare_modules(model, remove_duplicate=False).items():
-        for own, parameter in module._parameters.items():
-            uses.setdefault(id(parameter), []).append(f"{name}.{own}".removeprefix("."))
-    for name in {*adapted, *saved}:
-        module = find(model, name)
-        for parameter in module.parameters() if name in saved else [getattr(module, "weight", None)]:
-            others = [other for other in uses.get(id(parameter), ()) if not other.startswith(name + ".")]
-            if others:
-                raise ValueError(
-                    f"{name} shares a parameter with {others[0]}, which would change too; give it a copy first: "
-                    "layer.weight = nn.Parameter(layer.weight.detach().clone())"
-                )
+        for tensor, numbers in contents:
+            change.fill(tensor, numbers)
 
 
 def merge_tt_lora(model: nn.Module) -> nn.Module:
     """Add every update to its weight and put the plain layers back, so that nothing of the adapters is left.
 
-    As PEFT's ``merge_and_unload``: the layers stay frozen as they are. All layers are merged or none.
+    As PEFT's ``merge_and_unload``: the layers stay frozen as they are. All layers are merged or none: every sum is made
+    and looked at first, one at a time, and then made again to stay, layer by layer. No old weight is kept besides that
+    of the layer at hand, so there is no way back: an interrupt in the second round is raised when all are merged. An
+    error there, such as memory that something else has taken meanwhile, leaves adapters in the layers that are left:
+    the model computes the same, and another call goes on.
 
     Args:
         model: A model with :class:`TTLoRALinear` layers, merged or not; changed in place.
@@ -178,7 +145,7 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
         ValueError: No such layers, a sum that is not finite, or a weight that accelerate keeps elsewhere.
 
     Cost:
-        O(out in r) for every layer; while it runs, the old weights are kept.
+        O(out in r) for every layer, twice; memory for one more weight.
 
     Example:
         >>> import torch
@@ -187,37 +154,36 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
         >>> torch.allclose(merge_tt_lora(model)(x), before, atol=1e-5), type(model[0]).__name__
         (True, 'Linear')
     """
-    layers = adapters(model)
+    layers, marked = adapters(model), [find(model, name) for name in saved_along(model)]
     if not layers:
         raise ValueError("the model has no TT-LoRA layers to merge")
-    merged = {name for name, layer in layers.items() if layer.merged}
-    marked = saved_along(model)
-    try:
-        for name, layer in layers.items():
+    for name, layer in layers.items():
+        _check_sum(name, layer)
+    del layer  # or the last one's old weight would be kept
+
+    def merge() -> None:
+        while layers:
+            name, layer = next(iter(layers.items()))
             if not layer.merged:
-                _merge(name, layer)
-            if not layer.base_layer.weight.isfinite().all():
-                raise ValueError(f"{name}: weight plus update has NaN or infinite entries; nothing was merged")
-        for name, layer in layers.items():
+                layer.merge()
             put(model, name, layer.base_layer)
-        for name in marked:
-            delattr(find(model, name), SAVED_ALONG)
-    except BaseException:  # an interrupt too, wherever it strikes
-        for name in marked:
-            setattr(find(model, name), SAVED_ALONG, True)
-        for name, layer in layers.items():
-            put(model, name, layer)
-            if layer.merged and name not in merged:
-                layer.unmerge()
-        raise
+            del layers[name]
+        for module in marked:
+            vars(module).pop(SAVED_ALONG, None)
+
+    to_the_end(merge)
     return model
 
 
-def _merge(name: str, layer: TTLoRALinear) -> None:
-    try:  # not inside the other try: an interrupt at the inner one's first line would pass the outer one by
-        layer.merge()
+@torch.no_grad()
+def _check_sum(name: str, layer: TTLoRALinear) -> None:
+    """Refuse a layer that cannot be merged."""
+    try:
+        check_addable(layer.base_layer)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
+    if not layer.weight.isfinite().all():
+        raise ValueError(f"{name}: weight plus update has NaN or infinite entries; nothing was merged")
 
 
 def adapters(model: nn.Module) -> dict[str, TTLoRALinear]:
@@ -232,39 +198,19 @@ def saved_along(model: nn.Module) -> list[str]:
     return [name for name, module in bare_modules(model).items() if SAVED_ALONG in vars(module)]
 
 
-def matching(model: nn.Module, target: str) -> list[str]:
-    """Names of the modules that a target names, or an error that lists what there is. Adapters have no inside here."""
-    inside = tuple(f"{name}." for name in adapters(model))
-    modules = bare_modules(model, remove_duplicate=False)
-    names = [name for name in modules if name and not name.startswith(inside)]
-    found = [name for name in names if _names_it(target, name)]
-    if not found:
-        known = dict.fromkeys(name.rpartition(".")[2] for name in names if isinstance(modules[name], nn.Linear))
-        pattern = "" if re.fullmatch(r"[\w.\-]*", target) else " (it is taken as it stands, not as a pattern)"
-        raise ValueError(
-            f"no module is named {target!r} or ends in '.{target}'{pattern}; the linear layers here end in "
-            f"{', '.join(known) or 'nothing: there are none'}"
-        )
-    return found
-
-
 def modes_for(name: str, shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> Sequence[int] | None:
     """The modes given for the layer of this name, or None where they are to be chosen."""
     if not isinstance(shape, Mapping):
         return shape
-    fitting = [key for key in shape if _names_it(key, name)]
+    fitting = [key for key in shape if names_it(key, name)]
     return shape[max(fitting, key=len)] if fitting else None
 
 
 def check_shape_names(names: Collection[str], shape: object) -> None:
     """Every name in a dict of modes is that of one of these layers: a misspelt one would be passed over in silence."""
     for key in shape if isinstance(shape, Mapping) else ():
-        if not any(_names_it(key, name) for name in names):
+        if not any(names_it(key, name) for name in names):
             raise ValueError(f"shape gives modes for {key!r}, but no layer to adapt is named so or ends in '.{key}'")
-
-
-def _names_it(target: str, name: str) -> bool:
-    return name == target or name.endswith("." + target)
 
 
 def _names(argument: str, value: str | Sequence[str]) -> list[str]:

@@ -21,14 +21,14 @@ try:
     from peft.config import PeftConfig
     from peft.tuners.lora import LoraModel
     from peft.tuners.tuners_utils import BaseTuner
-    from peft.utils.other import AuxiliaryTrainingWrapper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
     ) from error
 
-from ..surgery.wrappers import bare_names, put, rebind
-from .model import check_shape_names, check_unshared
+from ..surgery.edit import check_unshared, edit
+from ..surgery.wrappers import bare_names, names_it, rebind
+from .model import check_shape_names
 from .peft_layer import TTLoraLayer, TTLoraLinear
 
 __all__ = ["TTLoraConfig"]
@@ -143,26 +143,8 @@ class TTLoraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **options: Any) -> None:
         """As PEFT does it, but a layer that does not fit leaves the model as it was, also in the first adapter."""
         check_shape_names([name for name, _ in model.named_modules()], self.peft_config[adapter_name].shape)
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        try:
+        with edit(self):
             super().inject_adapter(model, adapter_name, *args, **options)
-        except BaseException:
-            names = bare_names(model)
-            for full, layer in list(model.named_modules()):
-                name = names[full]
-                if isinstance(layer, TTLoraLayer):
-                    if adapter_name in layer.ttlora_delta:
-                        del layer.ttlora_delta[adapter_name]
-                    if not layer.ttlora_delta:
-                        put(model, name, layer.base_layer)
-                elif isinstance(layer, AuxiliaryTrainingWrapper) and adapter_name in layer.modules_to_save:
-                    del layer.modules_to_save[adapter_name]
-                    layer._adapters.discard(adapter_name)
-                    if not layer.modules_to_save:
-                        put(model, name, layer.original_module)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            raise
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **options: Any) -> Iterator[None]:
@@ -186,7 +168,7 @@ class TTLoraModel(BaseTuner):
         table = model.get_input_embeddings()
         names = [name for name, module in model.named_modules() if module is table or name in tied]
         saved = peft_config.modules_to_save or []
-        if not any(name == entry or name.endswith(f".{entry}") for name in names for entry in saved):
+        if not any(names_it(entry, name) for name in names for entry in saved):
             raise ValueError(
                 f"ensure_weight_tying trains tied modules_to_save as one, and none of {', '.join(names)} is among them"
             )
@@ -221,7 +203,7 @@ class TTLoraModel(BaseTuner):
                 target.update_layer(adapter_name, config, current_key)
                 return
             layer = TTLoraLinear(target, adapter_name, config, current_key)
-            check_unshared(self.model, [bare_names(self.model)[current_key]])
+            check_unshared(self.model, {bare_names(self.model)[current_key]: [getattr(target, "weight", None), target]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         self._replace_module(parent, target_name, layer, target)

@@ -1,5 +1,5 @@
 """Changing a model that is there already: one transaction, and the names that modules have in it."""
 
-from .edit import swap_layer
+from .edit import edit, swap_layer
 
-__all__ = ["swap_layer"]
+__all__ = ["edit", "swap_layer"]

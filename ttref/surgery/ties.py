@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
-from ..embeddings.head import ScaledTable
-from ..embeddings.tables import CompressedTable
+from .wrappers import bare_modules
 
 _PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
 
@@ -38,7 +38,9 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
         look_up: The new one.
         untied: Whether the head was told to keep its own matrix: then nothing may tie it again, as long as it has one.
     """
-    compressed = isinstance(look_up, (CompressedTable, ScaledTable))
+    # Rows without a weight that could be tied by its name, or resized.
+    rows = hasattr(look_up, "num_embeddings") and not isinstance(look_up, nn.Embedding)
+    compressed = rows and "weight" not in look_up._parameters
     for part in model.modules():
         if not hasattr(part, "get_expanded_tied_weights_keys"):
             continue
@@ -69,6 +71,23 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
         _resizing(part, look_up if compressed else None)
     if hasattr(model, "get_expanded_tied_weights_keys"):
         model.get_expanded_tied_weights_keys(all_submodels=True)  # fails now, if at all, and not when it is saved
+
+
+def untie(model: nn.Module, names: Collection[str]) -> None:
+    """Declare what holds after modules of these bare names were replaced, where ties were declared for one of them."""
+    for prefix, part in bare_modules(model).items():
+        if not hasattr(part, "get_expanded_tied_weights_keys"):
+            continue
+        ties = getattr(part, "_tied_weights_keys", None)
+        declared = {**(ties or {}), **(getattr(ties, "declared", None) or {})}
+        within = f"{prefix}." if prefix else ""
+        inner = tuple(f"{name.removeprefix(within)}." for name in names if name.startswith(within))
+        if any(end.startswith(inner) for tie in declared.items() for end in tie):
+            try:
+                look_up = part.get_input_embeddings()
+            except NotImplementedError:
+                look_up = None
+            declare(part, look_up, untied=True)
 
 
 def _repeated(part: nn.Module, look_up: nn.Module) -> dict[str, str]:

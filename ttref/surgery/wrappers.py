@@ -1,18 +1,21 @@
-"""Names of modules as the bare model has them, whatever ``torch.compile`` or parallel training put around it.
+"""Names of modules as the bare model has them, whatever ``torch.compile``, parallel training or PEFT put around it.
 
 Each wrapper is a module that holds the wrapped one under a name of its own: ``_orig_mod.`` or ``module.`` then stands
 in front of, or amid, every name. A file that kept such names would fit only models wrapped the same way.
+
+One rule for names everywhere: a module is named by its whole name in the bare model, or by the end of it after a dot.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
-__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "put", "rebind"]
+__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "named", "names_it", "put", "rebind"]
 
-# By name, because importing the classes would load torch's compiler and its distributed package.
+# By name, because importing the classes would load torch's compiler, its distributed package, and PEFT.
 _INSIDE = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
@@ -20,7 +23,12 @@ _INSIDE = {
     "AveragedModel": "module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "PeftModel": "base_model",
+    "PeftMixedModel": "base_model",
+    "BaseTuner": "model",
 }
+# They took down the parameters when they were made.
+_SYNCHRONIZING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -74,23 +82,72 @@ def bare_state(model: nn.Module, **options: Any) -> dict[str, Any]:
     return state
 
 
+def names_it(target: str, name: str) -> bool:
+    """Whether a module of this bare name is called ``target``, or its name ends in "." and ``target``."""
+    return name == target or name.endswith(f".{target}")
+
+
+def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[str, ...] = ()) -> list[str]:
+    """The bare names that ``target`` names, in the order of the model; a name with what wrappers add will do as well.
+
+    Args:
+        model: The model.
+        target: A whole name, or the end of one after a dot.
+        one: Only one is meant: that of the whole name, or the only one that ends so.
+        outside: Beginnings of names that do not count.
+
+    Raises:
+        ValueError: There is none, or more than the one that is meant.
+    """
+    modules = bare_modules(model, remove_duplicate=False)
+    names = [name for name in modules if name and not name.startswith(outside)]
+    whole = target if target in modules else bare_names(model).get(target, target)
+    found = [name for name in names if names_it(whole, name)]
+    if not found:
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in names if not list(modules[name].children()))
+        pattern = "" if re.fullmatch(r"[\w.\-]*", str(target)) else " (it is taken as it stands, not as a pattern)"
+        raise ValueError(
+            f"no module is named {target!r} or ends in '.{target}'{pattern}; the innermost modules here end in "
+            f"{', '.join([*ends][:40])}"
+        )
+    if one and whole in found:
+        return [whole]
+    if one and len(found) > 1:
+        raise ValueError(f"{target!r} names {len(found)} modules, {found[0]} and {found[1]} among them; give all of it")
+    return found
+
+
 def find(model: nn.Module, name: str) -> nn.Module:
-    """The module of this name, without wrappers; AttributeError if there is none."""
-    module = bare(model)
-    for part in name.split(".") if name else ():
-        module = bare(module.get_submodule(part))
-    return module
+    """The module of this bare name; AttributeError if there is none."""
+    way = _way(model, name)
+    return getattr(*way[-1]) if way else model
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Let the module of this name be another one. Wrappers around the old one are then around the new one."""
-    parent, _, leaf = name.rpartition(".")
-    holder = find(model, parent)
-    while inside := _inside(getattr(holder, leaf)):
-        holder, leaf = getattr(holder, leaf), inside
+    """Let the module of this bare name be another one. Wrappers around the old one are then around the new one."""
+    holder, leaf = _way(model, name)[-1]
     setattr(holder, leaf, module)
     if leaf == "_orig_mod":
         rebind(holder)
+
+
+def synchronizing(model: nn.Module, name: str) -> str | None:
+    """The class of a wrapper around this module that would not synchronize the gradients of new parameters, or None."""
+    kinds = [type(holder).__name__ for holder, _ in _way(model, name)]
+    return next((kind for kind in kinds if kind in _SYNCHRONIZING), None)
+
+
+def _way(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
+    """Holder and attribute of each step down to the module of a bare name, steps into wrappers included."""
+    steps: list[tuple[nn.Module, str]] = []
+    for part in ("", *name.split(".")):
+        if part:
+            steps.append((model, part))
+            model = model.get_submodule(part)
+        while inside := _inside(model):
+            steps.append((model, inside))
+            model = getattr(model, inside)
+    return steps
 
 
 def rebind(compiled: nn.Module) -> None:
@@ -101,6 +158,6 @@ def rebind(compiled: nn.Module) -> None:
 def _inside(module: nn.Module) -> str | None:
     """Under which name a wrapper holds its module, None for what is no wrapper."""
     for kind in type(module).__mro__:
-        if kind.__name__ in _INSIDE and kind.__module__.startswith("torch."):
+        if kind.__name__ in _INSIDE and kind.__module__.startswith(("torch.", "peft.")):
             return _INSIDE[kind.__name__]
     return None
