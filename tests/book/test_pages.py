@@ -18,9 +18,9 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 import ttref
+from book.tools.notebooks import address
 from ttref import fixedpoint
 from ttref.lora import peft
-from book.tools.notebooks import address
 
 SOURCES = {"script": "src", "link": "href", "img": "src", "iframe": "src", "video": "src"}
 FETCHED = {"stylesheet", "preload", "icon", "preconnect"}  # the kinds of <link> that a browser acts on
@@ -170,7 +170,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, site):
-    """Open pages at a width and in a colour scheme; afterwards nothing may have failed or left the machine."""
+    """Open pages at a width and in a color scheme; afterwards nothing may have failed or left the machine."""
     errors, outside, contexts = [], [], []
 
     def visit(width=1280, scheme="light"):
@@ -223,7 +223,7 @@ def test_every_page_in_the_light(visit, names):
     assert formulas > 10
 
 
-def test_figures_keep_their_colours_in_the_dark(visit, names):
+def test_figures_keep_their_colors_in_the_dark(visit, names):
     go = visit(scheme="dark")
     seen = set()
     for name in names:
