@@ -24,8 +24,8 @@ def draw(results: dict) -> Figure:
     cases = results["cases"]
     count = sum(len(case["rows"]) + 1 for case in cases)
     figure, ax = plt.subplots(figsize=(8, 0.36 * count + 0.8), layout="constrained")
-    colours = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT", "LAPACK"), figures.OKABE_ITO, strict=False))
-    markers = dict(zip(colours, "oDs^v", strict=True))
+    colors = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT", "LAPACK"), figures.OKABE_ITO, strict=False))
+    markers = dict(zip(colors, "oDs^v", strict=True))
     y, ticks, labels = 0, [], []
     for case in cases:
         ax.text(
@@ -41,10 +41,10 @@ def draw(results: dict) -> Figure:
         for row in case["rows"]:
             y += 1
             library = row["name"].split(",")[0].split(".")[0]
-            if library not in colours:  # a part of ttref's own work, timed alone
+            if library not in colors:  # a part of ttref's own work, timed alone
                 library = "LAPACK"
-            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colours[library], linewidth=2, marker="")
-            ax.plot(row["median_us"], y, markers[library], color=colours[library], markersize=8)
+            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colors[library], linewidth=2, marker="")
+            ax.plot(row["median_us"], y, markers[library], color=colors[library], markersize=8)
             ax.annotate(
                 "" if library == "ttref" else f"{row['ratio']:.1f}×",
                 (row["high_us"], y),

@@ -113,7 +113,7 @@ def rebuild(rows: torch.Tensor, rank: int) -> Case:
 
 
 def inner_products(rows: torch.Tensor, rank: int) -> Case:
-    """Inner product of each train with its neighbour."""
+    """Inner product of each train with its neighbor."""
     cores = tt_svd(rows, MODES, rank=rank, batch_dims=1)
     other = [core.roll(1, 0) for core in cores]
     pairs = [(torchtt.TT([core[i] for core in cores]), torchtt.TT([core[i] for core in other])) for i in range(200)]

@@ -48,7 +48,7 @@ class Encoder:
         return torch.stack([found[k] for k in range(len(ids))])
 
     def similarity(self) -> dict[str, float]:
-        """Mean cosine to the dense vectors, and the share of sentences whose nearest neighbour is still the same."""
+        """Mean cosine to the dense vectors, and the share of sentences whose nearest neighbor is still the same."""
         values = {}
         for name, texts in self.texts.items():
             after, before = self.vectors(texts), self.before[name]
@@ -65,7 +65,7 @@ class Encoder:
         return ((precision * hits).sum(1) / hits.sum(1)).mean().item()
 
     def with_table(self, look_up: nn.Module, *, retrieval: bool = False) -> dict:
-        """Both judgements with another table, which is taken out again."""
+        """Both judgments with another table, which is taken out again."""
         self.model.set_input_embeddings(look_up)
         try:
             return self.similarity() | {"map": self.retrieval() if retrieval else None}
@@ -73,7 +73,7 @@ class Encoder:
             self.model.set_input_embeddings(self.dense)
 
     def measure(self, method: Method, *, retrieval: bool) -> dict:
-        """A method's bytes and errors, and both judgements."""
+        """A method's bytes and errors, and both judgments."""
         start = time.perf_counter()
         made = method.compress(self.table)
         look_up = nn.Embedding.from_pretrained(made[0].contiguous())

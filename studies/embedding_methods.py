@@ -135,7 +135,7 @@ def product(table: Tensor, subvectors: int) -> Made:
         pass
     except ValueError as error:
         print(f"{error}: it is made anew", flush=True)
-    bits = min(8, len(table).bit_length() - 1)  # a small table has rows for fewer centres
+    bits = min(8, len(table).bit_length() - 1)  # a small table has rows for fewer centers
     made = product_quantize(table, subvectors=subvectors, bits=bits)
     folder.mkdir(mode=0o700, exist_ok=True)
     files.write(path, "product quantization", {"approximation": made.approximation}, {"nbytes": made.nbytes}, restore)

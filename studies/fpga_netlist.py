@@ -155,7 +155,7 @@ def _carry(cell: Cell) -> list[str]:
     lines, carry = [], cell.pin("CIN")
     for half in "01":
         if cell.parameters[f"INJECT1_{half}"] != "NO":
-            raise ValueError("a carry cell with an injected one is not modelled")
+            raise ValueError("a carry cell with an injected one is not modeled")
         table, pins = cell.number(f"INIT{half}"), [cell.pin(f"{name}{half}") for name in "ABCD"]
         lines.append(f"propagate = {table} >> {_number(pins)} & 1")
         lines.append(f"{cell.pin(f'S{half}')} = propagate ^ {carry}")
@@ -199,7 +199,7 @@ def _contents(cell: Cell) -> list[int]:
 def _block(cell: Cell) -> list[str]:
     """One clock edge of a block memory: both ports read what was there before, then port A writes."""
     if cell.pin("WEB") != "0":
-        raise ValueError("a block memory that is written through port B is not modelled")
+        raise ValueError("a block memory that is written through port B is not modeled")
     lines = []
     for side, letter in enumerate("AB"):
         wide = cell.number(f"DATA_WIDTH_{letter}")

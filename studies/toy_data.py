@@ -72,7 +72,7 @@ def start(seed: int, hidden: tuple[int, ...] = (64,)) -> tuple[Parts, nn.Sequent
 
 
 def shuffled(parts: Parts, seed: int) -> Parts:
-    """The same examples with their pixels in one random order: neighbours and rows are lost, nothing else."""
+    """The same examples with their pixels in one random order: neighbors and rows are lost, nothing else."""
     order = torch.randperm(parts.train[0].shape[1], generator=torch.Generator().manual_seed(seed))
     return Parts(*((x[:, order], y) for x, y in parts))
 

@@ -1,4 +1,4 @@
-"""A randomly initialised GPT-2 with a tokenizer of its own, in a folder: stands for GPT-2 where no hub is reached."""
+"""A randomly initialized GPT-2 with a tokenizer of its own, in a folder: stands for GPT-2 where no hub is reached."""
 
 from pathlib import Path
 

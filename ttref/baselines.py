@@ -1,4 +1,4 @@
-"""What a tensor train has to beat: truncated SVD, integer and product quantisation, and a null of Gaussian noise.
+"""What a tensor train has to beat: truncated SVD, integer and product quantization, and a null of Gaussian noise.
 
 Each baseline compresses one matrix and returns a :class:`Baseline`: the dense approximation, so that it can be put
 back into a model, and an honest count of what would be stored: factors, codes packed bit to bit, scales, codebooks.
@@ -129,7 +129,7 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
 @full_precision
 @torch.no_grad()
 def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0) -> Baseline:
-    """Cut each row into ``subvectors`` pieces and replace each piece by the nearest of ``2^bits`` k-means centres.
+    """Cut each row into ``subvectors`` pieces and replace each piece by the nearest of ``2^bits`` k-means centers.
 
     Every position has a codebook of its own, learned from all rows by scikit-learn's k-means (random start, at most
     25 rounds, as in the common libraries for vector search).
@@ -147,7 +147,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
         TypeError: ``w`` is not a real floating-point tensor, or a setting is not an integer.
-        ValueError: subvectors that do not divide n; bits outside 1 to 8; more centres than rows; ``w`` is not a
+        ValueError: subvectors that do not divide n; bits outside 1 to 8; more centers than rows; ``w`` is not a
             matrix, is empty, or holds NaN or Inf.
 
     Cost:
@@ -172,17 +172,17 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
     if bits > 8:
         raise ValueError(f"bits must lie between 1 and 8, got {bits}")
     if 2**bits > m:
-        raise ValueError(f"{2**bits} centres ({bits} bits) need at least as many rows, got {m}; lower bits")
+        raise ValueError(f"{2**bits} centers ({bits} bits) need at least as many rows, got {m}; lower bits")
     try:
         from sklearn.cluster import KMeans
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "product quantisation needs scikit-learn; install it with: python -m pip install scikit-learn"
+            "product quantization needs scikit-learn; install it with: python -m pip install scikit-learn"
         ) from error
     codes = torch.empty(m, subvectors, dtype=torch.uint8)
     books = torch.zeros(subvectors, 2**bits, n // subvectors, dtype=w.dtype)
     for k, piece in enumerate(computable(w).cpu().chunk(subvectors, dim=1)):
-        # Fewer distinct pieces than centres would only leave centres unused, so distinct pieces are counted first.
+        # Fewer distinct pieces than centers would only leave centers unused, so distinct pieces are counted first.
         rows = piece.contiguous().numpy()
         distinct, place = piece.unique(dim=0, return_inverse=True)
         if len(distinct) <= 2**bits:

@@ -1,4 +1,4 @@
-"""Reading the cores that a module holds as torch means them: masks, parametrisations, hooks, replicas."""
+"""Reading the cores that a module holds as torch means them: masks, parametrizations, hooks, replicas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cores(nn.ParameterList):
 
 
 def cores_of(held: nn.ParameterList) -> list[Tensor]:
-    """The tensors of a :class:`Cores` as torch means them: masked, parametrised, loaded, replicated.
+    """The tensors of a :class:`Cores` as torch means them: masked, parametrized, loaded, replicated.
 
     A module makes its list by ``Cores(tensors)`` and reads it by this function at every computation, each core once;
     what it keeps beside them (``bias``) it reads as an attribute, as ever. Right under ``nn.utils.prune``,
@@ -55,7 +55,7 @@ def cores_of(held: nn.ParameterList) -> list[Tensor]:
     names = _NAMES[: len(held)] if len(held) <= len(_NAMES) else map(str, range(len(held)))
     try:
         return [parameters[name] for name in names]  # not .values(): what was taken out and put back comes last there
-    except KeyError:  # parametrised, or the plain attributes of a replica
+    except KeyError:  # parametrized, or the plain attributes of a replica
         return list(held)
 
 

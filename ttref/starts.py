@@ -15,13 +15,13 @@ def draw(cores: Sequence[Tensor], norm: float) -> None:
     """Draw cores ``(r_{k-1}, m_k, n_k, r_k)`` in place, so that their TT-matrix has this Frobenius norm.
 
     Raises:
-        RuntimeError: A core is computed from other numbers (pruned, parametrised), so there is none to draw.
+        RuntimeError: A core is computed from other numbers (pruned, parametrized), so there is none to draw.
     """
     cores = list(cores)
     for k, core in enumerate(cores):
         if not isinstance(core, nn.Parameter):
             raise RuntimeError(
-                f"cores[{k}] is computed from other numbers (pruned or parametrised), so drawing it anew would be "
+                f"cores[{k}] is computed from other numbers (pruned or parametrized), so drawing it anew would be "
                 "lost; make it a parameter again first: prune.remove or parametrize.remove_parametrizations"
             )
     if cores[0].is_meta:  # no numbers yet: to_empty and another call make them

@@ -56,7 +56,7 @@ def run(nb: nbformat.NotebookNode, folder: Path) -> float:
 
 
 def smaller(png: str) -> str:
-    """Return a base64 PNG with a palette of its own 256 colours: less than half the bytes, and the same to the eye."""
+    """Return a base64 PNG with a palette of its own 256 colors: less than half the bytes, and the same to the eye."""
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     dpi = picture.info.get("dpi", (150, 150))

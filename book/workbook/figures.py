@@ -34,7 +34,7 @@ __all__ = [
     "use_house_style",
 ]
 
-# Okabe and Ito, "Color Universal Design", 2008; strong colours first, yellow (faint on white) last.
+# Okabe and Ito, "Color Universal Design", 2008; strong colors first, yellow (faint on white) last.
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 _NULL = "#777777"
@@ -43,7 +43,7 @@ _NULL = "#777777"
 def use_house_style() -> None:
     """Set matplotlib's defaults for a chapter; call it once, in the first code cell.
 
-    Okabe-Ito colours that cycle together with markers, 11 to 12 point DejaVu Sans (shipped with matplotlib, so the
+    Okabe-Ito colors that cycle together with markers, 11 to 12 point DejaVu Sans (shipped with matplotlib, so the
     same on every machine), an opaque white ground, 150 dots per inch.
 
     Example:
@@ -119,7 +119,7 @@ def rank_curve(
         ranks: the ranks, positive and increasing; the axis is logarithmic and shows each of them.
         series: name of each line and its values, one per rank; NaN leaves a point out.
         ylabel: what the values are, with their unit.
-        null: the series measured on Gaussian noise, drawn grey and dashed.
+        null: the series measured on Gaussian noise, drawn gray and dashed.
         log: whether the vertical axis is logarithmic.
 
     Returns:
@@ -188,7 +188,7 @@ def pareto(
     larger_x: bool = False,
     null: str | None = None,
 ) -> Axes:
-    """Scatter methods by cost and error, name each at its last point, and draw the frontier as a grey staircase.
+    """Scatter methods by cost and error, name each at its last point, and draw the frontier as a gray staircase.
 
     Args:
         ax: Axes to draw in; set its scales before the call, because the labels are placed for them.
@@ -196,13 +196,13 @@ def pareto(
         xlabel: the cost, with its unit.
         ylabel: the error, with its unit; smaller is better.
         larger_x: whether larger x is better (a compression ratio) instead of smaller (bytes).
-        null: the method measured on Gaussian noise, drawn grey and kept out of the frontier.
+        null: the method measured on Gaussian noise, drawn gray and kept out of the frontier.
 
     Returns:
         The Axes.
 
     Raises:
-        ValueError: no method, a method without points, more methods than colours, or unknown `null`.
+        ValueError: no method, a method without points, more methods than colors, or unknown `null`.
 
     Example:
         >>> ax = pareto(Figure().subplots(), {"SVD": [(2, 0.5), (4, 0.3)], "int8": [(3, 0.1)]},
@@ -216,7 +216,7 @@ def pareto(
     if null is not None and null not in points:
         raise ValueError(f"null {null!r} is not among the methods: {', '.join(points)}")
     if len(points) - (null is not None) > len(OKABE_ITO):
-        raise ValueError(f"{len(points)} methods but {len(OKABE_ITO)} colours; split the figure")
+        raise ValueError(f"{len(points)} methods but {len(OKABE_ITO)} colors; split the figure")
     steps = pareto_frontier(
         [(p[0], p[1]) for name, cloud in points.items() if name != null for p in cloud], larger_x=larger_x
     )
@@ -264,7 +264,7 @@ def pareto(
 
 
 def readable(color: str) -> str:
-    """Darken a colour, hue kept, until text in it has contrast 4.5 on white (WCAG 2.1, level AA).
+    """Darken a color, hue kept, until text in it has contrast 4.5 on white (WCAG 2.1, level AA).
 
     Example:
         >>> readable("#0072B2"), readable("#E69F00")
@@ -277,7 +277,7 @@ def readable(color: str) -> str:
 
 
 def luminance(rgb: np.ndarray) -> float:
-    """Relative luminance of an sRGB colour with channels in [0, 1], from 0 (black) to 1 (white); WCAG 2.1.
+    """Relative luminance of an sRGB color with channels in [0, 1], from 0 (black) to 1 (white); WCAG 2.1.
 
     Example:
         >>> round(luminance(np.ones(3)), 6)

@@ -86,7 +86,7 @@ def load_encoder() -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(weights.parent, local_files_only=True)
         model = AutoModel.from_pretrained(weights.parent, dtype=torch.float32, local_files_only=True)
     model = _in_memory(model).eval()
-    return LoadedModel(model, tokenizer, "all-MiniLM-L6-v2", "float32 weights as trained, never quantised")
+    return LoadedModel(model, tokenizer, "all-MiniLM-L6-v2", "float32 weights as trained, never quantized")
 
 
 def _load_smollm2() -> LoadedModel:
@@ -199,7 +199,7 @@ def _in_memory(model: Any) -> Any:
 
 def _note(model: Any) -> str:
     if getattr(model.config, "quantization_config", None) is not None:
-        return "the weights of this checkpoint are already quantised"
+        return "the weights of this checkpoint are already quantized"
     return "weights as published, computed in float32"
 
 

@@ -54,7 +54,7 @@ def assert_right_orthonormal(cores):
 
 @few
 @given(modes, ranks, seeds, st.sampled_from(BATCHES))
-def test_every_center_keeps_the_tensor_and_makes_its_neighbours_orthonormal(shape, rank, seed, batch):
+def test_every_center_keeps_the_tensor_and_makes_its_neighbors_orthonormal(shape, rank, seed, batch):
     cores = random_train(shape, rank, seed, batch)
     full, d = dense(cores), len(shape)
     for center in range(d):
@@ -352,6 +352,6 @@ def test_cores_whose_product_alone_is_in_range():
 @pytest.mark.parametrize(
     "operation", [tt_norm, lambda cores: tt_orthogonalize(cores, 0), lambda c: tt_round(c, eps=0.1)]
 )
-def test_nan_is_refused_where_a_factorisation_starts(operation):
+def test_nan_is_refused_where_a_factorization_starts(operation):
     with pytest.raises(ValueError, match=r"cores\[1\] has 1 entries that are NaN or Inf"):
         operation([torch.ones(1, 2, 1), torch.tensor([1.0, float("nan")]).reshape(1, 2, 1)])

@@ -1,4 +1,4 @@
-"""Truncated SVD, integer and product quantisation, and the Gaussian null."""
+"""Truncated SVD, integer and product quantization, and the Gaussian null."""
 
 import math
 
@@ -185,7 +185,7 @@ def test_integer_extremes_stay_finite():
         quantize_integer(torch.full((1, 3), 1e300, dtype=torch.float64), 8)
 
 
-# --- product quantisation --------------------------------------------------------------------------------------------
+# --- product quantization --------------------------------------------------------------------------------------------
 
 
 def test_pq_is_k_means_in_each_subspace():
@@ -193,13 +193,13 @@ def test_pq_is_k_means_in_each_subspace():
     baseline = product_quantize(w, subvectors=3, bits=4, seed=5)
     for k in range(3):
         ours, piece = baseline.approximation[:, 4 * k : 4 * k + 4], w[:, 4 * k : 4 * k + 4]
-        centres = ours.unique(dim=0)
-        assert len(centres) <= 16
-        # Every piece is replaced by the centre that is nearest to it.
-        distance = torch.cdist(piece.double(), centres.double())
+        centers = ours.unique(dim=0)
+        assert len(centers) <= 16
+        # Every piece is replaced by the center that is nearest to it.
+        distance = torch.cdist(piece.double(), centers.double())
         chosen = (piece.double() - ours.double()).norm(dim=1)
         torch.testing.assert_close(chosen, distance.min(dim=1).values, rtol=1e-5, atol=1e-6)
-        # And the centres are as good as scikit-learn's from its careful start.
+        # And the centers are as good as scikit-learn's from its careful start.
         best = KMeans(16, n_init=4, random_state=0).fit(piece.numpy()).inertia_
         assert chosen.square().sum().item() <= 1.15 * best
 
@@ -330,7 +330,7 @@ def test_bad_matrices_are_refused(method, w, error, message):
         (lambda w: product_quantize(w, subvectors=4), ValueError, "4 subvectors do not divide the 6 entries of a row"),
         (lambda w: product_quantize(w, subvectors=0), ValueError, "subvectors must be at least 1, got 0"),
         (lambda w: product_quantize(w, subvectors=2, bits=9), ValueError, "bits must lie between 1 and 8, got 9"),
-        (lambda w: product_quantize(w, subvectors=2, bits=3), ValueError, r"8 centres \(3 bits\) .* rows, got 4"),
+        (lambda w: product_quantize(w, subvectors=2, bits=3), ValueError, r"8 centers \(3 bits\) .* rows, got 4"),
         (lambda w: product_quantize(w, subvectors=2, bits=1, seed=-1), ValueError, "seed must be at least 0, got -1"),
         (lambda w: gaussian_null(w, seed="a"), TypeError, "seed must be an integer, got 'a'"),
     ],

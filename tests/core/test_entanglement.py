@@ -81,7 +81,7 @@ def test_the_w_state(sites):
         for bond in range(1, sites):
             expected = binary_entropy(bond / sites)
             assert float(entanglement_entropy(state, bond)) == pytest.approx(expected, abs=1e-12)
-            values = schmidt_values(state, bond)[:2].square()  # unnormalised: they sum to the number of ones
+            values = schmidt_values(state, bond)[:2].square()  # unnormalized: they sum to the number of ones
             expected = sorted([bond, sites - bond], reverse=True)
             torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
 

@@ -1,4 +1,4 @@
-"""TTLinear under what torch and accelerate hang onto modules: offloading, masks, parametrisations, replicas."""
+"""TTLinear under what torch and accelerate hang onto modules: offloading, masks, parametrizations, replicas."""
 
 import copy
 import importlib
@@ -111,7 +111,7 @@ def test_cores_that_are_computed(hang, k):
         layer.reset_parameters()
 
 
-@pytest.mark.parametrize("hung", ["nothing", "mask", "parametrisation"])
+@pytest.mark.parametrize("hung", ["nothing", "mask", "parametrization"])
 def test_replicas_compute_the_same(hung, monkeypatch):
     """Copies as on two GPUs, the copying itself done on the CPU."""
     replicate = importlib.import_module("torch.nn.parallel.replicate")
@@ -120,7 +120,7 @@ def test_replicas_compute_the_same(hung, monkeypatch):
     layer, x = made()
     if hung == "mask":
         prune.l1_unstructured(layer.cores, "0", amount=0.5)
-    if hung == "parametrisation":
+    if hung == "parametrization":
         parametrize.register_parametrization(layer.cores, "2", Half())
     for replica in replicate.replicate(nn.Sequential(layer), [0, 1]):
         torch.testing.assert_close(replica(x), layer(x))

@@ -110,7 +110,7 @@ def test_offloaded_cores_are_loaded_and_dropped_again():
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
-@pytest.mark.parametrize("hung", ["nothing", "mask", "parametrisation"])
+@pytest.mark.parametrize("hung", ["nothing", "mask", "parametrization"])
 def test_a_tracing_compiler_reads_them_too(hung):
     class Product(nn.Module):
         def __init__(self):
@@ -125,7 +125,7 @@ def test_a_tracing_compiler_reads_them_too(hung):
     module, x = Product(), torch.eye(2)
     if hung == "mask":
         prune.ln_structured(module.cores, "2", amount=1, n=2, dim=1)
-    if hung == "parametrisation":
+    if hung == "parametrization":
         parametrize.register_parametrization(module.cores, "2", Half())
     assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x), module(x))
     assert torch.equal(torch.export.export(module, (x,)).module()(x), module(x))

@@ -27,11 +27,11 @@ def layer():
     return TTLinear(12, 20, 2)
 
 
-INITIALISERS = (
+INITIALIZERS = (
     "uniform_ normal_ trunc_normal_ ones_ zeros_ eye_ xavier_uniform_ kaiming_uniform_ orthogonal_"
 )
 WRITES = {
-    **{name: lambda weight, name=name: getattr(nn.init, name)(weight) for name in INITIALISERS.split()},
+    **{name: lambda weight, name=name: getattr(nn.init, name)(weight) for name in INITIALIZERS.split()},
     "constant_": lambda weight: nn.init.constant_(weight, 1),
     "data": lambda weight: weight.data.zero_(),
     "set data": lambda weight: setattr(weight, "data", torch.ones(1)),

@@ -81,7 +81,7 @@ def test_clipped_ranks_are_what_both_sides_can_fill(shape, cap):
     assert tt_params(shape, cap) == sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(shape))
 
 
-def test_a_sequence_of_ranks_is_clipped_through_its_neighbours():
+def test_a_sequence_of_ranks_is_clipped_through_its_neighbors():
     assert tt_ranks((2, 2, 2, 2), (1, 1, 9, 9, 1)) == (1, 1, 2, 2, 1)
     assert tt_ranks((2, 2, 2, 2), (1, 2, 1, 9, 1)) == (1, 2, 1, 2, 1)
 

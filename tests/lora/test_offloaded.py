@@ -1,4 +1,4 @@
-"""Adapters whose numbers are elsewhere until called for: offloaded, masked, parametrised, replicated, made late."""
+"""Adapters whose numbers are elsewhere until called for: offloaded, masked, parametrized, replicated, made late."""
 
 import copy
 import importlib
@@ -124,7 +124,7 @@ class Half(nn.Module):
 
 
 @pytest.mark.parametrize("form", forms_of(layer_of()))
-def test_parametrised_cores(form):
+def test_parametrized_cores(form):
     layer, whole = layer_of(form), layer_of().get_delta_weight()
     parametrize.register_parametrization(layer.cores, "0", Half())
     torch.testing.assert_close(layer.get_delta_weight(), whole / 2)

@@ -20,7 +20,7 @@ few = settings(max_examples=20)
 modes = st.lists(st.integers(2, 4), min_size=2, max_size=5)
 
 
-def normalised(x):
+def normalized(x):
     return x / torch.linalg.vector_norm(x)
 
 
@@ -42,7 +42,7 @@ def assert_same_entanglement(ours, state, sites):
 @few
 @given(modes, seeds)
 def test_dense_states(shape, seed):
-    x = normalised(gaussian(tuple(shape), seed))
+    x = normalized(gaussian(tuple(shape), seed))
     assert_same_entanglement(x, matrix_product_state(x), len(shape))
 
 

@@ -89,7 +89,7 @@ def test_matrices_times_vectors(shape, eps, seed):
             )
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # its initialisation
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # its initialization
 @given(matrix_modes, ranks, st.sampled_from([(), (1,), (7,), (2, 3)]), seeds)
 def test_layers_with_the_same_cores(shape, rank, batch, seed):
     """Its layer takes and gives tensors, one axis for each mode; the cores are copied from ours."""

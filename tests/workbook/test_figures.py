@@ -49,7 +49,7 @@ def png(figure):
 
 
 def lab(rgb):
-    """CIE L*a*b* of a linear sRGB colour, white point D65."""
+    """CIE L*a*b* of a linear sRGB color, white point D65."""
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
     f = np.cbrt(np.maximum(xyz / (0.9505, 1.0, 1.089), 1e-9))
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -64,7 +64,7 @@ DICHROMATS = {
 
 
 @pytest.mark.parametrize("vision", DICHROMATS)
-def test_colours_stay_apart_for_colour_blind_readers(vision):
+def test_colors_stay_apart_for_color_blind_readers(vision):
     seen = []
     for color in figures.OKABE_ITO:
         rgb = np.array(to_rgb(color))
@@ -74,7 +74,7 @@ def test_colours_stay_apart_for_colour_blind_readers(vision):
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10
 
 
-def test_series_differ_in_colour_and_marker():
+def test_series_differ_in_color_and_marker():
     assert len(set(figures.OKABE_ITO)) == len(set(figures.MARKERS)) == len(figures.OKABE_ITO) == 8
     _, ax = plt.subplots()
     lines = [ax.plot([0, 1])[0] for _ in range(8)]
@@ -338,7 +338,7 @@ def test_pareto_keeps_the_text_of_a_last_point_clear_of_names():
         ({}, None, "none for any method"),
         ({"a": [(1, 2)], "b": []}, None, "got none for b"),
         ({"a": [(1, 2)]}, "c", "null 'c' is not among the methods: a"),
-        ({str(k): [(k, k)] for k in range(9)}, None, "9 methods but 8 colours"),
+        ({str(k): [(k, k)] for k in range(9)}, None, "9 methods but 8 colors"),
     ],
 )
 def test_pareto_refuses_bad_points(points, null, message):

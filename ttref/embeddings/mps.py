@@ -45,12 +45,12 @@ class MPSEmbedding(CompressedTable):
         params, nbytes, ratio: Numbers and bytes stored, everything included (cores, scales, mean, rotation, index),
             and numbers of the dense table for each number stored.
 
-    Initialisation:
+    Initialization:
         Gaussian rows as those of ``nn.Embedding`` (zeros at ``padding_idx``), and of each what TT-SVD finds at these
         ranks.
 
     Source:
-        Xu, Xu and Mandic (2023), TensorGPT, arXiv:2307.00526v1. Buckets, the bound on the error, centring, rotation
+        Xu, Xu and Mandic (2023), TensorGPT, arXiv:2307.00526v1. Buckets, the bound on the error, centering, rotation
         and int8 cores are ours.
 
     Example:
@@ -151,14 +151,14 @@ class MPSEmbedding(CompressedTable):
 
         Raises:
             TypeError: No ``nn.Embedding``, one computing more than a look-up (a forward of its own, hooks), or an
-                argument of wrong type. Masks and parametrisations are applied.
+                argument of wrong type. Masks and parametrizations are applied.
             ValueError: Not exactly one of rank, eps, row_ranks; eps with int8 cores, whose rounding it does not
                 bound; modes that multiply to less than the width; max_norm or scale_grad_by_freq; NaN or Inf; a weight
                 on the meta device.
 
         Guarantee:
             With eps, ``||row - stored|| <= (eps + 10 d u) ||row||`` for each row, d modes, u the machine epsilon of
-            the dtype (float32's for halves); also with centring and rotation, where it is the norm of the original
+            the dtype (float32's for halves); also with centering and rotation, where it is the norm of the original
             row. Each row takes the smallest cap that keeps the bound, or stays as it is where no train is smaller.
 
         Cost:
@@ -221,7 +221,7 @@ class MPSEmbedding(CompressedTable):
             One TT-SVD for each new row. Later, earlier additions are copied now and then, each at most log2(rows)
             times; the first rows only when as many have been added. An index, where there is one, is copied.
             Parameters are replaced when pieces merge: give an optimizer the new ones. Pieces under a pruning mask, a
-            parametrisation or an offloading hook are never merged.
+            parametrization or an offloading hook are never merged.
 
         Example:
             >>> mps = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=2)
