@@ -27,9 +27,7 @@ def layer():
     return TTLinear(12, 20, 2)
 
 
-INITIALIZERS = (
-    "uniform_ normal_ trunc_normal_ ones_ zeros_ eye_ xavier_uniform_ kaiming_uniform_ orthogonal_"
-)
+INITIALIZERS = "uniform_ normal_ trunc_normal_ ones_ zeros_ eye_ xavier_uniform_ kaiming_uniform_ orthogonal_"
 WRITES = {
     **{name: lambda weight, name=name: getattr(nn.init, name)(weight) for name in INITIALIZERS.split()},
     "constant_": lambda weight: nn.init.constant_(weight, 1),
