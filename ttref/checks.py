@@ -30,10 +30,15 @@ def whole(name: str, value: int, *, least: int | None = None) -> int:
     return number
 
 
-def check_number(name: str, value: float, *, positive: bool = False) -> None:
-    """A finite real number of at least 0, or above 0 if ``positive``."""
+def check_real(name: str, value: float) -> None:
+    """A real number, not a boolean; NaN and infinity are left to the caller, who knows the interval."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+
+
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """A finite real number of at least 0, or above 0 if ``positive``."""
+    check_real(name, value)
     if not 0 <= value < math.inf or (positive and value == 0):
         raise ValueError(f"{name} must be a finite number {'above 0' if positive else 'of at least 0'}, got {value}")
 
@@ -75,8 +80,7 @@ def check_rank_or_eps(rank: int | Sequence[int] | None, eps: float | None) -> No
             "where both are wanted, round twice, first by eps and then by rank"
         )
     if eps is not None:
-        if isinstance(eps, bool) or not isinstance(eps, Real):
-            raise TypeError(f"eps must be a number in [0, 1), got {eps!r} of type {type(eps).__name__}")
+        check_real("eps", eps)
         if not 0 <= eps < 1:
             raise ValueError(f"eps is the relative Frobenius error allowed and must lie in [0, 1), got {eps}")
 
