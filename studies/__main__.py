@@ -1,6 +1,14 @@
 """Run every study whose data is present: ``make studies``."""
 
-from studies import elsewhere, embeddings, fpga, overview, toy_classifier, tt_lora
+from .elsewhere import study as elsewhere
+from .embeddings import study as embeddings
+from .fpga import study as fpga
+from .overview import study as overview
+from .toy_classifier import study as toy_classifier
+from .tt_lora import study as tt_lora
 
-for study in (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere):
-    study.main()
+STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere)
+
+if __name__ == "__main__":
+    for study in STUDIES:
+        study.main()

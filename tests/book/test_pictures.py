@@ -14,7 +14,7 @@ from benchmarks import figure as speed
 from benchmarks import integers, reshapes
 from benchmarks import layers_figure as layers
 from benchmarks import tables_figure as tables
-from studies import overview_figure
+from studies.overview import figure as overview_figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 

@@ -13,7 +13,8 @@ from amaranth.hdl import Module, Signal  # noqa: E402
 from amaranth.lib import wiring  # noqa: E402
 from amaranth.lib.wiring import In, Out  # noqa: E402
 
-from studies import fpga, fpga_netlist  # noqa: E402
+from studies.fpga import netlist as fpga_netlist  # noqa: E402
+from studies.fpga import study as fpga  # noqa: E402
 from ttref.fixedpoint import TTMatvec, cycles, synthesis, synthesize, tt_stages  # noqa: E402
 
 RECORD = Path(__file__).parents[2] / "book" / "results" / "fpga.json"

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from studies import elsewhere, elsewhere_fixed
-from studies.elsewhere_networks import ResNet20, ViT, cifar, rounded
+from studies.elsewhere import fixed as elsewhere_fixed
+from studies.elsewhere import study as elsewhere
+from studies.elsewhere.networks import ResNet20, ViT, cifar, rounded
 from studies.record import RESULTS
-from studies.toy_data import three_parts
-from studies.toy_training import SCRATCH, Arm
-from studies.tt_lora_tasks import load_glue
+from studies.toy_classifier.data import three_parts
+from studies.toy_classifier.training import SCRATCH, Arm
+from studies.tt_lora.tasks import load_glue
 from ttref import tt_to_tensor, ttm_svd, ttm_to_matrix
 
 DATA = os.environ.get("TTREF_DATA")

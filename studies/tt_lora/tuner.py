@@ -1,0 +1,262 @@
+"""Ray Tune for the book's studies: seeded trials, ASHA, quiet, and resumable after a kill.
+
+On this machine by default, one trial to a CPU. With ``RAY_ADDRESS`` set the trials run on that cluster, which gets the
+book's packages from here; Python's packages must be installed on it, ``TTREF_CACHE`` must be a folder that all its
+machines share, and if it asks for a token, ``RAY_AUTH_MODE=token`` must be set here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+from ray import cloudpickle, tune
+from ray.exceptions import RayTaskError
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from book.workbook.console import progress
+
+ROOT = Path(__file__).resolve().parents[2]
+METRIC = "validation_accuracy"
+KEPT = "kept.zip"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when told to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C would end the search as if it were complete
+    "TUNE_GLOBAL_CHECKPOINT_S": "0",  # the default of ten seconds would lose the trials that ended in the last ten
+}
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[int]:
+    """Connect to ``RAY_ADDRESS``, or start Ray here; gives the number of CPUs, and leaves nothing running."""
+    before = dict(os.environ)  # Ray adds variables of its own
+    os.environ.update(QUIET)
+    options = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            packages = [str(ROOT / name) for name in ("benchmarks", "book", "studies", "ttref")]
+            ray.init(runtime_env={"py_modules": packages}, **options)
+        else:
+            ray.init("local", include_dashboard=False, **options)  # never a cluster that happens to run here
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        yield int(ray.cluster_resources()["CPU"])
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Watch(tune.Callback):
+    """Moves the bar, and keeps what Ray forgets: the scheduler's rungs, and a whole copy of the search's state."""
+
+    def __init__(self, scheduler: ASHAScheduler, folder: Path, description: str) -> None:
+        self.scheduler, self.folder, self.description = scheduler, folder, description
+
+    def setup(self, total_num_samples: int, **info) -> None:
+        """Show an empty bar."""
+        self.bar, self.ended = progress(total=total_num_samples, description=self.description), 0
+
+    def on_step_end(self, iteration: int, trials: list, **info) -> None:
+        """Count the trials that ended; a new one is worth a copy."""
+        ended = sum(trial.is_finished() for trial in trials)
+        if ended > self.ended:
+            self.bar.update(ended - self.ended)
+            self.ended = ended
+            keep_copy(self.folder)
+
+    def on_experiment_end(self, trials: list, **info) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def get_state(self) -> dict:
+        """What ASHA knows. Ray itself restores the scheduler as it was before the first trial."""
+        return {"scheduler": dict(vars(self.scheduler))}
+
+    def set_state(self, state: dict) -> None:
+        """Give ASHA back what it knew."""
+        vars(self.scheduler).update(state["scheduler"])
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "bar"}
+
+
+def trials(
+    train: Callable[[dict, Callable[[dict], None]], None],
+    space: dict,
+    folder: Path,
+    *,
+    cpus: int,
+    samples: int,
+    epochs: int,
+    grace: int = 1,
+    seed: int = 0,
+    description: str = "trials",
+) -> list[dict]:
+    """Train with configurations drawn from ``space``; needs ``cluster()`` around it.
+
+    Args:
+        train: ``train(config, report)`` trains once and calls ``report`` after every epoch with a dict that holds at
+            least ``validation_accuracy``. It runs in other processes, so it brings its data along or loads it there.
+        space: a search space of Ray Tune.
+        folder: where the search keeps its state. If a search that was killed left its state here, it goes on:
+            trials that ended are kept, the others and those that failed start again.
+        cpus: trials at a time.
+        samples: number of configurations; with a ``grid_search`` in the space, of repetitions of the grid.
+        epochs: the most that a trial gets. ASHA stops the worse half after ``grace`` epochs, 2 · ``grace`` and so on.
+        grace: epochs that every trial gets.
+        seed: draws the configurations. With several trials at a time, the moments at which they end also decide what
+            ASHA stops.
+        description: shown in front of the bar.
+
+    Returns:
+        A dict for each trial, in the order in which they were drawn: ``number``, ``config``, ``reports`` (one an
+        epoch), ``error`` (None, or what made it fail).
+
+    Raises:
+        PermissionError: another user could have put a state into ``folder``.
+        RuntimeError: every trial failed.
+    """
+    check_own(folder)
+
+    def trainable(config: dict) -> None:
+        reports = []
+
+        def report(values: dict) -> None:
+            odd = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+            if odd:
+                raise FloatingPointError(f"{odd[0]} is {values[odd[0]]} after epoch {len(reports) + 1}")
+            reports.append(values)
+            tune.report({METRIC: values[METRIC], "reports": reports})
+
+        train(config, report)
+
+    placed = tune.with_resources(trainable, {"cpu": 1})
+    tuner = restored(folder, placed)
+    if tuner is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        asha = ASHAScheduler(max_t=epochs, grace_period=grace, reduction_factor=2)
+        tuner = tune.Tuner(
+            placed,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=samples,
+                scheduler=asha,
+                # The limit also keeps the trials in order: Ray runs those that wait in any.
+                search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=cpus),
+                reuse_actors=True,  # a process that has loaded the data goes on to the next trial
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                callbacks=[Watch(asha, folder, description)],
+                verbose=0,
+            ),
+        )
+    found = sorted((as_row(result) for result in tuner.fit()), key=lambda row: row["number"])
+    if all(row["error"] for row in found):
+        raise RuntimeError(f"all trials failed ({len(found)}); the first, {found[0]['config']}: {found[0]['error']}")
+    return found
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that others may fill: Ray's files are pickles, and to read one is to run what is in it."""
+    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are his own
+        return
+    for path in [folder, *folder.rglob("*")] if os.path.lexists(folder) else []:
+        about = path.lstat()
+        if about.st_uid != os.geteuid() or about.st_mode & stat.S_IWOTH or path.is_symlink():
+            raise PermissionError(
+                f"{path} belongs to another user, is a link, or may be written by everybody, and a search runs what "
+                "it finds there; remove it, or set TTREF_CACHE to a folder of your own"
+            )
+
+
+def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | None:
+    """The search that left its state here, or None where it must start anew; a line says so if there was one."""
+    try:
+        if resumable(folder):
+            return tune.Tuner.restore(str(folder), trainable=trainable, resume_errored=True)
+        reason = "its state is damaged"
+    except Exception as error:  # Ray's files can be damaged in as many ways as pickles can
+        reason = f"its state cannot be read ({type(error).__name__}: {error})"
+    if folder.is_dir() and files(folder):
+        print(f"the search in {folder} starts anew: {reason}", flush=True)
+    return None
+
+
+def as_row(result: tune.Result) -> dict:
+    """The number of a trial is the end of its name; of an error, the first line, without the way it came."""
+    error = result.error.cause if isinstance(result.error, RayTaskError) else result.error
+    return {
+        "number": int(Path(result.path).name.rpartition("_")[2]),
+        "config": result.config,
+        "reports": (result.metrics or {}).get("reports", []),
+        "error": error and f"{type(error).__name__}: {error}".splitlines()[0],
+    }
+
+
+def resumable(folder: Path) -> bool:
+    """Tell whether a search can go on from here; if a kill cut one of Ray's files short, put the copy in its place."""
+    if not whole(state(folder)) and (folder / KEPT).is_file():
+        try:
+            with zipfile.ZipFile(folder / KEPT) as kept:
+                contents = {name: kept.read(name) for name in kept.namelist()}
+        except (OSError, zipfile.BadZipFile, zlib.error):
+            return False
+        if whole(contents):
+            for path in files(folder):
+                path.unlink()
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+    return whole(state(folder))
+
+
+def keep_copy(folder: Path) -> None:
+    """Copy the state, if it is whole: Ray writes these files anew in place, and a kill may come in between."""
+    found = state(folder)
+    if whole(found):
+        fresh = folder / f"{KEPT}.new"
+        with zipfile.ZipFile(fresh, "w") as copy:
+            for name, content in found.items():
+                copy.writestr(name, content)
+        os.replace(fresh, folder / KEPT)
+
+
+def files(folder: Path) -> list[Path]:
+    """Ray's own files on the whole search."""
+    return [path for path in folder.glob("*") if path.suffix in (".json", ".pkl")]
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """The search's state as Ray keeps it in files."""
+    return {path.name: path.read_bytes() for path in files(folder)}
+
+
+def whole(found: dict[str, bytes]) -> bool:
+    """Tell whether nothing is missing and every file can be read to its end."""
+    if not any(name.startswith("experiment_state") for name in found) or "tuner.pkl" not in found:
+        return False
+    try:
+        for name, content in found.items():
+            # The searcher's file is a pickle whatever it is called.
+            json.loads(content) if name.startswith("experiment_state") else cloudpickle.loads(content)
+    except Exception:  # a damaged pickle can raise anything
+        return False
+    return True
