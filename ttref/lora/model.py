@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..surgery.edit import check_unshared, edit, to_the_end
+from ..surgery.edit import edit, to_the_end
+from ..surgery.ties import check_unshared
 from ..surgery.wrappers import bare, bare_modules, find, named, names_it, put, synchronizing
 from .base import check_addable, delta_for
 from .delta import TTDelta
@@ -59,7 +60,7 @@ def add_tt_lora(
         ValueError: A name that matches nothing, a shape that does not fit, a layer that shares its weight with another.
 
     Cost:
-        O(numbers in the cores), plus a walk over the parameters for every layer.
+        O(numbers in the cores), and some walks over the modules and parameters of the model.
 
     Source:
         Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA): query and value of every layer.
@@ -105,8 +106,8 @@ def install(
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
     modules = {name: find(model, name) for name in (*deltas, *saved)}
     # A weight that is merged later, and parameters that are trained, would change for others too.
-    check_unshared(model, {name: [getattr(modules[name], "weight", None)] for name in deltas})
-    check_unshared(model, {name: modules[name].parameters() for name in saved})
+    weights = {name: [getattr(modules[name], "weight", None)] for name in deltas}
+    check_unshared(model, weights | {name: modules[name].parameters() for name in saved})
     if kind := next(filter(None, (synchronizing(model, name) for name in deltas)), None):
         warnings.warn(
             f"{kind} knows only the parameters that were there when it was built, so the adapters' gradients will not "

@@ -26,7 +26,8 @@ except ModuleNotFoundError as error:
         "TT-LoRA inside PEFT needs PEFT; install it with: python -m pip install 'peft>=0.21.2,<0.22'"
     ) from error
 
-from ..surgery.edit import check_unshared, edit
+from ..surgery.edit import edit
+from ..surgery.ties import check_unshared
 from ..surgery.wrappers import bare_names, names_it, rebind
 from .model import check_shape_names
 from .peft_layer import TTLoraLayer, TTLoraLinear

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .ties import untie
+from .ties import check_unshared, leaving, parts, untie
 from .wrappers import bare_modules, named, put, synchronizing
 
 __all__ = ["edit", "swap_layer"]
 
 _GONE = object()
 _MOST_INTERRUPTS = 100
+_CHANGED = "the model was changed since where the edit had changed it, in {}; put that back first, as undoing a later edit does"
 
 
 class edit:
@@ -50,12 +49,11 @@ class edit:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._held: dict[int, tuple[nn.Module, str, Any, dict]] = {}  # a container of a module, and its first entries
-        self._flags: dict[nn.Parameter, bool] = {}
-        self._numbers: list[tuple[Tensor, Tensor]] = []
-        self._changes: list[tuple] | None = None  # none before the end, nor after undoing
+        self._changes: list[tuple] | None = None  # known between the end and the undoing
 
     def __enter__(self) -> edit:
+        self._changes, self._numbers = None, []
+        self._held: dict[int, tuple[nn.Module, str, Any, dict]] = {}  # module, its name, what it holds, the entries
         self._see(self.model)
         return self
 
@@ -86,7 +84,7 @@ class edit:
                 before, after = (getattr(one, width, getattr(one, in_gpt2, None)) for one in (there[name], layer))
                 if before is not None and after is not None and before != after:
                     raise ValueError(f"{name} has {width} = {before}, but the replacement has {after}")
-        check_unshared(self.model, {name: _leaving(there[name], layer) for name, layer in new.items()}, aliases=True)
+        check_unshared(self.model, {name: leaving(there[name], layer) for name, layer in new.items()}, aliases=True)
         for name, layer in new.items():
             self._see(layer)
             put(self.model, name, layer)
@@ -108,68 +106,48 @@ class edit:
         """
         if self._changes is None:
             raise RuntimeError("there is nothing to undo: the edit was not completed, or it was undone already")
-        alive = {id(part) for part in _parts(self.model)}
-        wanted = []
+        alive, wanted = {id(part) for part in parts(self.model)}, []
         for part, name, held, before, after, inside in self._changes:
             now = _entries(held)
-            for key in before.keys() | after.keys():
+            for key in {**before, **after}:
                 old, new = before.get(key, _GONE), after.get(key, _GONE)
-                if old is not new and (now.get(key, _GONE) is not new or (inside and id(part) not in alive)):
-                    self._changed_since(f"{key} of {name or 'the model'}")
-                now[key] = now.get(key, _GONE) if old is new else old
+                if old is new:
+                    continue
+                if now.get(key, _GONE) is not new or (inside and id(part) not in alive):
+                    raise RuntimeError(_CHANGED.format(f"{key} of {name or 'the model'}"))
+                now[key] = old
             wanted.append((held, {key: now[key] for key in {**before, **now} if now.get(key, _GONE) is not _GONE}))
-        for parameter, (_, flag) in self._flags.items():
-            if parameter.requires_grad != flag:
-                self._changed_since("requires_grad of a parameter")
         if not alive.issuperset(id(tensor) for tensor, _ in self._numbers):
-            self._changed_since("a tensor that it filled")
+            raise RuntimeError(_CHANGED.format("a tensor that it filled"))
 
         def put_back() -> None:
-            for held, entries in wanted:
-                _write(held, entries)
-            self._write_tensors({parameter: flag for parameter, (flag, _) in self._flags.items()})
+            self._write(wanted)
             self._changes = None
 
         to_the_end(put_back)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            to_the_end(self._restore)
+            to_the_end(lambda: self._write([(held, before) for _, _, held, before in self._held.values()]))
             return
         inside = {id(part) for part in self.model.modules()}
         changes = [(*seen, _entries(seen[2]), id(seen[0]) in inside) for seen in self._held.values()]
-        self._flags = {one: (flag, one.requires_grad) for one, flag in self._flags.items() if flag != one.requires_grad}
-        self._changes = [change for change in changes if not _same(change[3], change[4])]
-        self._held = {}
+        self._changes, self._held = [change for change in changes if not _same(change[3], change[4])], {}
 
     def _see(self, module: nn.Module) -> None:
         """Take down what the modules hold before it is changed."""
         for name, part in module.named_modules():
-            for held in (vars(part), *vars(part).values()):
-                if isinstance(held, (dict, list, set)) and id(held) not in self._held:
+            for held in (vars(part), *vars(part).values(), *part._parameters.values()):
+                if isinstance(held, (dict, list, set, nn.Parameter)) and id(held) not in self._held:
                     self._held[id(held)] = part, name, held, _entries(held)
-        for parameter in module.parameters():
-            self._flags.setdefault(parameter, parameter.requires_grad)
-
-    def _restore(self) -> None:
-        for _, _, held, entries in self._held.values():
-            if not _same(_entries(held), entries):
-                _write(held, entries)
-        self._write_tensors(self._flags)
 
     @torch.no_grad()
-    def _write_tensors(self, flags: Mapping[nn.Parameter, bool]) -> None:
+    def _write(self, wanted: list[tuple[Any, dict]]) -> None:
+        for held, entries in wanted:
+            if not _same(_entries(held), entries):
+                _write(held, entries)
         for tensor, numbers in reversed(self._numbers):
             tensor.copy_(numbers)
-        for parameter, flag in flags.items():
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-
-    def _changed_since(self, place: str) -> None:
-        raise RuntimeError(
-            f"the model was changed since where the edit had changed it, in {place}; put that back first, "
-            "as by the undo of a later edit"
-        )
 
 
 def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -230,100 +208,24 @@ def to_the_end(work: Callable[[], None]) -> None:
         raise interrupt
 
 
-def check_unshared(
-    model: nn.Module, used: Mapping[str, Iterable[Tensor | nn.Module | None]], *, aliases: bool = False
-) -> None:
-    """Refuse to change what other modules of the model use too.
-
-    Args:
-        model: The model.
-        used: By bare names of modules, the tensors and modules in them that are to be changed or replaced.
-        aliases: Whether one place that has two names, in a block that is held twice, counts as one.
-    """
-    users, places = defaultdict(list), defaultdict(list)
-    modules = bare_modules(model, remove_duplicate=False)
-    for name, module in modules.items():
-        up, _, leaf = name.rpartition(".")
-        places[id(modules[up]), leaf].append(f"{name}.")
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-            for key in _keys(tensor):
-                users[key].append(f"{name}.{leaf}".removeprefix("."))
-        for hidden in _hidden(module):
-            users[id(hidden)].append(name)
-    for name, parts in used.items():
-        up, _, leaf = name.rpartition(".")
-        same = tuple(places[id(modules[up]), leaf]) if aliases else f"{name}."
-        for part in parts:
-            for key in _keys(part):
-                others = [other for other in users[key] if not f"{other}.".startswith(same)]
-                if others and isinstance(part, nn.Module):
-                    raise ValueError(
-                        f"{others[0]} uses {name} without holding it as a module (a tied output head): it would go on "
-                        "with the old one; replace both, for a model's token table by replace_embedding"
-                    )
-                if others:
-                    own = next((other for other in users[key] if other.startswith(same)), f"{name}.weight")
-                    tensor = f"layer.{own[len(name) + 1 :]}"
-                    copy = f"{tensor}.detach().clone()"
-                    kind, copy = (
-                        ("parameter", f"nn.Parameter({copy})") if isinstance(part, nn.Parameter) else ("buffer", copy)
-                    )
-                    raise ValueError(
-                        f"{name} shares a {kind} with {others[0]}: to change one of the two would break the tie, or "
-                        f"change both; untie them first by giving one a copy: {tensor} = {copy}"
-                    )
-
-
-def _leaving(old: nn.Module, new: nn.Module) -> list[Tensor | nn.Module]:
-    """The old module, and what goes with it because the new one does not hold it."""
-    stays = {id(part) for part in _parts(new)}
-    goes = [part for part in _parts(old) if id(part) not in stays]
-    return [old, *(part for part in goes if not isinstance(part, nn.Module) or any(True for _ in part.parameters()))]
-
-
-def _parts(module: nn.Module) -> list[Tensor | nn.Module]:
-    return [*module.modules(), *module.parameters(), *module.buffers()]
-
-
-def _keys(part: Tensor | nn.Module | None) -> list[object]:
-    """By what a part is known: itself, and where its numbers begin, which another parameter may have too."""
-    if not isinstance(part, Tensor):
-        return [] if part is None else [id(part)]
-    if part.is_meta or isinstance(part, nn.parameter.UninitializedTensorMixin) or not part.numel():
-        return [id(part)]
-    try:
-        return [id(part), (part.device, part.data_ptr())]
-    except RuntimeError:  # a kind of tensor without memory of its own
-        return [id(part)]
-
-
-def _hidden(module: nn.Module) -> list[object]:
-    """The modules that a module uses without registering them, as far as can be seen."""
-    found = list(module.shares()) if callable(getattr(module, "shares", None)) else []
-    for name, value in vars(module).items():
-        if name == "_modules":
-            continue
-        if isinstance(value, dict):
-            found += value.values()
-        elif isinstance(value, (list, tuple)):
-            found += value
-        else:
-            found.append(value() if isinstance(value, weakref.ref) else value)
-    return [value for value in found if isinstance(value, nn.Module)]
-
-
-def _entries(held: dict | list | set) -> dict:
+def _entries(held: dict | list | set | nn.Parameter) -> dict:
+    """What a module holds, as a dict: containers entry by entry, and of a parameter whether it is trained."""
+    if isinstance(held, nn.Parameter):
+        return {"requires_grad": held.requires_grad}
     if isinstance(held, dict):
         return dict(held)
     return dict.fromkeys(held) if isinstance(held, set) else dict(enumerate(held))
+
+
+def _write(held: dict | list | set | nn.Parameter, entries: dict) -> None:
+    if isinstance(held, nn.Parameter):
+        held.requires_grad_(entries["requires_grad"])
+        return
+    held.clear()
+    held.extend(entries.values()) if isinstance(held, list) else held.update(entries)
 
 
 def _same(one: dict, other: dict) -> bool:
     """Whether entries are the same objects in the same order."""
     pairs = zip(one.items(), other.items(), strict=False)
     return len(one) == len(other) and all(a is b and hash(k) == hash(j) for (k, a), (j, b) in pairs)
-
-
-def _write(held: dict | list | set, entries: dict) -> None:
-    held.clear()
-    held.extend(entries.values()) if isinstance(held, list) else held.update(entries)

@@ -1,17 +1,98 @@
-"""What transformers is told about tied weights while a compressed table, which has no such weight, is in a model."""
+"""What modules of a model share: numbers that several use, and what transformers is told about tied weights.
+
+transformers ties weights by name. A compressed table has no such weight, nor has a layer that was put around another.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection
+import weakref
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .wrappers import bare_modules
 
 _PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
+
+
+def check_unshared(
+    model: nn.Module, used: Mapping[str, Iterable[Tensor | nn.Module | None]], *, aliases: bool = False
+) -> None:
+    """Refuse to change what other modules of the model use too.
+
+    Args:
+        model: The model.
+        used: By bare names of modules, the tensors and modules in them that are to be changed or replaced.
+        aliases: Whether one place that has two names, in a block that is held twice, counts as one.
+    """
+    users, places = defaultdict(list), defaultdict(list)
+    modules = bare_modules(model, remove_duplicate=False)
+    for name, module in modules.items():
+        up, _, leaf = name.rpartition(".")
+        places[id(modules[up]), leaf].append(f"{name}.")
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            for key in _keys(tensor):
+                users[key].append(f"{name}.{leaf}".removeprefix("."))
+        for hidden in _hidden(module):
+            users[id(hidden)].append(name)
+    for name, own in used.items():
+        up, _, leaf = name.rpartition(".")
+        same = tuple(places[id(modules[up]), leaf]) if aliases else (f"{name}.",)
+        for part, key in [(tensor, key) for tensor in own for key in _keys(tensor)]:
+            other = next((other for other in users[key] if not f"{other}.".startswith(same)), None)
+            if other is None:
+                continue
+            if isinstance(part, nn.Module):
+                raise ValueError(
+                    f"{other} uses {name} without holding it as a module (a tied output head): it would go on with the "
+                    "old one; replace both, for a model's token table by replace_embedding"
+                )
+            kind = "parameter" if isinstance(part, nn.Parameter) else "buffer"
+            leaf = next(f"layer.{user[len(name) + 1 :]}" for user in users[key] if user.startswith(f"{name}."))
+            raise ValueError(
+                f"{name} shares a {kind} with {other}: to change one of the two would break the tie, or change both; "
+                f"untie them first by giving one a copy: {leaf} = copy.deepcopy({leaf})"
+            )
+
+
+def leaving(old: nn.Module, new: nn.Module) -> list[Tensor | nn.Module]:
+    """The old module, and what goes with it because the new one does not hold it."""
+    stays = {id(part) for part in parts(new)}
+    goes = [part for part in parts(old) if id(part) not in stays]
+    return [old, *(part for part in goes if not isinstance(part, nn.Module) or any(True for _ in part.parameters()))]
+
+
+def parts(module: nn.Module) -> list[Tensor | nn.Module]:
+    """All that a module consists of: modules, parameters and buffers."""
+    return [*module.modules(), *module.parameters(), *module.buffers()]
+
+
+def _keys(part: Tensor | nn.Module | None) -> list[object]:
+    """By what a part is known: itself, and where its numbers begin, which another parameter may have too."""
+    if not isinstance(part, Tensor):
+        return [] if part is None else [id(part)]
+    if part.is_meta or isinstance(part, nn.parameter.UninitializedTensorMixin) or not part.numel():
+        return [id(part)]
+    try:
+        return [id(part), (part.device, part.data_ptr())]
+    except RuntimeError:  # a kind of tensor without memory of its own
+        return [id(part)]
+
+
+def _hidden(module: nn.Module) -> list[nn.Module]:
+    """The modules that a module uses without registering them, as far as can be seen."""
+    found = list(module.shares()) if callable(getattr(module, "shares", None)) else []
+    for name, value in vars(module).items():
+        if name == "_modules":
+            continue
+        value = value() if isinstance(value, weakref.ref) else value
+        value = list(value.values()) if isinstance(value, dict) else value
+        found += value if isinstance(value, (list, tuple)) else [value]
+    return [value for value in found if isinstance(value, nn.Module)]
 
 
 class _Declared(dict):
