@@ -1,11 +1,12 @@
 """An interrupt at any line leaves a layer or a model entirely as it was, or entirely as it was to be."""
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from adapters import base_layer, bits, scatter, scatter_all
+from interrupts import every_line as every_line_of
 from strategies import gaussian
 from torch import nn
 
@@ -13,44 +14,7 @@ import ttref.lora
 from ttref import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
 
 FOLDER = str(Path(ttref.lora.__file__).parent)
-ROOMS = (FOLDER, str(Path(FOLDER).parent / "surgery"))
-
-
-def run(function, stop=None):
-    """Run it with an interrupt at the line event of this number; the lines that it came by, and whether it ended."""
-    lines = []
-
-    def local(frame, event, argument):
-        if event == "line":
-            lines.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(lines) - 1 == stop:
-                raise KeyboardInterrupt
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, argument: local if frame.f_code.co_filename.startswith(ROOMS) else None)
-    try:
-        function()
-    except KeyboardInterrupt:
-        return lines, False
-    finally:
-        sys.settrace(before)
-    return lines, True
-
-
-def every_line(make, verb):
-    """The model after an interrupt at each line the first, the second and the last time, and at last after none."""
-    model = make()
-    lines, ended = run(lambda: verb(model))
-    assert ended and len(lines) > 5
-    met = {}
-    for number, line in enumerate(lines):
-        met.setdefault(line, []).append(number)
-    for number in sorted({number for times in met.values() for number in (*times[:2], times[-1])}):
-        fresh = make()
-        assert not run(lambda fresh=fresh: verb(fresh), number)[1]
-        yield fresh
-    yield model
+every_line = partial(every_line_of, rooms=(FOLDER, str(Path(FOLDER).parent / "surgery")))
 
 
 def net():

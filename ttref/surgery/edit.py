@@ -16,7 +16,9 @@ __all__ = ["edit", "swap_layer"]
 
 _GONE = object()
 _MOST_INTERRUPTS = 100
-_CHANGED = "the model was changed since where the edit had changed it, in {}; put that back first, as undoing a later edit does"
+_CHANGED = (
+    "the model was changed since where the edit changed it, in {}; put that back first, as a later edit's undo does"
+)
 
 
 class edit:

@@ -88,7 +88,7 @@ def names_it(target: str, name: str) -> bool:
 
 
 def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[str, ...] = ()) -> list[str]:
-    """The bare names that ``target`` names, in the order of the model; a name with what wrappers add will do as well.
+    """The bare names that ``target`` names, in the order of the model; else those that it names with wrappers in it.
 
     Args:
         model: The model.
@@ -101,9 +101,10 @@ def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[st
     """
     modules = bare_modules(model, remove_duplicate=False)
     names = [name for name in modules if name and not name.startswith(outside)]
-    whole = target if target in modules else bare_names(model).get(target, target)
-    found = [name for name in names if names_it(whole, name)]
-    if not found:
+    for whole in (target, bare_names(model).get(target, target)):
+        if found := [name for name in names if names_it(whole, name)]:
+            break
+    else:
         ends = dict.fromkeys(name.rpartition(".")[2] for name in names if not list(modules[name].children()))
         pattern = "" if re.fullmatch(r"[\w.\-]*", str(target)) else " (it is taken as it stands, not as a pattern)"
         raise ValueError(
