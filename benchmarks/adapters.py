@@ -12,19 +12,26 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
+from book.workbook import figures
 from book.workbook.sources import load_encoder
 from ttref import add_tt_lora, save_tt_lora
 from ttref.lora.model import adapters
 from ttref.lora.peft import TTLoraConfig
 
-from .measure import Case, Contender, repeated
+from . import page
+from .measure import Case, Contender, repeated, run
 
+RESULT, MODELS = "adapters", ["all-MiniLM-L6-v2"]
+PACKAGES = ("torch", "peft")
 BATCH, LENGTH, SHORT = 32, 64, 16
 TARGETS = ["query", "value"]
 RANK, LORA_RANK, ALPHA = 4, 8, 2.0
@@ -33,6 +40,13 @@ OURS = f"TT-LoRA, rank {RANK}"
 PEER = f"PEFT LoRA, r = {LORA_RANK}"
 BASE = "no adapter"
 ROUNDS = 9
+PANELS = {"train": "a training step", "apart": "inference, adapter apart"}
+
+
+def measure(limits: dict) -> dict:
+    """All on the same threads: each contender is mostly the same model."""
+    listed = tqdm(cases(), desc="adapters", disable=None)
+    return {"cases": [run(case, limits, ROUNDS, limits["threads"]) | extra for case, extra in listed]}
 
 
 class Rebuilding(nn.Module):
@@ -200,3 +214,39 @@ def weights(found: dict[str, nn.Module]) -> list[dict]:
                 {"name": name, "trained": trained, "adam_bytes": 8 * trained, "file_bytes": file.stat().st_size}
             )
     return rows
+
+
+def draw(results: dict) -> Figure:
+    """Milliseconds of every contender, one panel for training and one for inference."""
+    figures.use_house_style()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    for ax, (kind, title) in zip(axes, PANELS.items(), strict=True):
+        (case,) = (case for case in results["cases"] if case["kind"] == kind)
+        rows = case["rows"][::-1]
+        for place, row in enumerate(rows):
+            color = "0.45" if row["name"] == BASE else figures.OKABE_ITO[1 if "PEFT LoRA" in row["name"] else 0]
+            low, middle, high = (row[key] / 1000 for key in ("low_us", "median_us", "high_us"))
+            ax.plot([low, high], [place, place], color=color, lw=1.5, marker="none")
+            ax.plot(middle, place, color=color, marker="x" if row["name"] == BASE else "o")
+        base = next(row["median_us"] for row in rows if row["name"] == BASE) / 1000
+        ax.axvline(base, color="0.45", ls="--", lw=1)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set(xlabel="milliseconds", title=title)
+        ax.set_xlim(left=0)
+    return figure
+
+
+def markdown(results: dict) -> str:
+    """What the adapters weigh, then their times."""
+    (training,) = (case for case in results["cases"] if case["kind"] == "train")
+    lines = ["| Adapter | Trained numbers | Adam's moments, kB | File, kB |", "| --- | ---: | ---: | ---: |"]
+    lines += [
+        f"| {row['name']} | {row['trained']:,} | {row['adam_bytes'] / 1000:,.0f} | {row['file_bytes'] / 1000:,.0f} |"
+        for row in training["weights"]
+    ]
+    return "\n".join(lines) + "\n\n" + page.markdown(results)
+
+
+def write(record: dict) -> None:
+    """Redo the picture and the tables that the performance page shows."""
+    page.write(RESULT, markdown(record), draw(record))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import cotengra
 import numpy as np
 import opt_einsum
 import torch
-from threadpoolctl import threadpool_limits
 
 from ttref import plan_contraction, ttm_matvec
 from ttref.plans import cheapest
 
-from .measure import Case, run
-from .reshapes import LAYERS, ROUNDS, agree, name, timed, train
+from .copies import LAYERS, agree, name, timed, train
+from .measure import Case
 
 LAYER, BATCH = LAYERS[0], 2
 NUMPY = {
@@ -27,10 +27,10 @@ NUMPY = {
 EQUATION = "zxyw,aixb,bjyc,ckwd->zijk"
 
 
-def measure(limits: dict) -> list[dict]:
-    """Both cases on one thread; ``limits`` are those of one thread."""
-    with torch.no_grad(), threadpool_limits(1):
-        return [run(case, limits, ROUNDS, 1) | extra for case, extra in (einsums(), searches())]
+def cases() -> Iterator[tuple[Case, dict]]:
+    """A layer times two vectors, and the search for its order."""
+    yield einsums()
+    yield searches()
 
 
 def operands() -> tuple[list[np.ndarray], list[torch.Tensor]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 from apytypes import APyFixedArray, OverflowMode, QuantizationMode
@@ -12,20 +10,19 @@ from apytypes import APyFixedArray, OverflowMode, QuantizationMode
 from ttref.fixedpoint import FixedPointFormat, QuantizedTT, macs, quantize, requantize
 from ttref.fixedpoint.stages import columns, product
 
-from .figure import markdown
+from . import page
 from .measure import Case, Contender, repeated, run
+from .page import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
-PART = "integers"
-RESULTS = ROOT / "book" / "results" / "integers.json"
-TABLE = ROOT / "book" / "results" / "integers.md"
+RESULT, MODELS = "integers", ["Gaussian layers"]
+PACKAGES = ("torch", "numpy", "apytypes")
 MODES, RANK, VECTORS = (8, 8, 8), 16, 1000
 ROUNDS = 5
 
 
-def measure(limits: dict) -> list[dict]:
+def measure(limits: dict) -> dict:
     """A layer of 512 x 512 in bytes and in 16 bits."""
-    return [run(case(width), limits, ROUNDS) for width in (8, 16)]
+    return {"cases": [run(case(width), limits, ROUNDS) for width in (8, 16)]}
 
 
 def case(width: int) -> Case:
@@ -98,6 +95,6 @@ def signed(bits: np.ndarray, width: int) -> np.ndarray:
     return bits - ((bits >> (width - 1)) << width)
 
 
-def write() -> None:
-    """Redo the table that the performance page shows."""
-    TABLE.write_text(markdown(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+def write(record: dict) -> None:
+    """Redo the tables that the performance page shows."""
+    page.write(RESULT, markdown(record))

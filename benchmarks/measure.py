@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import torch
+
+from book.tools.results import here
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,11 @@ def machine() -> dict:
     big = torch.empty(64 << 20, dtype=torch.uint8)
     target = torch.empty_like(big)
     copy = _best(lambda: target.copy_(big))
-    return {
-        "threads": torch.get_num_threads(),
+    return here() | {
         "flops_per_s": 2 * 1024**3 / gemm,
         "flops32_per_s": 2 * 2048**3 / gemm32,
         "bytes_per_s": 2 * big.numel() / copy,
-        "processor": processor(),
-        "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("torch", "tensorly", "tensorly-torch", "torchTT", "tntorch", "peft")
-        },
     }
-
-
-def table(results: list[dict]) -> str:
-    """The results as text: times per item in microseconds, ratio = peer / ttref in the same round."""
-    lines = [f"{'':46}{'us per item':>12}{'low':>10}{'high':>10}{'threads':>9}{'ratio':>9}"]
-    for result in results:
-        lines.append(f"{result['case']} (floor {result['floor_us']:.2f} us per {result['unit']})")
-        for row in result["rows"]:
-            lines.append(
-                f"    {row['name']:42}{row['median_us']:12.2f}{row['low_us']:10.2f}{row['high_us']:10.2f}"
-                f"{row['threads']:9d}{row['ratio']:8.1f}x"
-            )
-    return "\n".join(lines)
 
 
 def _best_threads(contender: Contender) -> int:
@@ -146,22 +126,3 @@ def _once(contender: Contender) -> float:
 def _best(call: Callable[[], object]) -> float:
     contender = Contender("", call, 1)
     return min(_once(contender) for _ in range(8))
-
-
-def processor() -> str:
-    """The processor's name, with what tells it from others of that name: a virtual machine often hides the rest.
-
-    Example: "Intel(R) Xeon(R) Processor (GenuineIntel family 6 model 207 stepping 2; torch: AVX512, mkl)".
-    """
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            first = itertools.takewhile(str.strip, lines)  # one block of lines a core
-            known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
-    except OSError:
-        known = {}
-    name = known.get("model name") or platform.processor() or platform.machine()
-    told = {"vendor_id": "", "cpu family": "family ", "model": "model ", "stepping": "stepping "}
-    parts = " ".join(word + known[key] for key, word in told.items() if key in known)
-    library = "mkl" if torch.backends.mkl.is_available() else "no mkl"
-    torch_uses = f"torch: {torch.backends.cpu.get_cpu_capability()}, {library}"
-    return f"{name} ({parts}; {torch_uses})" if parts else f"{name} ({torch_uses})"

@@ -5,21 +5,43 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import matplotlib.pyplot as plt
 import tensorly
 import tltorch
 import torch
+from matplotlib.figure import Figure
 from tensorly.decomposition import tensor_train
 from torch import nn
+from tqdm import tqdm
 
+from book.workbook import figures
 from ttref import MPSEmbedding, TTMEmbedding, ttm_svd
 
-from .measure import Case, Contender, repeated
+from . import page
+from .measure import Case, Contender, repeated, run
+from .page import markdown
 
+RESULT, MODELS = "tables", ["Gaussian rows"]
+PACKAGES = ("torch", "tensorly", "tensorly-torch")
 ROWS, WIDTH = 50_257, 768
 LOOK_UPS = (1, 512, 8192)
 APPENDED = (1, 10, 100, 500)
 ROUNDS = 5
 ROW_SHAPE, COL_SHAPE, RANK = (16, 24, 131), (4, 12, 16), 8  # tltorch's own choice for 50,304 x 768
+KINDS = {"one train a row": "one train for each row", "one TT-matrix": "one TT-matrix for the table"}
+STYLES = {
+    "MPSEmbedding": 0,
+    "TTMEmbedding": 0,
+    "tltorch FactorizedEmbedding": 1,
+    "rebuild, then index": 2,
+    "MPSEmbedding, int8 cores": 3,
+    "MPSEmbedding, centered and rotated": 4,
+}
+
+
+def measure(limits: dict) -> dict:
+    """All contenders of a case in one run."""
+    return {"cases": [run(case, limits, ROUNDS) | extra for case, extra in tqdm(cases(), desc="tables", disable=None)]}
 
 
 def cases() -> list[tuple[Case, dict]]:
@@ -169,3 +191,35 @@ def _look_up(name: str, calls: dict[str, Callable], count: int, stored: int) -> 
     """The floor: what is stored of each row, and the row itself, moved once."""
     contenders = [repeated(label, torch.no_grad()(call)) for label, call in calls.items()]
     return Case(name, "call", contenders, 0, 4 * count * (stored + WIDTH))
+
+
+def look_ups(results: dict, kind: str) -> dict[str, list[tuple[int, float]]]:
+    """For each contender of one kind of table, the number of ids and the microseconds of a look-up."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for case in results["cases"]:
+        for row in case["rows"] if case.get("kind") == kind else []:
+            lines.setdefault(row["name"], []).append((case["ids"], row["median_us"]))
+    return lines
+
+
+def draw(results: dict) -> Figure:
+    """Time of a look-up against the number of ids, one panel for each kind of table."""
+    figures.use_house_style()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharey=True)
+    for ax, (kind, title) in zip(axes, KINDS.items(), strict=True):
+        for name, points in look_ups(results, kind).items():
+            color, marker = "0.45", "x"
+            if name in STYLES:
+                color, marker = figures.OKABE_ITO[STYLES[name]], figures.MARKERS[STYLES[name]]
+            ax.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
+        ax.set(xscale="log", yscale="log", xlabel="ids looked up at once", title=title)
+        ax.legend(fontsize=9, loc="best")
+    axes[0].set_ylabel("microseconds")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high * 30)  # room for the legends
+    return figure
+
+
+def write(record: dict) -> None:
+    """Redo the picture and the tables that the performance page shows."""
+    page.write(RESULT, markdown(record), draw(record))

@@ -7,16 +7,22 @@ import io
 import math
 import warnings
 
+import matplotlib.pyplot as plt
 import tensorly
 import tntorch
 import torch
+from matplotlib.figure import Figure
 from tensorly.decomposition import tensor_train, tensor_train_matrix
+from tqdm import tqdm
 
+from book.workbook import figures
 from book.workbook.sources import load_language_model
 from ttref import tt_dot, tt_ranks, tt_svd, tt_to_tensor, ttm_svd
 from ttref.threads import map_chunks
 
-from .measure import Case, Contender
+from . import page
+from .measure import Case, Contender, run
+from .page import markdown
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")  # torchTT says on import that it runs without its C++ extension
@@ -24,28 +30,37 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 
 tensorly.set_backend("pytorch")
 
+RESULT, MODELS = "speed", ["SmolLM2-135M-Instruct (token table)"]
+PACKAGES = ("torch", "tensorly", "torchTT", "tntorch")
 MODES = (2,) * 10
+ROWS, SOME, FEW = 49_152, 4096, 200  # for all at once, for batches and for loops
+MATRIX = (768, 3072, (12, 16, 16), (8, 8, 12), 8)  # sizes, modes of rows and of columns, rank
+
+
+def measure(limits: dict) -> dict:
+    """All contenders of a case in one run."""
+    return {"cases": [run(case, limits) for case in tqdm(cases(), desc="trains", disable=None)]}
 
 
 def cases() -> list[Case]:
     """All cases of this module, on Gaussian rows and on the rows of SmolLM2's token table."""
-    gaussian = torch.randn(49_152, 1024, generator=torch.Generator().manual_seed(0))
+    gaussian = torch.randn(ROWS, 1024, generator=torch.Generator().manual_seed(0))
     table = load_language_model().model.get_input_embeddings().weight.detach()
-    table = torch.nn.functional.pad(table, (0, 1024 - table.shape[1]))
+    table = torch.nn.functional.pad(table[:ROWS], (0, 1024 - table.shape[1]))
     return [
         decompose("TT-SVD, Gaussian rows, 2^10, rank 4", gaussian, 4),
         decompose("TT-SVD, Gaussian rows, 2^10, rank 1", gaussian, 1),
         decompose("TT-SVD, SmolLM2 rows padded to 2^10, rank 4", table, 4),
         decompose("TT-SVD, SmolLM2 rows padded to 2^10, rank 1", table, 1),
-        rebuild(gaussian[:4096], 4),
-        inner_products(gaussian[:4096], 4),
-        matrix(768, 3072, (12, 16, 16), (8, 8, 12), 8),
+        rebuild(gaussian[:SOME], 4),
+        inner_products(gaussian[:SOME], 4),
+        matrix(*MATRIX),
     ]
 
 
 def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
     """Every row as one train; peers that have no batch mode loop, on fewer rows."""
-    few, some = rows[:200], rows[:4096]
+    few, some = rows[:FEW], rows[:SOME]
     solver = eigenproblems(MODES, rank, len(rows))
     return Case(
         name,
@@ -94,7 +109,7 @@ def eigenproblems(modes: tuple[int, ...], rank: int, count: int) -> list[Contend
 def rebuild(rows: torch.Tensor, rank: int) -> Case:
     """From cores back to rows."""
     cores = tt_svd(rows, MODES, rank=rank, batch_dims=1)
-    single = [[core[i] for core in cores] for i in range(200)]
+    single = [[core[i] for core in cores] for i in range(FEW)]
     batched = tntorch.Tensor(rows.reshape(-1, *MODES), ranks_tt=rank, batch=True)
     ranks = tt_ranks(MODES, rank)
     half = len(MODES) // 2
@@ -116,8 +131,8 @@ def inner_products(rows: torch.Tensor, rank: int) -> Case:
     """Inner product of each train with its neighbor."""
     cores = tt_svd(rows, MODES, rank=rank, batch_dims=1)
     other = [core.roll(1, 0) for core in cores]
-    pairs = [(torchtt.TT([core[i] for core in cores]), torchtt.TT([core[i] for core in other])) for i in range(200)]
-    single = [tuple(tntorch.Tensor([core[i] for core in train]) for train in (cores, other)) for i in range(200)]
+    pairs = [(torchtt.TT([core[i] for core in cores]), torchtt.TT([core[i] for core in other])) for i in range(FEW)]
+    single = [tuple(tntorch.Tensor([core[i] for core in train]) for train in (cores, other)) for i in range(FEW)]
     ranks = tt_ranks(MODES, rank)
     flops = 2 * sum(2 * ranks[k] * ranks[k + 1] * (ranks[k] + ranks[k + 1]) for k in range(len(MODES)))
     return Case(
@@ -158,3 +173,61 @@ def _svd_floor(modes: tuple[int, ...], rank: int) -> tuple[float, float]:
             flops += size * rest * min(size, rest) + 9 * min(size, rest) ** 3 + 2 * size * ranks[k + 1] * rest
     params = sum(ranks[k] * n * ranks[k + 1] for k, n in enumerate(modes))
     return flops, 4.0 * (math.prod(modes) + params)
+
+
+def draw(results: dict) -> Figure:
+    """Time per item of every contender, one panel row per case, on a logarithmic axis; the floor as a tick."""
+    figures.use_house_style()
+    cases = results["cases"]
+    count = sum(len(case["rows"]) + 1 for case in cases)
+    figure, ax = plt.subplots(figsize=(8, 0.36 * count + 0.8), layout="constrained")
+    colors = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT", "LAPACK"), figures.OKABE_ITO, strict=False))
+    markers = dict(zip(colors, "oDs^v", strict=True))
+    y, ticks, labels = 0, [], []
+    for case in cases:
+        ax.text(
+            0.0,
+            y,
+            f"{case['case']}, per {case['unit']}",
+            transform=ax.get_yaxis_transform(),
+            weight="bold",
+            va="center",
+            fontsize=10,
+        )
+        top = y + 0.5
+        for row in case["rows"]:
+            y += 1
+            library = row["name"].split(",")[0].split(".")[0]
+            if library not in colors:  # a part of ttref's own work, timed alone
+                library = "LAPACK"
+            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colors[library], linewidth=2, marker="")
+            ax.plot(row["median_us"], y, markers[library], color=colors[library], markersize=8)
+            ax.annotate(
+                "" if library == "ttref" else f"{row['ratio']:.1f}×",
+                (row["high_us"], y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
+            ticks.append(y)
+            labels.append(row["name"])
+        ax.vlines(case["floor_us"], top, y + 0.5, color="0.35", linestyle=(0, (2, 1.5)), linewidth=1.2)
+        y += 1
+    ax.set(
+        xscale="log",
+        yticks=ticks,
+        yticklabels=labels,
+        ylim=(y - 0.4, -0.6),
+        xlabel="microseconds per item; dashed: floor",
+    )
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high * 2.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    return figure
+
+
+def write(record: dict) -> None:
+    """Redo the picture and the tables that the performance page shows."""
+    page.write(RESULT, markdown(record), draw(record))

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from book.tools import results
 from book.workbook import sources
 from ttref import factorize, truncated_svd, tt_svd, ttm_svd
 
-from .. import record
 from ..toy_classifier import mnist
 from ..toy_classifier.data import brief, three_parts
 from ..toy_classifier.training import DENSE, SCRATCH, SHUFFLED, Arm
@@ -185,11 +185,11 @@ def main() -> None:
             "reviews": reviews(folder, lr, progress),
         }
     print(
-        record.write(
+        results.write(
             "elsewhere",
             brief(values),
             models=["784-512-10", "ResNet-20 (CIFAR-10)", "ViT (CIFAR-10)", "all-MiniLM-L6-v2"],
             data=["MNIST test part, first 5,000", "CIFAR-10 test part, first 761", "SST-2 training part"],
-            seed=0,
+            command="python -m studies.elsewhere",
         )
     )

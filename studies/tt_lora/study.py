@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 
+from book.tools import results
 from book.workbook import sources
 
-from .. import record
 from .arms import ALL_LINEAR, BATCH, EPOCHS, Arm, run
 from .glue import glue
 from .llama import llama
@@ -196,18 +196,18 @@ def main(*names: str) -> None:
     folder = sources.data_folder()
 
     def recorded() -> dict:
-        before = record.read("tt_lora")
+        before = results.read("tt_lora")
         return {name: before[name] for name in (*SECTIONS, "cpu_seconds", "libraries") if name in before}
 
     def keep(found: dict) -> Path:
         installed = [name for name in ("peft", "ray") if importlib.util.find_spec(name)]
         libraries = recorded().get("libraries", {}) | {name: version(name) for name in installed}
-        return record.write(
+        return results.write(
             "tt_lora",
             recorded() | {"libraries": libraries} | found,
             models=["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"],
             data=["docstrings of numpy, scipy, scikit-learn, matplotlib", "SST-2, MRPC, RTE, CoLA (training files)"],
-            seed=0,
+            command="python -m studies.tt_lora",
         )
 
     for name in names or SECTIONS:

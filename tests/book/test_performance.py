@@ -1,16 +1,15 @@
 """A speed is a claim about one processor: every table names it, and `make bench` shows it beside the reader's own."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import PAGES, described
-from benchmarks.figure import OTHERS
-from benchmarks.measure import processor
+from benchmarks import page
+from benchmarks.__main__ import PARTS, described
+from book.tools.results import processor, read
 
-by_part = pytest.mark.parametrize("part", PAGES)
+by_part = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 
 
 def test_the_processor_is_told_from_others_of_its_name():
@@ -30,14 +29,13 @@ def test_a_system_that_tells_nothing_still_has_a_name(monkeypatch):
 
 @by_part
 def test_a_table_names_the_processor_and_says_that_ratios_move_with_it(part):
-    page = PAGES[part]
-    recorded = json.loads(page.RESULTS.read_text(encoding="utf-8"))
-    shown = page.TABLE.read_text(encoding="utf-8")
-    assert shown == page.markdown(recorded)
-    assert f" on {recorded['machine']['processor']}, " in shown and OTHERS in shown
+    recorded = read(part.RESULT)
+    shown = page.table(part.RESULT).read_text(encoding="utf-8")
+    assert shown == part.markdown(recorded)
+    assert f" on {recorded['machine']['processor']}, " in shown and page.OTHERS in shown
 
 
 @by_part
 def test_the_recorded_machine_fits_one_line(part):
-    line = described(json.loads(PAGES[part].RESULTS.read_text(encoding="utf-8"))["machine"])
+    line = described(read(part.RESULT)["machine"])
     assert "threads" in line and "Gflop/s" in line and "\n" not in line

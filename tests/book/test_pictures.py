@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import adapters_figure as adapters
-from benchmarks import figure as speed
-from benchmarks import integers, reshapes
-from benchmarks import layers_figure as layers
-from benchmarks import tables_figure as tables
+from benchmarks import adapters, layers, page, tables, trains
 from studies.overview import figure as overview_figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -22,10 +18,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 @pytest.mark.parametrize(
     ("name", "draw", "picture"),
     [
-        ("speed", speed.draw, speed.PICTURE),
-        ("layers", layers.draw, layers.PICTURE),
-        ("tables", tables.draw, tables.PICTURE),
-        ("adapters", adapters.draw, adapters.PICTURE),
+        *((part.RESULT, part.draw, page.picture(part.RESULT)) for part in (trains, layers, tables, adapters)),
         ("overview", overview_figure.draw, overview_figure.PICTURE),
     ],
 )
@@ -41,15 +34,18 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 
 
-@pytest.mark.parametrize("page", [speed, layers, tables, adapters, integers, reshapes], ids=lambda page: page.PART)
-def test_a_table_is_what_its_results_say(page):
-    results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
-    assert page.TABLE.read_text(encoding="utf-8") == page.markdown(results)
+def ratios(case):
+    return {row["name"]: row["ratio"] for row in case["rows"]}
+
+
+def only(results, **wanted):
+    (case,) = (case for case in results["cases"] if wanted.items() <= case.items())
+    return case
 
 
 def test_recorded_layers_keep_what_the_page_says():
     for case in json.loads((RESULTS / "layers.json").read_text(encoding="utf-8"))["cases"]:
-        ratio = layers.ratios(case)
+        ratio = ratios(case)
         fastest_peer = min(ratio[name] for name in layers.PEERS)
         where = case["in_shape"], case["out_shape"], case["rank"], case["batch"]
         if case["macs"] <= case["dense_macs"] / 2:
@@ -64,7 +60,7 @@ def test_recorded_integers_keep_what_the_page_says():
     """Eight bits in float32, 16 in float64: both beat NumPy's integer products and apytypes."""
     for case in json.loads((RESULTS / "integers.json").read_text(encoding="utf-8"))["cases"]:
         ours = case["rows"][0]
-        ratio = {row["name"]: row["ratio"] for row in case["rows"]}
+        ratio = ratios(case)
         assert ours["median_us"] <= 300_000, case["case"]
         assert min(ratio["the same in int64"], ratio["apytypes"]) >= 2, case["case"]
         assert ratio["dense layer, products alone"] < 1, case["case"]
@@ -72,7 +68,7 @@ def test_recorded_integers_keep_what_the_page_says():
 
 def test_recorded_reshapes_keep_what_the_page_says():
     for case in json.loads((RESULTS / "reshapes.json").read_text(encoding="utf-8"))["cases"]:
-        ratio = {row["name"]: row["ratio"] for row in case["rows"]}
+        ratio = ratios(case)
         kind, torch_too = case["kind"], case.get("library") == "PyTorch"
         if kind == "rows" or (kind == "layer" and case["rank"] == 8 and torch_too):
             assert ratio["copied"] >= 1.5, case["case"]
@@ -109,11 +105,11 @@ def test_recorded_speed_keeps_what_the_page_says(rank, peer, least):
 
 def test_recorded_tables_keep_what_the_page_says():
     results = json.loads((RESULTS / "tables.json").read_text(encoding="utf-8"))
-    assert tables.ratios(results, "build, one train a row, rank 4")["TensorLy on PyTorch, loop"] >= 30
+    assert ratios(only(results, case="build, one train a row, rank 4"))["TensorLy on PyTorch, loop"] >= 30
     for count in (512, 8192):
-        ratio = tables.ratios(results, f"look-up, one TT-matrix, rank 8, {count:,} ids")
+        ratio = ratios(only(results, case=f"look-up, one TT-matrix, rank 8, {count:,} ids"))
         assert ratio["tltorch FactorizedEmbedding"] >= 1.5
-    ratio = tables.ratios(results, "look-up, one train a row, rank 4, 512 ids")
+    ratio = ratios(only(results, case="look-up, one train a row, rank 4, 512 ids"))
     assert ratio["nn.Embedding"] >= 1 / 12
     assert ratio["rebuild, then index"] >= 100
 
@@ -121,7 +117,7 @@ def test_recorded_tables_keep_what_the_page_says():
 def test_recorded_adapters_keep_what_the_page_says():
     results = json.loads((RESULTS / "adapters.json").read_text(encoding="utf-8"))
     peer, base, rebuilt = "PEFT LoRA, r = 8", adapters.BASE, "rebuilt as in the published code"
-    training, apart, merged = (adapters.ratios(results, kind) for kind in ("train", "apart", "merged"))
+    training, apart, merged = (ratios(only(results, kind=kind)) for kind in ("train", "apart", "merged"))
     assert training[peer] >= 1 / 1.1 and apart[peer] >= 1 / 1.05
     assert abs(merged[base] - 1) <= 0.05
     assert training[rebuilt] > 1.05 and apart[rebuilt] > 1.05

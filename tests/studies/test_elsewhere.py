@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from book.tools.results import RESULTS
 from studies.elsewhere import fixed as elsewhere_fixed
 from studies.elsewhere import study as elsewhere
 from studies.elsewhere.networks import ResNet20, ViT, cifar, rounded
-from studies.record import RESULTS
 from studies.toy_classifier.data import three_parts
 from studies.toy_classifier.training import SCRATCH, Arm
 from studies.tt_lora.tasks import load_glue

@@ -10,7 +10,7 @@ import pytest
 import torch
 from strategies import gaussian
 
-from studies import record
+from book.tools import results as record
 from studies.embeddings import methods as embedding_methods
 from studies.embeddings import study as embeddings
 from studies.tt_lora import study as tt_lora
@@ -78,7 +78,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_record_is_written_whole(results, monkeypatch):
-    path = record.write("some", {"value": 1}, models=[], data=[], seed=0)
+    path = record.write("some", {"value": 1}, command="python -m some")
     assert record.read("some")["value"] == 1 and record.read("other") == {}
     before = path.read_bytes()
 
@@ -87,7 +87,7 @@ def test_a_record_is_written_whole(results, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
-        record.write("some", {"value": 2}, models=[], data=[], seed=0)
+        record.write("some", {"value": 2}, command="python -m some")
     assert path.read_bytes() == before and list(results.iterdir()) == [path]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from book.tools.results import RESULTS
 from book.workbook import sources
 from studies.embeddings import data as embedding_data
 from studies.embeddings import study as embeddings
@@ -20,7 +21,6 @@ from studies.embeddings.loss import Texts, front
 from studies.embeddings.methods import floor, mean_row, parts
 from studies.embeddings.tables import columns, growth, sizes_at
 from studies.overview import study as overview
-from studies.record import RESULTS
 from studies.toy_classifier import adaptive as toy_adaptive
 from studies.toy_classifier import ranks as toy_ranks
 from studies.toy_classifier import study as toy_classifier

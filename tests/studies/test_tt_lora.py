@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from book.tools.results import RESULTS
 from book.workbook.finetuning import trainable_parameters
 from book.workbook.sources import LoadedModel
-from studies.record import RESULTS
 from studies.tt_lora import arms as tt_lora_arms
 from studies.tt_lora import glue as tt_lora_glue
 from studies.tt_lora import llama as tt_lora_llama

@@ -21,7 +21,7 @@ pytest.importorskip("ray.tune", reason="Ray Tune is not installed", exc_type=Imp
 import ray
 from ray import tune
 
-from studies.record import RESULTS
+from book.tools.results import RESULTS
 from studies.tt_lora import search as tt_lora_search
 from studies.tt_lora import selection, tuner
 from ttref import TTLoRALinear
