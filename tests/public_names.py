@@ -245,6 +245,7 @@ EXEMPT = {
     "plan_contraction": "counts operations, computes none",
     "Plan": "counts",
     "TiedHead": "a layer: its scores take autocast's dtype, as those of nn.Linear do",
+    "edit": "moves modules",
     "swap_layer": "moves a module",
     "Compressed": "a protocol",
     "load": "reads what was stored",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .matrices import ttm_svd, ttm_to_matrix
     from .plans import Plan, plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
-    from .surgery import swap_layer
+    from .surgery import edit, swap_layer
     from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "TiedHead",
     "add_tt_lora",
     "balanced_modes",
+    "edit",
     "entanglement_entropy",
     "factorize",
     "gaussian_distortion",
@@ -88,7 +89,7 @@ _HOME = {
     "contraction": ("ttm_matvec",),
     "layers": ("TTLinear",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
-    "surgery": ("swap_layer",),
+    "surgery": ("edit", "swap_layer"),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
     "files": ("load",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
