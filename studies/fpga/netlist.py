@@ -100,8 +100,8 @@ class Cell:
 
 def run(path: str | Path, dut: TTMatvec, xq: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """As :func:`ttref.fixedpoint.simulate`, on the netlist that was made of ``dut``."""
-    netlist, qtt, plan = Netlist(path), dut.qtt, dut.plan
-    layout, bits = plan.layout(len(plan.tiles)), dut.act_bits
+    netlist, qtt, schedule = Netlist(path), dut.qtt, dut.schedule
+    layout, bits = schedule.layout(len(schedule.tiles)), dut.act_bits
     yq, saturated, cycles = np.zeros((len(xq), qtt.out_features), dtype=np.int64), np.zeros(len(xq), dtype=bool), 0
     for row, vector in enumerate(xq):
         for address, entry in enumerate(vector):
@@ -111,8 +111,8 @@ def run(path: str | Path, dut: TTMatvec, xq: np.ndarray) -> tuple[np.ndarray, np
         outputs, cycles = netlist.tick(start=0), 0
         while not outputs["done"]:
             outputs, cycles = netlist.tick(), cycles + 1
-            if cycles > 2 * plan.cycles:
-                raise RuntimeError(f"the netlist is not done after {cycles} cycles; {plan.cycles} are scheduled")
+            if cycles > 2 * schedule.cycles:
+                raise RuntimeError(f"the netlist is not done after {cycles} cycles; {schedule.cycles} are scheduled")
         saturated[row] = outputs["saturated"]
         for address, word in enumerate(layout):
             for _ in range(3):

@@ -85,7 +85,7 @@ def design(
         "weights": sum(core.size for core in qtt.cores),
         "macs": sum(stage.macs for stage in qtt.stages),
         "cycles": cycles,
-        "word": dut.plan.word,
+        "word": dut.schedule.word,
         "vectors": VECTORS,
         "mismatches": int(np.count_nonzero(yq != expected)),
         "netlist_vectors": NETLIST_VECTORS,

@@ -40,7 +40,7 @@ def agree(qtt, lanes, xq):
     flags = [any(stage.count for stage in qtt.matvec(vector, return_stats=True)[1]) for vector in xq]
     np.testing.assert_array_equal(yq, qtt.matvec(xq))
     np.testing.assert_array_equal(saturated, flags)
-    assert cycles == dut.plan.cycles
+    assert cycles == dut.schedule.cycles
     return saturated
 
 
@@ -179,8 +179,8 @@ def test_the_trace_is_what_the_circuit_does_in_every_cycle(lanes, monkeypatch):
     simulator.add_testbench(bench)
     simulator.run()
 
-    records = list(trace(dut.plan))
-    assert len(seen) == len(records) == dut.plan.cycles
+    records = list(trace(dut.schedule))
+    assert len(seen) == len(records) == dut.schedule.cycles
     assert [s["read"] for s in seen] == [record.read for record in records]
     assert [s["write"] for s in seen] == [record.write for record in records]
     states = [xq]
@@ -193,7 +193,7 @@ def test_the_trace_is_what_the_circuit_does_in_every_cycle(lanes, monkeypatch):
         )
         z = states[-1].reshape(stage.A, stage.K, stage.B).transpose(0, 2, 1)
         states.append(part.matvec(z).transpose(0, 2, 1).reshape(-1))
-    sums = [0] * dut.plan.used_lanes
+    sums = [0] * dut.schedule.used_lanes
     for now, record in enumerate(records[:-2]):
         stage = qtt.stages[record.stage]
         core = qtt.cores[stage.core].reshape(stage.M, stage.K)
@@ -221,12 +221,12 @@ def test_start_and_load_are_ignored_while_busy():
         cycles = 0
         while ctx.get(dut.busy):
             ctx.set(dut.load_address, cycles % len(xq))
-            ctx.set(dut.start, int(cycles < dut.plan.cycles - 1))
+            ctx.set(dut.start, int(cycles < dut.schedule.cycles - 1))
             await ctx.tick()
             cycles += 1
-        assert cycles == dut.plan.cycles and ctx.get(dut.done)
+        assert cycles == dut.schedule.cycles and ctx.get(dut.done)
         ctx.set(dut.load_enable, 0)
-        for address, word in enumerate(dut.plan.layout(3)):
+        for address, word in enumerate(dut.schedule.layout(3)):
             ctx.set(dut.read_address, address)
             await ctx.tick().repeat(rtl.READ_LATENCY)
             entries.extend((entry, ctx.get(dut.read_data)[slot]) for slot, entry in enumerate(word) if entry >= 0)
@@ -285,7 +285,7 @@ def test_an_output_may_be_read_until_the_next_input_is_loaded(cores):
     """As the docstring says: loading may overwrite it, reading it twice may not."""
     qtt = train((2,) * cores, (2,) * cores, (1, *[2] * (cores - 1), 1))
     dut, (first, second) = TTMatvec(qtt, 2), inputs(qtt, 2)
-    layout, seen = dut.plan.layout(cores), []
+    layout, seen = dut.schedule.layout(cores), []
 
     async def bench(ctx):
         for vector in (first, second):

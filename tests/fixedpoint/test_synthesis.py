@@ -224,7 +224,7 @@ def test_one_design_of_the_recorded_table(tmp_path):
     found = synthesize(dut, seed=record["seeds"][0], folder=tmp_path)
     yq, _, taken = fpga_netlist.run(tmp_path / "top.json", dut, xq[::5])
     np.testing.assert_array_equal(yq, qtt.matvec(xq[::5]))
-    assert taken == dut.plan.cycles
+    assert taken == dut.schedule.cycles
     if found["versions"] != record["chip"]["versions"]:
         pytest.skip("recorded with other versions of the tools")
     assert found["fmax_mhz"] == recorded["fmax_mhz"][0]

@@ -15,13 +15,13 @@ TINY = [(1, 2, 2, 2), (2, 2, 2, 1)]
 
 
 @pytest.fixture(scope="module")
-def plan():
+def tiny():
     return schedule(tt_stages(TINY), 2)
 
 
 @pytest.fixture(scope="module")
-def page(plan):
-    return animate_run(plan, milliseconds=500)
+def page(tiny):
+    return animate_run(tiny, milliseconds=500)
 
 
 def pictures(page):
@@ -34,14 +34,14 @@ def test_the_animation_loads_nothing_and_keeps_within_its_share_of_a_notebook(pa
     assert len(page) < 300_000
 
 
-def test_every_cycle_has_a_frame_and_the_first_stands_there_without_a_script(page, plan):
+def test_every_cycle_has_a_frame_and_the_first_stands_there_without_a_script(page, tiny):
     shown = pictures(page)
     frames = [image for where, image in shown if where != "src="]
-    assert len(frames) == plan.cycles == 36
+    assert len(frames) == tiny.cycles == 36
     (still,) = (image for where, image in shown if where == "src=")
     assert still.tobytes() == frames[0].tobytes()
     assert all("transparency" not in image.info and image.mode == "P" for image in frames)
-    assert len({image.convert("RGB").tobytes() for image in frames}) == plan.cycles
+    assert len({image.convert("RGB").tobytes() for image in frames}) == tiny.cycles
 
 
 def test_the_words_for_those_who_do_not_see_it_count_the_cycles(page):
@@ -57,10 +57,10 @@ def test_every_button_has_text_and_a_fixed_player(page):
     assert set(re.findall(r"_anim_img(\w*)", page)) == {"1"}
 
 
-def test_the_chart_writes_what_the_trace_says(plan):
-    figure = draw_run(plan)
+def test_the_chart_writes_what_the_trace_says(tiny):
+    figure = draw_run(tiny)
     at = {tuple(text.get_position()): text.get_text() for ax in figure.axes for text in ax.texts}
-    for now, cycle in enumerate(trace(plan)):
+    for now, cycle in enumerate(trace(tiny)):
         expected = ["" if cycle.read is None else str(cycle.read)]
         expected += ["" if p is None else f"{p[1]},{p[3]}" for p in cycle.products]
         expected += ["" if cycle.write is None else str(cycle.write)]

@@ -47,7 +47,7 @@ class TTMatvec(wiring.Component):
 
     - ``load_enable``, ``load_address``, ``load_data``: Write entry ``load_address`` of the input. Ignored while busy.
     - ``start``: Begin, if not busy. Clears ``done`` and ``saturated``.
-    - ``busy``: High for exactly ``plan.cycles`` cycles from the one after ``start``.
+    - ``busy``: High for exactly ``schedule.cycles`` cycles from the one after ``start``.
     - ``done``: High once the output is complete, until the next start.
     - ``saturated``: High if any number of any stage left its format since the last start, saturated or wrapped.
     - ``read_address``, ``read_data``: Two cycles later, word ``read_address`` of the output, with the entries
@@ -60,7 +60,7 @@ class TTMatvec(wiring.Component):
 
     Attributes:
         qtt: The train.
-        plan: The :class:`~ttref.fixedpoint.scheduling.Schedule` of its lanes.
+        schedule: The :class:`~ttref.fixedpoint.scheduling.Schedule` of its lanes.
 
     Raises:
         TypeError: ``qtt`` is no :class:`QuantizedTT`, or ``lanes`` no integer.
@@ -73,7 +73,7 @@ class TTMatvec(wiring.Component):
         >>> rng = np.random.default_rng(0)
         >>> cores = [rng.normal(size=s) for s in [(1, 2, 3, 2), (2, 2, 2, 1)]]
         >>> dut = TTMatvec(QuantizedTT.from_float(cores, weight_width=8, act_width=8, x_max=1.0), lanes=4)
-        >>> dut.plan.cycles, dut.plan.used_lanes, dut.plan.word
+        >>> dut.schedule.cycles, dut.schedule.used_lanes, dut.schedule.word
         (32, 4, 2)
         >>> netlist = rtlil.convert(dut)             # for any synthesis tool
     """
@@ -96,7 +96,7 @@ class TTMatvec(wiring.Component):
                     f"stage {stage} writes {fmt}, and hardware cannot raise an exception; "
                     "take SAT or WRAP and watch the flag ``saturated``"
                 )
-        self.qtt, self.plan = qtt, schedule(qtt.stages, lanes)
+        self.qtt, self.schedule = qtt, schedule(qtt.stages, lanes)
         # An unsigned number needs one more bit as a signed factor.
         self.act_bits = max(fmt.width + (not fmt.signed) for fmt in qtt.stage_formats)
         self.weight_bits = max(fmt.width + (not fmt.signed) for fmt in qtt.core_formats)
@@ -110,21 +110,21 @@ class TTMatvec(wiring.Component):
                 "busy": Out(1),
                 "done": Out(1),
                 "saturated": Out(1),
-                "read_address": In(range(self.plan.words[-1])),
-                "read_data": Out(data.ArrayLayout(signed(self.act_bits), self.plan.word)),
+                "read_address": In(range(self.schedule.words[-1])),
+                "read_data": Out(data.ArrayLayout(signed(self.act_bits), self.schedule.word)),
             }
         )
 
     def elaborate(self, _platform: object) -> Module:
         """The circuit: control, memories, lanes, rounding units."""
-        plan, qtt, m = self.plan, self.qtt, Module()
-        stage, last_stage = Signal(range(max(2, len(plan.tiles)))), len(plan.tiles) - 1
+        tiles, qtt, m = self.schedule.tiles, self.qtt, Module()
+        stage, last_stage = Signal(range(max(2, len(tiles)))), len(tiles) - 1
         acc_bits = [
             fp.accumulator_width(qtt.core_formats[tile.core], qtt.stage_formats[s], tile.K)
-            for s, tile in enumerate(plan.tiles)
+            for s, tile in enumerate(tiles)
         ]
-        m.submodules.feeder = feeder = Feeder(plan)
-        m.submodules.drainer = drainer = Drainer(plan, max(acc_bits))
+        m.submodules.feeder = feeder = Feeder(self.schedule)
+        m.submodules.drainer = drainer = Drainer(self.schedule, max(acc_bits))
         m.d.comb += [feeder.stage.eq(stage), drainer.stage.eq(stage)]
 
         # Start, and the change of stages. A stage is over when its last word is on the write port.
@@ -149,20 +149,20 @@ class TTMatvec(wiring.Component):
             after = Mux(row_end, write_address, column_start) + 1
             m.d.sync += [write_address.eq(after), column_start.eq(after)]
         with m.Elif(write):
-            m.d.sync += write_address.eq(write_address + by_stage(stage, [tile.reads for tile in plan.tiles]))
+            m.d.sync += write_address.eq(write_address + by_stage(stage, [tile.reads for tile in tiles]))
 
         results = Signal(self.read_data.shape())
         act_word = self._activations(m, stage, feeder.address, write, write_address, results)
         weight_word = self._weights(m, feeder.weight)
 
         live, first = delayed(m, feeder.live, 4), delayed(m, feeder.first, 4)
-        for lane in range(plan.used_lanes):
+        for lane in range(self.schedule.used_lanes):
             a = Signal(signed(self.act_bits), name=f"act_{lane}")
             w = Signal(signed(self.weight_bits), name=f"weight_{lane}")
             product = Signal(signed(self.act_bits + self.weight_bits), name=f"product_{lane}")
             total = Signal(signed(max(acc_bits)), name=f"total_{lane}")
-            m.d.sync += a.eq(by_stage(stage, picked(act_word, [lane % tile.columns for tile in plan.tiles])))
-            m.d.sync += w.eq(by_stage(stage, picked(weight_word, [lane // tile.columns for tile in plan.tiles])))
+            m.d.sync += a.eq(by_stage(stage, picked(act_word, [lane % tile.columns for tile in tiles])))
+            m.d.sync += w.eq(by_stage(stage, picked(weight_word, [lane // tile.columns for tile in tiles])))
             m.d.sync += product.eq(a * w)
             with m.If(live):
                 m.d.sync += total.eq(Mux(first, 0, total) + product)
@@ -173,10 +173,10 @@ class TTMatvec(wiring.Component):
 
         shifts = [
             qtt.core_formats[tile.core].frac_bits + qtt.stage_formats[s].frac_bits - qtt.stage_formats[s + 1].frac_bits
-            for s, tile in enumerate(plan.tiles)
+            for s, tile in enumerate(tiles)
         ]
-        overflow = Signal(plan.word)
-        for slot in range(plan.word):
+        overflow = Signal(self.schedule.word)
+        for slot in range(self.schedule.word):
             m.submodules[f"rounder_{slot}"] = unit = Rounder(acc_bits, shifts, qtt.stage_formats[1:], self.act_bits)
             m.d.comb += [unit.stage.eq(stage), unit.sum.eq(drainer.slots[slot])]
             m.d.comb += [overflow[slot].eq(unit.overflow), results[slot].eq(unit.value)]
@@ -188,8 +188,8 @@ class TTMatvec(wiring.Component):
         self, m: Module, stage: Signal, address: Signal, write: Signal, write_address: Signal, results: data.View
     ) -> data.View:
         """The activation memory, for the running stage or, when idle, for the user; returns the word read."""
-        bits, odd = len(address), len(self.plan.tiles) % 2
-        depth = (1 << bits) + max(self.plan.words[1::2])
+        bits, odd = len(address), len(self.schedule.tiles) % 2
+        depth = (1 << bits) + max(self.schedule.words[1::2])
         m.submodules.activations = memory = Memory(shape=self.read_data.shape(), depth=depth, init=[])
         reader, writer = memory.read_port(), memory.write_port()
         with m.If(self.busy):
@@ -205,11 +205,11 @@ class TTMatvec(wiring.Component):
 
     def _weights(self, m: Module, address: Signal) -> data.View:
         """The weight memory; returns the word read."""
-        plan, rows = self.plan, []
-        for s, tile in enumerate(plan.tiles):
+        rows = []
+        for s, tile in enumerate(self.schedule.tiles):
             core = self.qtt.cores[tile.core].reshape(tile.r0 * tile.m, tile.K)
-            rows += [[0 if at is None else int(core[at]) for at in slots] for slots in plan.weights(s)]
-        layout = data.ArrayLayout(signed(self.weight_bits), plan.weight_slots)
+            rows += [[0 if at is None else int(core[at]) for at in slots] for slots in self.schedule.weights(s)]
+        layout = data.ArrayLayout(signed(self.weight_bits), self.schedule.weight_slots)
         m.submodules.weights = memory = Memory(shape=layout, depth=len(rows), init=rows)
         reader, word = memory.read_port(), Signal(layout)
         m.d.comb += reader.addr.eq(address)
@@ -254,11 +254,11 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
     """
     if not isinstance(dut, TTMatvec):
         raise TypeError(f"simulate runs a TTMatvec, got {type(dut).__name__}")
-    qtt, plan, xq = dut.qtt, dut.plan, fp.integers("xq", xq)
+    qtt, scheduled, xq = dut.qtt, dut.schedule.cycles, fp.integers("xq", xq)
     if xq.ndim != 2 or xq.shape[1] != qtt.in_features or not len(xq):
         raise ValueError(f"xq has shape {xq.shape}, but the circuit takes (N, {qtt.in_features}) with N at least 1")
     fp.check_range("xq", xq, qtt.stage_formats[0])
-    layout = plan.layout(len(plan.tiles))
+    layout = dut.schedule.layout(len(dut.schedule.tiles))
     yq, saturated = np.zeros((len(xq), qtt.out_features), dtype=np.int64), np.zeros(len(xq), dtype=bool)
     taken = set()
 
@@ -269,8 +269,8 @@ def simulate(dut: TTMatvec, xq: Any) -> tuple[np.ndarray, np.ndarray, int]:
             while not ctx.get(dut.done):
                 await ctx.tick()
                 cycles += 1
-                if cycles > 2 * plan.cycles:
-                    raise RuntimeError(f"the circuit is not done after {cycles} cycles; {plan.cycles} are scheduled")
+                if cycles > 2 * scheduled:
+                    raise RuntimeError(f"the circuit is not done after {cycles} cycles; {scheduled} are scheduled")
             taken.add(cycles)
             saturated[row] = ctx.get(dut.saturated)
             for address in range(len(layout) + READ_LATENCY):
