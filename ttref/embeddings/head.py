@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,30 +150,11 @@ class ScaledTable(nn.Module):
         rows, scale = self.table(ids), self.embed_scale
         return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
-    @property
-    def weight(self) -> Tensor:
-        """``table.weight``, which is not scaled: rebuilt at every access, for models that read it."""
-        return self.table.weight
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        return self.table.num_embeddings
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of a row."""
-        return self.table.embedding_dim
-
-    @property
-    def padding_idx(self) -> int | None:
-        """As the table's."""
-        return self.table.padding_idx
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return self.table.dtype
+    weight = property(attrgetter("table.weight"), doc="``table.weight``, not scaled: rebuilt at every access.")
+    num_embeddings = property(attrgetter("table.num_embeddings"), doc="Rows of the table.")
+    embedding_dim = property(attrgetter("table.embedding_dim"), doc="Width of a row.")
+    padding_idx = property(attrgetter("table.padding_idx"), doc="As the table's.")
+    dtype = property(attrgetter("table.dtype"), doc="The dtype of the rows.")
 
     def extra_repr(self) -> str:
         """The factor, as ``print(model)`` shows it."""

@@ -93,7 +93,7 @@ def replace_embedding(
     made = _scaled_alike(look_up, embedding)
     places = _places(model, look_up)
     _check_places(places, look_up)
-    tied = _share(look_up, scores) or any(not _looks_up(module) for _, _, module in places)
+    tied = _reads(scores, _numbers(look_up)) or any(not _looks_up(module) for _, _, module in places)
     if not isinstance(head, nn.Module):
         if head not in ("tied", "dense", None):
             raise ValueError(f'head must be "tied", "dense" or a module, got {head!r}')
@@ -102,7 +102,7 @@ def replace_embedding(
                 "the model scores tokens with the table it looks them up in, so say what becomes of the scores: "
                 'head="tied" takes them from the new table too, head="dense" keeps the old matrix for them'
             )
-        if head == "tied" and not (tied or _share(embedding, scores)):
+        if head == "tied" and not (tied or _reads(scores, _numbers(embedding))):
             why = "has no output head" if scores is None else "scores tokens with a matrix of its own"
             raise ValueError(f"the model {why}, so there is nothing to tie; leave head out")
         if head == "dense" and isinstance(scores, TiedHead):
@@ -118,7 +118,13 @@ def replace_embedding(
     elif head == "tied" and scores not in swapped:
         swapped[scores] = _tied_head(made, scores)
     for module, new in swapped.items():
-        _check_hooks(module, new if module is scores and new is head else None)
+        # A head that was given knows what it is for.
+        more = None if module is scores and new is head else computes_more(module, type(module).forward)
+        if more:
+            raise TypeError(
+                f"the model's {type(module).__name__} {more}, which would be lost (enable_input_require_grads() hangs "
+                "one onto the table); take it off, and put it onto the new module afterwards"
+            )
     if head == "dense" and tied and isinstance(embedding, CompressedTable):
         kept = look_up.weight.numel() * look_up.weight.element_size()
         warnings.warn(
@@ -220,16 +226,19 @@ def _scale(look_up: nn.Module) -> float | Tensor | None:
     return scale if torch.allclose(type(look_up).forward(look_up, ids), expected) else None
 
 
-def _numbers(module: nn.Module) -> object:
-    """What a look-up or a head computes with: a compressed table, or the weight."""
+def _numbers(table: nn.Module) -> nn.Module | nn.Parameter | None:
+    """What a look-up computes with: a compressed table, or the weight."""
+    if isinstance(table, ScaledTable):
+        return table.table
+    return table if isinstance(table, CompressedTable) else table._parameters.get("weight")
+
+
+def _reads(module: nn.Module | None, numbers: nn.Module | nn.Parameter | None) -> bool:
+    """Whether a look-up or a head computes with these numbers."""
     if isinstance(module, (ScaledTable, TiedHead)):
-        return module.table
-    return module if isinstance(module, CompressedTable) else module._parameters.get("weight")
-
-
-def _share(look_up: nn.Module, scores: nn.Module | None) -> bool:
-    """Whether the head scores with the numbers of the table."""
-    return scores is not None and _numbers(look_up) is not None and _numbers(scores) is _numbers(look_up)
+        return module.table is numbers
+    held = [] if module is None else [module, *module._parameters.values()]
+    return numbers is not None and any(one is numbers for one in held)
 
 
 def _places(model: nn.Module, look_up: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
@@ -240,14 +249,8 @@ def _places(model: nn.Module, look_up: nn.Module) -> list[tuple[nn.Module, str, 
         for parent in model.modules()
         if not isinstance(parent, (ScaledTable, TiedHead))
         for name, module in parent._modules.items()
-        if module is not None and (module is numbers or _holds(module, numbers))
+        if _reads(module, numbers)
     ]
-
-
-def _holds(module: nn.Module, numbers: object) -> bool:
-    if isinstance(module, (ScaledTable, TiedHead)):
-        return module.table is numbers
-    return isinstance(numbers, nn.Parameter) and any(p is numbers for p in module._parameters.values())
 
 
 def _check_places(places: list[tuple[nn.Module, str, nn.Module]], look_up: nn.Module) -> None:
@@ -260,16 +263,6 @@ def _check_places(places: list[tuple[nn.Module, str, nn.Module]], look_up: nn.Mo
                     f"the model looks tokens up in the same table in two ways, with a {type(look_up).__name__} and, as "
                     f"{name}, with a {type(module).__name__}; one table cannot stand for both"
                 )
-
-
-def _check_hooks(module: nn.Module, given: nn.Module | None) -> None:
-    """Refuse to lose what hangs on a look-up or head that is replaced; a head that was given knows what it is for."""
-    more = None if given is not None else computes_more(module, type(module).forward)
-    if more:
-        raise TypeError(
-            f"the model's {type(module).__name__} {more}, which would be lost (enable_input_require_grads() hangs one "
-            "onto the table); take it off, and put it onto the new module afterwards"
-        )
 
 
 def _tied_head(made: nn.Module, scores: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -121,17 +121,13 @@ class TTLoraConfig(PeftConfig):
 
 def _plain(value: Any) -> Any:
     """Numbers, sequences and dicts as JSON has them; anything else as it is, for the layers to refuse."""
-    if isinstance(value, str | bool) or value is None:
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        return value.tolist()
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
-    if getattr(value, "ndim", None) == 0:
-        return _plain(value.item())
-    return [_plain(entry) for entry in value] if isinstance(value, Iterable) else value
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    return float(value) if isinstance(value, Real) and not isinstance(value, (bool, int)) else value
 
 
 class TTLoraModel(BaseTuner):
@@ -216,14 +212,7 @@ class TTLoraModel(BaseTuner):
             rebind(parent)
 
 
-def _register() -> None:
-    """What ``peft.utils.register_peft_method`` does after it has looked the name up in PEFT's own list."""
-    for known, ours in (
-        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, TTLoraConfig),
-        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, TTLoraModel),
-        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, TTLoraModel.prefix),
-    ):
-        known[TTPeftType.TTLORA] = ours
-
-
-_register()
+# What ``peft.utils.register_peft_method`` does after it has looked the name up in PEFT's own list.
+mapping.PEFT_TYPE_TO_CONFIG_MAPPING[TTPeftType.TTLORA] = TTLoraConfig
+mapping.PEFT_TYPE_TO_TUNER_MAPPING[TTPeftType.TTLORA] = TTLoraModel
+mapping.PEFT_TYPE_TO_PREFIX_MAPPING[TTPeftType.TTLORA] = TTLoraModel.prefix

@@ -104,9 +104,6 @@ class _Declared(dict):
         super().__init__(now)
         self.declared, self.own, self.parted = declared, own, parted
 
-    def __reduce__(self) -> tuple:
-        return _Declared, (dict(self), self.declared, self.own, self.parted)
-
 
 def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
     """Let every part of the model declare the ties that hold with this look-up, and no resizing it cannot do.
@@ -129,24 +126,24 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
         part_them = untied and getattr(part.config, "tie_word_embeddings", False)
         for name in ("_tied_weights_keys", "all_tied_weights_keys"):
             now = getattr(part, name, None)
-            declared = now.declared if isinstance(now, _Declared) else now
-            own = now.own if isinstance(now, _Declared) else name in vars(part)
-            parted = now.parted if isinstance(now, _Declared) else frozenset()
+            if not isinstance(now, _Declared):
+                now = _Declared(now or {}, now, name in vars(part))
+            declared, parted = now.declared or {}, now.parted
             kept = {
                 target: source
-                for target, source in (declared or {}).items()
+                for target, source in declared.items()
                 if not (_PLAIN_NAME.fullmatch(target) and _PLAIN_NAME.fullmatch(source))
                 or (target in weights and weights[target] is weights.get(source))
                 or (target in weights and source in weights and not part_them and target not in parted)
             }
-            gone = (declared or {}).keys() - kept.keys()
+            gone = declared.keys() - kept.keys()
             parted = frozenset(gone if part_them else gone & parted)
             if compressed and name == "_tied_weights_keys":
                 kept |= _repeated(part, look_up)
-            if kept != (declared or {}):
-                setattr(part, name, _Declared(kept, declared, own, parted))
-            elif own:
-                setattr(part, name, declared)
+            if kept != declared:
+                setattr(part, name, _Declared(kept, now.declared, now.own, parted))
+            elif now.own:
+                setattr(part, name, now.declared)
             else:
                 vars(part).pop(name, None)
         _resizing(part, look_up if compressed else None)
