@@ -6,18 +6,20 @@ Every step is one matrix product on contiguous memory: with rank and mode adjace
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_float, check_matrix_train
-from .matrices import ttm_to_matrix
 from .modules import listed
-from .plans import ORDERS, Plan, block_rows, plan_contraction, way_through, working_bytes
-from .precision import computable, under_autocast
-from .tracing import forward_mode, recorded, transformed
+from .plans import ORDERS, Plan, plan_contraction
+from .precision import computable, full_precision, under_autocast
+from .scratch import may_write, plain, product, scratch, worth_keeping
+from .steps import buffers, from_right, halved, steps, way_through
+from .tracing import transformed
 
 __all__ = ["ttm_matvec"]
 
@@ -85,127 +87,170 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
     if under_autocast(x):  # half precision is contracted in float32 here, and so is this
         with torch.autocast(x.device.type, enabled=False):
             return multiply(cores, x, plan, bias)
-    dtype = x.dtype
-    x, cores = computable(x), [computable(core) for core in cores]
-    if plan.order == "dense":
-        y = _rebuild_and_multiply(cores, x)
-    else:
-        order = plan.order
-        if order == "two-gemm":
-            cores = [_merge(part) for part in (cores[: plan.cut], cores[plan.cut :]) if part]
-            order = way_through([tuple(core.shape) for core in cores])
-        way = _left_to_right if order == "left-to-right" else _right_to_left
-        y = _in_chunks(way, cores, x, plan)
+    y = contracted([computable(core) for core in cores], computable(x), plan)
     if bias is not None:
         bias = computable(bias)
         # A transform may map over the bias alone, and then it has more entries than y.
         y = y + bias if torch.compiler.is_compiling() or transformed() else y.add_(bias)
-    return y.to(dtype)
+    return y.to(x.dtype)
 
 
-def _in_chunks(way: Callable, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
-    """A few vectors at a time, intermediate results in memory that the thread keeps, where no gradient is wanted."""
-    if torch.compiler.is_compiling():  # every chunk would be traced anew, which takes a minute for a hundred of them
-        return way(cores, x)
-    if plan.temporary < WORTH_KEEPING or not _may_keep_memory(x):
-        parts = [way(cores, part) for part in (x.split(plan.chunk) if x.shape[0] > plan.chunk else [x])]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    y = x.new_empty(x.shape[0], math.prod(core.shape[1] for core in cores))
-    scratch = _scratch(plan.temporary // 4, x.dtype)
+def contracted(cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
+    """The product in the dtype of x, whichever that is; cores are merged in their own before they are cast."""
+    writing = not torch.compiler.is_compiling() and may_write(x)
+    if plan.order == "dense":
+        return _in_blocks(cores, x, plan.block) if writing else x @ _matrix(cores).to(x.dtype).mT
+    way = plan.order
+    if way == "two-gemm":
+        cores = [_merge(part) for part in halved(cores, plan.cut)]
+        way = way_through([tuple(core.shape) for core in cores])
+    cores = [core.to(x.dtype) for core in cores]
+    if writing:
+        return _in_place(way, cores, x, plan)
+    if plan.recompute and x.shape[0] and not torch.compiler.is_compiling() and plain(x):
+        return _Recomputed.apply(way, plan, x, *cores)
+    return _recorded(way, cores, x)
+
+
+def _left_to_right(matrices: Sequence[Tensor], cores: Sequence[Tensor], x: Tensor) -> Tensor:
+    """State ``(batch, n_k ... n_d, m_1 ... m_{k-1}, r_{k-1})``: each step turns n_k into m_k behind."""
+    state, batch, inputs, outputs = x, *x.shape, 1
+    for matrix, core in zip(matrices, cores, strict=True):
+        r, m, n, _ = core.shape
+        inputs //= n
+        state = state.reshape(batch, n, inputs, outputs, r).permute(0, 2, 3, 4, 1)
+        state = state.reshape(batch * inputs * outputs, r * n) @ matrix.mT
+        outputs *= m
+    return state.reshape(batch, outputs)
+
+
+def _right_to_left(matrices: Sequence[Tensor], cores: Sequence[Tensor], x: Tensor) -> Tensor:
+    """State ``(batch, n_1 ... n_k, m_{k+2} ... m_d, r_k, m_{k+1})``: each step turns n_k into m_k in front."""
+    state, batch, inputs, outputs, last = x, *x.shape, 1, 1
+    for matrix, core in zip(reversed(matrices), reversed(cores), strict=True):
+        _, m, n, r = core.shape
+        inputs //= n
+        state = state.reshape(batch, inputs, n, outputs, r, last).permute(0, 1, 5, 3, 2, 4)
+        state = state.reshape(batch * inputs * last * outputs, n * r) @ matrix.mT
+        outputs, last = outputs * last, m
+    return state.reshape(batch, outputs, last).mT.reshape(batch, outputs * last)
+
+
+def _recorded(way: str, cores: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Core after core. The axes of the state are sorted at every step, so that backward finds plain matrix products."""
+    walk = _left_to_right if way == "left-to-right" else _right_to_left
+    return walk(_matrices(way, cores), cores, x)
+
+
+def _in_place(way: str, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
+    """The same where nothing is recorded: no axis is sorted, because a core may meet slices of the state.
+
+    State ``(batch m_1 ... m_{k-1}, r n_k, n_{k+1} ... n_d)`` from the left, ``(batch n_1 ... n_{k-1}, n_k r, m_{k+1}
+    ... m_d)`` from the right. A few vectors at a time, intermediate results in memory that is kept.
+    """
+    shapes = [tuple(core.shape) for core in cores]
+    matrices = _matrices(way, cores)
+    walk = list(zip(matrices if way == "left-to-right" else matrices[::-1], steps(way, shapes), strict=True))
+    if plan.chunk >= x.shape[0] and not worth_keeping(plan.temporary):
+        return _walked(walk, x, [None] * len(walk))
+    y = x.new_empty(x.shape[0], math.prod([m for _, m, _, _ in shapes]))
+    between = scratch([plan.chunk * entries for entries in buffers(way, shapes)], x, keep=not plan.recompute)
     for part, out in zip(x.split(plan.chunk), y.split(plan.chunk), strict=True):
-        way(cores, part, scratch, out)
+        _walked(walk, part, [*(between[k % 2] for k in range(len(walk) - 1)), out])
     return y
 
 
-_KEPT = threading.local()
-WORTH_KEEPING, KEPT_BYTES = 1 << 19, 32 << 20
+def _matrices(way: str, cores: Sequence[Tensor]) -> list[Tensor]:
+    """Each core as what multiplies a state: ``(m r_k, r_{k-1} n)``, from the right ``(r_{k-1} m, n r_k)``."""
+    shapes = [core.shape for core in cores]
+    if way == "right-to-left":
+        return [core.reshape(r * m, n * q) for core, (r, m, n, q) in zip(cores, shapes, strict=True)]
+    # The last axis stays last: a cheap copy.
+    return [core.transpose(1, 2).reshape(r * n, m * q).mT for core, (r, m, n, q) in zip(cores, shapes, strict=True)]
 
 
-def _may_keep_memory(x: Tensor) -> bool:
-    """Whether results may be written into memory used before: on a CPU, with nothing recorded or mapped."""
-    return not (
-        torch.is_grad_enabled()
-        or forward_mode()  # records even without grad
-        or x.device.type != "cpu"
-        or type(x) is not Tensor  # a fake tensor's memory must not be kept
-        or recorded()  # a tracer would take the memory itself into its graph
-        or transformed()
-    )
+def _walked(walk: Sequence[tuple], x: Tensor, targets: Sequence[Tensor | None]) -> Tensor:
+    """Matrix after matrix, each result into its target."""
+    state = x
+    for (matrix, (slices, _, q, width)), target in zip(walk, targets, strict=True):
+        state = product(matrix, state.reshape(x.shape[0] * slices, q, width), target)
+    return state.reshape(x.shape[0], slices * len(matrix) * width)
 
 
-def _scratch(entries: int, dtype: torch.dtype) -> list[Tensor]:
-    """Two buffers, which each thread keeps from call to call unless they are large.
+class _Recomputed(torch.autograd.Function):
+    """A walk that keeps no intermediate result: on the way back, each chunk is walked through again.
 
-    Fresh pages from the system would cost time that shows beside the arithmetic that fills them.
+    Checkpoints around the chunks (``torch.utils.checkpoint``) hold the answer and the gradient of x twice, where the
+    chunks are put together; that alone can be more than the dense layer holds.
     """
-    kept = getattr(_KEPT, "buffers", None)
-    if kept is None or kept[0].dtype != dtype or len(kept[0]) < entries:
-        with torch.inference_mode(False):  # a tensor born in inference mode could not be written to outside of it
-            kept = [torch.empty(entries, dtype=dtype, device="cpu") for _ in range(2)]
-        if entries * dtype.itemsize <= KEPT_BYTES:
-            _KEPT.buffers = kept
-    return kept
+
+    @staticmethod
+    def forward(ctx: Any, way: str, plan: Plan, x: Tensor, *cores: Tensor) -> Tensor:
+        ctx.way, ctx.plan = way, plan
+        ctx.save_for_backward(x, *cores)
+        return _in_place(way, cores, x, plan)
+
+    @staticmethod
+    @full_precision
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        wanted, (x, *cores) = ctx.needs_input_grad[2:], ctx.saved_tensors
+        if torch.is_grad_enabled():  # the way back is itself to be differentiated
+            return None, None, *_gradients(ctx.way, [x, *cores], wanted, upstream, create_graph=True)
+        found = [torch.zeros_like(tensor) if want else None for tensor, want in zip((x, *cores), wanted, strict=True)]
+        for k in range(0, len(x), ctx.plan.chunk):
+            part = slice(k, k + ctx.plan.chunk)
+            inputs = [one.detach().requires_grad_(want) for one, want in zip((x[part], *cores), wanted, strict=True)]
+            _add(found, part, _gradients(ctx.way, inputs, wanted, upstream[part]))
+        return None, None, *found
 
 
-def _left_to_right(
-    cores: Sequence[Tensor], x: Tensor, scratch: Sequence[Tensor] = (), out: Tensor | None = None
-) -> Tensor:
-    """State ``(batch m_1 ... m_{k-1}, r n_k, n_{k+1} ... n_d)``: each step turns n_k into m_k in front."""
-    state, inputs, outputs = x, x.shape[1], 1
-    for k, core in enumerate(cores, 1):
-        r, m, n, r_next = core.shape
-        inputs //= n
-        step = core.transpose(1, 2).reshape(r * n, m * r_next).mT  # the last axis stays last: a cheap copy
-        target = out if k == len(cores) else scratch[k % 2] if scratch else None
-        state = _apply(step, state.reshape(x.shape[0] * outputs, r * n, inputs), target)
-        outputs *= m
-    return state.reshape(x.shape[0], outputs)
+def _add(found: Sequence[Tensor | None], part: slice, more: Sequence[Tensor | None]) -> None:
+    """Gradients of one chunk: that of x to its place, those of the cores onto the others."""
+    for whole, one in zip([None if found[0] is None else found[0][part], *found[1:]], more, strict=True):
+        if one is not None:
+            whole.add_(one)
 
 
-def _right_to_left(
-    cores: Sequence[Tensor], x: Tensor, scratch: Sequence[Tensor] = (), out: Tensor | None = None
-) -> Tensor:
-    """State ``(batch n_1 ... n_{k-1}, n_k r, m_{k+1} ... m_d)``: each step turns n_k into m_k behind."""
-    state, inputs, outputs = x, x.shape[1], 1
-    for k, core in enumerate(reversed(cores), 1):
-        r, m, n, r_next = core.shape
-        inputs //= n
-        step = core.reshape(r * m, n * r_next)
-        target = out if k == len(cores) else scratch[k % 2] if scratch else None
-        state = _apply(step, state.reshape(x.shape[0] * inputs, n * r_next, outputs), target)
-        outputs *= m
-    return state.reshape(x.shape[0], outputs)
+def _gradients(
+    way: str, inputs: Sequence[Tensor], wanted: Sequence[bool], upstream: Tensor, create_graph: bool = False
+) -> list[Tensor | None]:
+    """Those of x and the cores, None where none is wanted."""
+    with torch.enable_grad():
+        y = _recorded(way, inputs[1:], inputs[0])
+    of = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(y, of, upstream, create_graph=create_graph))
+    return [next(found) if want else None for want in wanted]
 
 
-def _apply(step: Tensor, state: Tensor, target: Tensor | None) -> Tensor:
-    """``step (p, q)`` times every ``(q, w)`` slice of a state, into the head of ``target`` if there is one.
-
-    For w = 1 that is one plain matrix product.
-    """
-    slices, _, width = state.shape
-    if target is not None:
-        target = target.reshape(-1)[: slices * len(step) * width].view(slices, len(step), width)
-    if width == 1:
-        return torch.mm(state.squeeze(2), step.mT, out=None if target is None else target.squeeze(2))
-    return torch.matmul(step, state) if target is None else torch.bmm(step.expand(slices, -1, -1), state, out=target)
-
-
-def _rebuild_and_multiply(cores: Sequence[Tensor], x: Tensor) -> Tensor:
+def _in_blocks(cores: Sequence[Tensor], x: Tensor, block: int) -> Tensor:
     """The matrix in blocks of rows: each is rebuilt, used while it is still in the cache, and forgotten."""
-    if len(cores) == 1:
-        return x @ ttm_to_matrix(cores).mT
-    rest = _merge(cores[1:])
-    block = block_rows([tuple(core.shape) for core in cores], working_bytes(x.device.type))
-    return torch.cat([x @ ttm_to_matrix([part, rest]).mT for part in cores[0].split(block, dim=1)], dim=1)
+    if not 0 < block < cores[0].shape[1]:
+        return x @ _matrix(cores).to(x.dtype).mT
+    rest, rows = _merge(cores[1:]), math.prod([core.shape[1] for core in cores[1:]])
+    y = x.new_empty(x.shape[0], cores[0].shape[1] * rows)
+    parts = zip(cores[0].split(block, dim=1), y.split(block * rows, dim=1), strict=True)
+    for part, out in parts:
+        torch.mm(x, _matrix([part, rest]).to(x.dtype).mT, out=out)
+    return y
+
+
+def _matrix(cores: Sequence[Tensor]) -> Tensor:
+    """The dense matrix."""
+    whole = _join(cores[0], _merge(cores[1:])) if len(cores) > 1 else cores[0]
+    return whole.flatten(0, 1).flatten(1)
 
 
 def _merge(cores: Sequence[Tensor]) -> Tensor:
-    """One TT-matrix core for several neighbours."""
-    merged = cores[0]
-    for core in cores[1:]:
-        left, m, n, bond = merged.shape
-        right = core.shape[-1]
-        product = merged.reshape(-1, bond) @ core.reshape(bond, -1)
-        product = product.reshape(left, m, n, core.shape[1], core.shape[2], right).transpose(2, 3)
-        merged = product.reshape(left, m * core.shape[1], n * core.shape[2], right)
-    return merged
+    """One TT-matrix core for several neighbors, from the side that takes fewer multiply-adds."""
+    if from_right([tuple(core.shape) for core in cores]):
+        return reduce(lambda right, core: _join(core, right), cores[-2::-1], cores[-1])
+    return reduce(_join, cores)
+
+
+def _join(left: Tensor, right: Tensor) -> Tensor:
+    """One core for two neighbors."""
+    r, m, n, bond = left.shape
+    _, m_next, n_next, r_next = right.shape
+    product = left.reshape(r * m * n, bond) @ right.reshape(bond, -1)
+    product = product.reshape(r, m, n, m_next, n_next, r_next).transpose(2, 3)
+    return product.reshape(r, m * m_next, n * n_next, r_next)

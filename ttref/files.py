@@ -38,6 +38,7 @@ KINDS = {
     "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
     "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
     "TT-LoRA": ("lora.saving", "restored_deltas"),
+    "TTLinear": ("layers", "TTLinear._restore"),
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
 }
 MOST_HEADER = 32 << 20  # bytes; more would take seconds to parse, and no table or adapter needs a tenth of it
@@ -64,7 +65,7 @@ def load(path: str | Path) -> Any:
 
     Returns:
         What the class that the file belongs to reads itself: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
-        :class:`TTLinear`, a :class:`Baseline`, a :class:`~ttref.fixedpoint.QuantizedTT`; of a file of
+        :class:`TTLinear`, a :class:`Baseline`, a :class:`~ttref.fixedpoint.contract.QuantizedTT`; of a file of
         :func:`save_tt_lora` a dict from the names of the adapted layers to their updates. (:func:`load_tt_lora` puts
         these, and modules saved along, into a model.)
 

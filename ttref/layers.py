@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .checks import check_float, check_matrix_train, paired_modes, several, whole
-from .contraction import multiply
-from .linears import computed, decomposed
-from .matrices import ttm_to_matrix
-from .modules import Cores, cores_of, listed, owned
-from .plans import Plan, choose_modes, plan_for
+from .checks import check_float, check_input, check_modes, check_rank_or_eps
+from .files import check_finite, check_header
+from .linears import computed, weight_and_bias
+from .modules import cores_of, listed, owned
+from .plans import ORDERS, Plan
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
-from .shapes import tt_ranks
 from .starts import draw
+from .ttmatrix import TTMatrix
 
 __all__ = ["TTLinear"]
 
 _INSTEAD = "compress another weight with TTLinear.from_linear, or write to the cores"
 
 
-class TTLinear(nn.Module):
+class TTLinear(TTMatrix):
     """``y = x W^T + b`` with W kept as the cores of a TT-matrix; ``forward`` rebuilds it only where that is cheaper.
 
     Args:
@@ -50,7 +49,7 @@ class TTLinear(nn.Module):
         TypeError, ValueError: Modes or ranks that are no positive integers, or unequally many modes.
         RuntimeError: While computing: numbers on the meta device, which an offloading tool has not brought.
 
-    Initialisation:
+    Initialization:
         Gaussian cores, scaled so that the entries of W have exactly the mean square 1 / (3 in_features) that
         ``nn.Linear`` starts with, for any rank and order; with padding this holds for the padded W, and for W itself
         on average. The bias starts as that of ``nn.Linear``.
@@ -90,7 +89,10 @@ class TTLinear(nn.Module):
         True
     """
 
-    order = "auto"
+    _SHAPES = "out_shape", "in_shape"
+    _WIDTHS = "out_features", "in_features"
+    _KIND = "TTLinear"
+    _SETTINGS = {"in_features": (int,), "out_features": (int,), "order": (str,), "recompute": (bool,)}
 
     def __init__(
         self,
@@ -103,22 +105,9 @@ class TTLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        given = in_shape, out_shape
-        in_shape, out_shape = choose_modes(in_shape, out_shape, rank)
-        modes = paired_modes(out_shape, in_shape)
-        ranks = tt_ranks(modes, rank)
-        widths = [
-            math.prod(modes) if several(side) else int(side)
-            for side, modes in zip(given, (in_shape, out_shape), strict=True)
-        ]
-        options = {"device": device, "dtype": dtype}
-        self._adopt(
-            [torch.empty(*core, **options) for core in zip(ranks[:-1], out_shape, in_shape, ranks[1:], strict=True)],
-            None,
-            *widths,
-        )
-        if bias:
-            self.bias = nn.Parameter(torch.empty(self.out_features, **options))
+        self._begin((out_shape, in_shape), rank, device=device, dtype=dtype)
+        bias = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.reset_parameters()
 
     @classmethod
@@ -150,22 +139,16 @@ class TTLinear(nn.Module):
             [30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0]
         """
         cores = listed(cores)
-        rows, cols, _ = check_matrix_train(cores)
-        widths = []
-        for name, width, modes in (("in_features", in_features, cols), ("out_features", out_features, rows)):
-            width = math.prod(modes) if width is None else whole(name, width, least=1)
-            if width > math.prod(modes):
-                raise ValueError(f"{name} is {width}, but the modes {modes} multiply to {math.prod(modes)} only")
-            widths.append(width)
-        if bias is not None:
-            check_float("bias", bias)
-            if bias.shape != (widths[1],):
-                raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {widths[1]} outputs")
-            if bias.dtype != cores[0].dtype:
-                raise TypeError(f"bias is {bias.dtype} but the cores are {cores[0].dtype}; convert one of them")
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._adopt(cores, bias, *widths)
+        layer._adopt(cores, out_features, in_features)
+        if bias is not None:
+            check_float("bias", bias)
+            if bias.shape != (layer.out_features,):
+                raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {layer.out_features} outputs")
+            if bias.dtype != cores[0].dtype:
+                raise TypeError(f"bias is {bias.dtype} but the cores are {cores[0].dtype}; convert one of them")
+        layer.register_parameter("bias", None if bias is None else owned(bias))
         return layer
 
     @classmethod
@@ -194,7 +177,7 @@ class TTLinear(nn.Module):
 
         Raises:
             TypeError: Some other kind of layer; one computing more than ``x W^T + b`` (a forward of its own, forward
-                hooks); one whose weight is no plain tensor, or not built yet. Masks and parametrisations are applied.
+                hooks); one whose weight is no plain tensor, or not built yet. Masks and parametrizations are applied.
             ValueError: Modes that do not multiply to the widths, NaN or Inf in the weight, a weight on the meta device
                 (offloaded), and as :func:`ttm_svd`.
 
@@ -211,7 +194,17 @@ class TTLinear(nn.Module):
             >>> torch.allclose(layer(x), dense(x), atol=1e-5)
             True
         """
-        cores, (weight, bias) = decomposed(layer, rank, eps, in_shape, out_shape)
+        weight, bias = weight_and_bias(layer)
+        check_rank_or_eps(rank, eps)
+        check_input("layer.weight", weight)
+        shapes = out_shape, in_shape
+        for name, modes, width in zip(cls._SHAPES, shapes, weight.shape, strict=True):
+            if modes is not None and math.prod(modes := check_modes(name, modes)) != width:
+                raise ValueError(
+                    f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
+                    "leave it out and modes are chosen, with padding if need be"
+                )
+        cores = cls._decomposed(weight, shapes, rank, eps)
         made = cls.from_cores(cores, bias, in_features=weight.shape[1], out_features=weight.shape[0])
         made.cores.requires_grad_(weight.requires_grad)
         return made.train(layer.training)
@@ -244,10 +237,10 @@ class TTLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new cores and a new bias; see Initialisation.
+        """Draw new cores and a new bias; see Initialization.
 
         Raises:
-            RuntimeError: A core is computed from other numbers (pruned, parametrised), so there is none to draw.
+            RuntimeError: A core is computed from other numbers (pruned, parametrized), so there is none to draw.
         """
         entries = math.prod(self.in_shape) * math.prod(self.out_shape)
         draw(self.cores, (entries / (3 * self.in_features)) ** 0.5)
@@ -265,23 +258,16 @@ class TTLinear(nn.Module):
             if not autocast:
                 raise TypeError(f"x is {x.dtype} but the cores are {cores[0].dtype}; convert one of them")
             x = x.to(cores[0].dtype)
-        flat = x.reshape(-1, self.in_features)
-        width = math.prod(self.in_shape)
-        if width != self.in_features:
-            flat = F.pad(flat, (0, width - self.in_features))
-        padding, bias = math.prod(self.out_shape) - self.out_features, self.bias
-        if padding and bias is not None:
-            bias = F.pad(bias, (0, padding))
-        y = multiply(cores, flat, plan_for(self._shapes, flat.shape[0], x.device.type, self.order), bias)
-        if padding:
-            y = y[:, : self.out_features].contiguous()
+        y = self._multiplied(cores, x.reshape(-1, self.in_features), self.bias)
+        if self._padding[0]:
+            y = y.contiguous()
         if autocast and y.dtype != torch.float64:  # as nn.Linear answers, which leaves float64 alone too
             y = y.to(torch.get_autocast_dtype(x.device.type))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def plan(self, batch: int) -> Plan:
-        """The contraction that ``forward`` takes for ``batch`` vectors, and what it costs."""
-        return plan_for(self._shapes, batch, cores_of(self.cores)[0].device.type, self.order)
+        """How ``forward`` multiplies ``batch`` vectors and what that costs; ``print`` shows it beside a dense layer."""
+        return super().plan(batch)._replace(bias=0 if self.bias is None else self.out_features)
 
     @property
     def weight(self) -> Tensor:
@@ -292,18 +278,32 @@ class TTLinear(nn.Module):
         nothing would come of it: compress another weight with :meth:`from_linear`, or write to ``cores``.
         ``weight.clone()`` is a plain tensor.
         """
-        dense = ttm_to_matrix(cores_of(self.cores))[: self.out_features, : self.in_features]
-        return rebuilt(dense, self, _INSTEAD)
+        return rebuilt(self.dense(), self, _INSTEAD)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the vectors."""
+        return self._widths[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the answer."""
+        return self._widths[0]
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Input modes."""
+        return self.col_shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Output modes."""
+        return self.row_shape
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "weight":
             raise AttributeError(f"the weight of a TTLinear is rebuilt from its cores and cannot be set; {_INSTEAD}")
         super().__setattr__(name, value)
-
-    @property
-    def ratio(self) -> float:
-        """Numbers in the dense weight for each number in the cores."""
-        return self.in_features * self.out_features / sum(math.prod(shape) for shape in self._shapes)
 
     def extra_repr(self) -> str:
         """Widths, modes, ranks, padding if any, and the ratio, as ``print(model)`` shows them."""
@@ -320,11 +320,23 @@ class TTLinear(nn.Module):
         parts += [f"bias={self.bias is not None}", *padded, f"ratio={self.ratio:.3g}"]
         return ", ".join(parts)
 
-    def _adopt(self, cores: Sequence[Tensor], bias: Tensor | None, in_features: int, out_features: int) -> None:
-        self.in_features, self.out_features = in_features, out_features
-        self._shapes = tuple(tuple(core.shape) for core in cores)
-        self.in_shape = tuple(shape[2] for shape in self._shapes)
-        self.out_shape = tuple(shape[1] for shape in self._shapes)
-        self.ranks = (1, *(shape[3] for shape in self._shapes))
-        self.cores = Cores(map(owned, cores))
-        self.register_parameter("bias", None if bias is None else owned(bias))
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, header = super()._content()
+        if (bias := self.bias) is not None:
+            tensors["bias"] = bias.detach()
+        return tensors, header | {"bias": None if bias is None else bias.requires_grad}
+
+    @classmethod
+    def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTLinear:
+        check_header(header, cls._SETTINGS | {"trainable": (bool,), "bias": (bool, type(None))})
+        check_finite(tensors)
+        bias = None if header["bias"] is None else tensors.pop("bias")
+        cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
+        made = cls.from_cores(cores, bias, in_features=header["in_features"], out_features=header["out_features"])
+        if header["order"] not in ("auto", *ORDERS):
+            raise ValueError(f"its order is {header['order']!r}")
+        made.order, made.recompute = header["order"], header["recompute"]
+        made.cores.requires_grad_(header["trainable"])
+        if bias is not None:
+            made.bias.requires_grad_(header["bias"])
+        return made

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-
-from .checks import check_input, check_modes, check_rank_or_eps
-from .matrices import ttm_svd
-from .plans import NOMINAL_RANK, choose_modes
 
 _PLAIN = (Tensor, nn.Parameter)
 _UNBUILT = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
-def decomposed(
-    layer: nn.Module,
-    rank: int | Sequence[int] | None,
-    eps: float | None,
-    in_shape: Sequence[int] | None,
-    out_shape: Sequence[int] | None,
-) -> tuple[list[Tensor], tuple[Tensor, Tensor | None]]:
-    """TT-SVD of a layer's weight, padded with zeros where modes are chosen that multiply to more than a width.
-
-    Returns:
-        The cores, and what they were made from, :func:`weight_and_bias`. Arguments and errors are those of
-        :meth:`TTLinear.from_linear`.
-    """
-    weight, bias = weight_and_bias(layer)
-    check_rank_or_eps(rank, eps)
-    check_input("layer.weight", weight)
-    out_features, in_features = weight.shape
-    for name, modes, width in (("in_shape", in_shape, in_features), ("out_shape", out_shape, out_features)):
-        if modes is not None and math.prod(modes := check_modes(name, modes)) != width:
-            raise ValueError(
-                f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
-                "leave it out and modes are chosen, with padding if need be"
-            )
-    in_shape, out_shape = choose_modes(
-        in_features if in_shape is None else in_shape,
-        out_features if out_shape is None else out_shape,
-        NOMINAL_RANK if rank is None else rank,
-    )
-    padding = 0, math.prod(in_shape) - in_features, 0, math.prod(out_shape) - out_features
-    return ttm_svd(F.pad(weight, padding), out_shape, in_shape, rank=rank, eps=eps), (weight, bias)
-
-
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The matrix ``(out, in)`` and the bias that a layer computes with now, masks and parametrisations applied.
+    """The matrix ``(out, in)`` and the bias that a layer computes with now, masks and parametrizations applied.
 
     Raises:
         TypeError: Another kind of layer, one that computes more than ``x W^T + b``, one without plain numbers.
@@ -68,7 +30,7 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any]:
-    """The parameters that a layer computes with now, masks and parametrisations applied.
+    """The parameters that a layer computes with now, masks and parametrizations applied.
 
     They know whether they are trained, under ``no_grad`` too.
 
@@ -93,7 +55,7 @@ def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any
         found = [computed(layer, name) for name in names]
     if type(found[0]) not in _PLAIN:
         raise TypeError(
-            f"the weight of this {own} is a {type(found[0]).__name__}, no plain tensor (quantised or distributed?); "
+            f"the weight of this {own} is a {type(found[0]).__name__}, no plain tensor (quantized or distributed?); "
             "load the model with plain weights and compress those"
         )
     if more := computes_more(layer, kind.forward):

@@ -13,16 +13,29 @@ Which is cheapest depends on the modes, the ranks and the batch; the numbers tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .checks import check_matrix_train, check_modes, paired_modes, several, whole
+from .checks import check_matrix_train, whole
 from .modules import listed
-from .shapes import balanced_modes, tt_ranks
+from .scratch import worth_keeping
+from .steps import (
+    Live,
+    Shape,
+    buffers,
+    forward_peak,
+    from_right,
+    halved,
+    joins,
+    merged,
+    steps,
+    training_peak,
+    way_through,
+)
 
 __all__ = ["Plan", "plan_contraction"]
 
@@ -33,22 +46,22 @@ ORDERS = ("right-to-left", "left-to-right", "two-gemm", "dense")
 # chunks of vectors. A GPU wants few, large products instead.
 WORKING_BYTES = 8 << 20
 WORKING_BYTES_CUDA = 256 << 20
-LEAST_CHUNK = 32  # fewer vectors at a time would make the matrix products too small
-NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
-FEW_ARRANGEMENTS = 1000  # pairs of orders of modes that are all compared, which takes some hundredths of a second
-
-Shape = tuple[int, int, int, int]
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
+LEAST_SHARE = 32  # a chunk is no smaller than such a part of that: its matrix products would be too small
+NOMINAL_BATCH = 32  # while a tracing compiler works, and the batch may be no number yet
 
 
 class Plan(NamedTuple):
-    """How a TT-matrix meets a batch of vectors, and what that costs.
+    """How a TT-matrix meets a batch of vectors, and what that costs; ``print`` shows it beside the dense matrix.
 
     ``order``: "left-to-right" or "right-to-left" (one core after the other), "two-gemm" (merge the cores into two
-    halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. ``bytes``: float32
-    bytes that the matrix products read and write, an operand that meets many slices counted for each of them.
-    ``temporary``: float32 bytes of the largest intermediate result, the answer not among them. ``chunk``: vectors
-    handled at a time. ``cut``: cores merged into the left half, 0 if none are.
+    halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. Where no gradient
+    is wanted, ``bytes``: float32 bytes that the matrix products read and write, an operand that meets many slices
+    counted for each of them; ``temporary``: float32 bytes of the largest intermediate result, the answer not among
+    them; ``chunk``: vectors handled at a time (training handles all at once, or chunks where it recomputes). ``cut``:
+    cores merged into the left half, 0 if none are. ``block``: slices of the first row mode that are rebuilt together, 0
+    if none are. ``recompute``: whether training computes intermediate results twice instead of keeping them.
+    ``shapes``, ``batch``, ``widths``, ``bias``: of the cores, of the vectors, rows and columns without padding, entries
+    of a bias.
     """
 
     order: str
@@ -57,6 +70,74 @@ class Plan(NamedTuple):
     temporary: int
     chunk: int
     cut: int = 0
+    block: int = 0
+    recompute: bool = False
+    shapes: tuple[Shape, ...] = ()
+    batch: int = 1
+    widths: tuple[int, int] = (0, 0)
+    bias: int = 0
+
+    @property
+    def forward(self) -> int:
+        """Float32 bytes alive at once, at most, while the answer is computed without gradients.
+
+        The answer and all that comes between count, parameters and ``x`` do not; of the memory that a thread keeps from
+        call to call, what this call uses. Half precision takes copies in float32 besides.
+        """
+        peak = forward_peak(self.order, self.shapes, self.batch, self.chunk, self.cut, self.block, self._kept)
+        return 4 * (peak + self._padding)
+
+    @property
+    def training(self) -> int:
+        """Float32 bytes alive at once, at most, in a training step: forward, then backward to x and all parameters.
+
+        What autograd keeps, the answer, and the gradients of ``x``, cores and bias count. Parameters, ``x``, the
+        gradient that comes from outside and an optimizer's state do not.
+        """
+        peak = training_peak(self.order, self.shapes, self.batch, self.chunk, self.cut, self._kept, self.recompute)
+        return 4 * (peak + self._padding + self.bias)
+
+    @property
+    def _kept(self) -> bool:
+        """Whether intermediate results go to memory set aside for them."""
+        return self.chunk < self.batch or worth_keeping(self.temporary)
+
+    @property
+    def weights(self) -> int:
+        """Float32 bytes of the cores."""
+        return 4 * sum(map(math.prod, self.shapes))
+
+    @property
+    def dense(self) -> dict[str, int]:
+        """The same figures of a dense layer: macs, bytes, forward, training and weights."""
+        (rows, cols), batch = self.widths, self.batch
+        weight, vectors = rows * cols, batch * (rows + cols)
+        training = 4 * (vectors + weight + self.bias)
+        found = {"macs": batch * weight, "bytes": 4 * (weight + vectors), "forward": 4 * batch * rows}
+        return found | {"training": training, "weights": 4 * weight}
+
+    @property
+    def _padding(self) -> int:
+        """Entries of the padded vectors and of the padded answer, where a width is padded."""
+        _, rows, cols, _ = merged(self.shapes)
+        return sum(self.batch * size for size, width in zip((rows, cols), self.widths, strict=True) if size != width)
+
+    def __str__(self) -> str:
+        dense = self.dense
+        rows = [("", "TT", "dense")] + [
+            (label, f"{getattr(self, name):,}", f"{dense[name]:,}")
+            for label, name in (
+                ("multiply-adds", "macs"),
+                ("bytes moved", "bytes"),
+                ("peak bytes, forward", "forward"),
+                ("peak bytes, training", "training"),
+                ("bytes of weights", "weights"),
+            )
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        how = f"{self.order}, {self.chunk} of {self.batch} vectors at a time" + ", recomputed" * self.recompute
+        lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        return "\n".join([how, *lines])
 
 
 def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -> Plan:
@@ -70,7 +151,7 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
         order: "auto" for the cheapest, or one of "left-to-right", "right-to-left", "two-gemm", "dense".
 
     Returns:
-        A :class:`Plan`; print it to see what was chosen and what it costs.
+        A :class:`Plan`; print it to see what was chosen and what it costs beside the dense matrix.
 
     Raises:
         TypeError, ValueError: ``batch`` not an integer or below 1, no such order, or cores that are no TT-matrix.
@@ -88,6 +169,7 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
         >>> cores = ttm_svd(torch.randn(64, 64), (8, 8), (8, 8), rank=2)
         >>> plan_contraction(cores, 1).macs, plan_contraction(cores, 1, "dense").macs
         (2048, 12288)
+        >>> print(plan_contraction(cores, 1))
     """
     cores = listed(cores)
     check_matrix_train(cores)
@@ -103,7 +185,7 @@ def working_bytes(device: str) -> int:
     return WORKING_BYTES_CUDA if device == "cuda" else WORKING_BYTES
 
 
-def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "auto") -> Plan:
+def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "auto", recompute: bool = False) -> Plan:
     """The plan that a module takes for a batch of vectors on such a device, "auto" or the order that it names.
 
     While a tracing compiler works, the plan of a named order is that of no batch in particular: only the order and the
@@ -112,15 +194,24 @@ def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "aut
     if order not in ("auto", *ORDERS):
         raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
     if torch.compiler.is_compiling():  # it follows the arithmetic itself, and cannot look into a cache
-        batch = max(batch, 1) if order == "auto" else LEAST_CHUNK
+        batch = max(batch, 1) if order == "auto" else NOMINAL_BATCH
         return cheapest.__wrapped__(shapes, batch, working_bytes(device), order)
-    return cheapest(shapes, max(int(batch), 1), working_bytes(device), order)  # to a tracer, sizes are tensors
+    return cheapest(shapes, max(int(batch), 1), working_bytes(device), order, recompute)  # to a tracer, a tensor
 
 
 @lru_cache(maxsize=4096)
-def cheapest(shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES, order: str = "auto") -> Plan:
-    """The cheapest of all orders for cores of these shapes, or the plan of the one named."""
-    return _cheaper([cost(way, shapes, batch, working) for way in (ORDERS if order == "auto" else (order,))])
+def cheapest(
+    shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES, order: str = "auto", recompute: bool = False
+) -> Plan:
+    """The cheapest of all orders for cores of these shapes, or the plan of the one named.
+
+    Where intermediate results are recomputed, orders that train in less memory than the dense layer go first.
+    """
+    plans = [cost(way, shapes, batch, working, recompute) for way in (ORDERS if order == "auto" else (order,))]
+    if recompute:
+        small = [p for p in plans if p.training + p.weights <= p.dense["training"] + p.dense["weights"]]
+        plans = small or plans
+    return _cheaper(plans)
 
 
 def _cheaper(plans: Sequence[Plan]) -> Plan:
@@ -130,74 +221,6 @@ def _cheaper(plans: Sequence[Plan]) -> Plan:
         if price(plan) < price(best):
             best = plan
     return best
-
-
-def choose_modes(
-    in_shape: int | Sequence[int], out_shape: int | Sequence[int], rank: int | Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations.
-
-    Up to a thousand pairs of orders are compared; of more, those that a swap of two modes improves until none does.
-    """
-    given = {"in_shape": in_shape, "out_shape": out_shape}
-    fixed = {name: check_modes(name, side) for name, side in given.items() if several(side)}
-    order = len(next(iter(fixed.values()))) if fixed else 3
-    if any(len(modes) != order for modes in fixed.values()):
-        raise ValueError(
-            f"in_shape {fixed['in_shape']} has {order} modes and out_shape {fixed['out_shape']} has "
-            f"{len(fixed['out_shape'])}; they need equally many"
-        )
-    chosen = [
-        fixed[name] if name in fixed else balanced_modes(whole(name, side, least=1), order)
-        for name, side in given.items()
-    ]
-    free = [name not in fixed for name in given]
-
-    def macs(pair: Pair) -> tuple[int, int]:
-        ins, outs = pair
-        ranks = tt_ranks(paired_modes(outs, ins), rank)
-        shapes = list(zip(ranks[:-1], outs, ins, ranks[1:], strict=True))
-        return min(cost(way, shapes, 1).macs for way in ("left-to-right", "right-to-left")), sum(map(math.prod, shapes))
-
-    if math.prod(_count(modes) for modes, may in zip(chosen, free, strict=True) if may) <= FEW_ARRANGEMENTS:
-        sides = [_arrangements(modes) if may else [modes] for modes, may in zip(chosen, free, strict=True)]
-        return min(((ins, outs) for ins in sides[0] for outs in sides[1]), key=macs)
-    starts = [
-        tuple(tuple(sorted(modes, reverse=down)) if may else modes for modes, may in zip(chosen, free, strict=True))
-        for down in (False, True)
-    ]
-    return min((_improved(start, free, macs) for start in starts), key=macs)
-
-
-def _count(modes: tuple[int, ...]) -> int:
-    """How many arrangements there are."""
-    return math.factorial(len(modes)) // math.prod(math.factorial(modes.count(mode)) for mode in set(modes))
-
-
-def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All orders of the modes, equal modes not told apart: twelve twos have one, not 12!."""
-    if len(modes) == 1:
-        return [modes]
-    places = [modes.index(mode) for mode in sorted(set(modes))]
-    return [(modes[k], *rest) for k in places for rest in _arrangements(modes[:k] + modes[k + 1 :])]
-
-
-def _improved(pair: Pair, free: Sequence[bool], macs: Callable[[Pair], tuple[int, int]]) -> Pair:
-    """The best that is reached by swaps of two modes of a side, each the first that makes things cheaper."""
-    least = macs(pair)
-    places = [(side, i, j) for side in (0, 1) if free[side] for j in range(len(pair[side])) for i in range(j)]
-    while True:
-        for side, i, j in places:
-            modes = list(pair[side])
-            if modes[i] == modes[j]:
-                continue
-            modes[i], modes[j] = modes[j], modes[i]
-            swapped = (tuple(modes), pair[1]) if side == 0 else (pair[0], tuple(modes))
-            if (found := macs(swapped)) < least:
-                pair, least = swapped, found
-                break
-        else:
-            return pair
 
 
 def price(plan: Plan) -> int:
@@ -210,100 +233,94 @@ def price(plan: Plan) -> int:
     return total + total // 8 if plan.cut else total
 
 
-def cost(order: str, shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES) -> Plan:
+def cost(
+    order: str, shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES, recompute: bool = False
+) -> Plan:
     """One order's plan, summed over the matrix products that it takes."""
-    if order == "dense":
-        return _rebuild(shapes, batch, working)
-    if order != "two-gemm":
-        return _walk(order, order, shapes, batch, working)
-    cuts = range(1, len(shapes)) if len(shapes) > 1 else [1]
-    plans = []
-    for cut in cuts:
-        halves = [part for part in (shapes[:cut], shapes[cut:]) if part]
-        merging = [step for part in halves for step in _merging(part)]
-        halves = [merged(part) for part in halves]
-        plan = _walk(order, way_through(halves), halves, batch, working)
-        plans.append(
-            Plan(
-                order,
-                plan.macs + sum([macs for macs, _, _ in merging]),
-                plan.bytes + sum([moved for _, moved, _ in merging]),
-                max([plan.temporary] + [result for _, _, result in merging]),
-                plan.chunk,
-                cut,
-            )
-        )
-    return _cheaper(plans)
-
-
-def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
-    """For one vector and each core in turn: how many slices its product has, and the product's p, q and w.
-
-    A core is a ``(p, q)`` matrix that meets ``(q, w)`` slices of the state.
-    """
-    if way == "right-to-left":
-        shapes = [(q, m, n, r) for r, m, n, q in reversed(shapes)]
-    inputs, outputs, found = math.prod([n for _, _, n, _ in shapes]), 1, []
-    for r, m, n, q in shapes:
-        inputs //= n
-        slices, width = (outputs, inputs) if way == "left-to-right" else (inputs, outputs)
-        found.append((slices, m * q, r * n, width))
-        outputs *= m
-    return found
-
-
-def way_through(halves: Sequence[Shape]) -> str:
-    """The direction with fewer multiply-adds."""
-    right, left = (sum([math.prod(step) for step in steps(way, halves)]) for way in ORDERS[:2])
-    return "right-to-left" if right <= left else "left-to-right"
-
-
-def merged(part: Sequence[Shape]) -> Shape:
-    """Shape of neighbouring cores merged into one."""
-    return part[0][0], math.prod([s[1] for s in part]), math.prod([s[2] for s in part]), part[-1][3]
-
-
-def block_rows(shapes: Sequence[Shape], working: int) -> int:
-    """How many slices of the first row mode are rebuilt together, so that a block of the matrix is of working size."""
     _, rows, cols, _ = merged(shapes)
-    return max(1, min(shapes[0][1], working * shapes[0][1] // (4 * rows * cols)))
+    room = _room(shapes, batch, recompute)
+    if order == "dense":
+        plan = _rebuild(shapes, batch, working, room)
+    elif order == "two-gemm":
+        plans = []
+        for cut in range(1, max(len(shapes), 2)):
+            halves, before = _merging(halved(shapes, cut))
+            plans.append(_walk(order, way_through(halves), halves, batch, working, room, recompute, before, cut))
+        plan = _cheaper(plans)
+    else:
+        plan = _walk(order, order, shapes, batch, working, room, recompute)
+    return plan._replace(shapes=tuple(shapes), batch=batch, widths=(rows, cols), recompute=recompute)
 
 
-def _walk(order: str, way: str, shapes: Sequence[Shape], batch: int, working: int) -> Plan:
-    """Core after core."""
+def _room(shapes: Sequence[Shape], batch: int, recompute: bool) -> int:
+    """Bytes for intermediate results, so that with cores and answer they stay below a dense layer and a tenth more.
+
+    Where they are recomputed: below a dense layer with its gradient.
+    """
+    _, rows, cols, _ = merged(shapes)
+    saved = rows * cols - sum([math.prod(shape) for shape in shapes])
+    return 8 * saved if recompute else 4 * saved + 4 * (rows * cols + batch * rows) // 10
+
+
+def _walk(
+    order: str,
+    way: str,
+    shapes: Sequence[Shape],
+    batch: int,
+    working: int,
+    room: int,
+    recompute: bool,
+    before: Sequence[tuple[int, int, int]] = (),
+    cut: int = 0,
+) -> Plan:
+    """Core after core, once others were merged."""
     products = steps(way, shapes)
     widest = max([0] + [slices * p * w for slices, p, _, w in products[:-1]])
-    chunk = min(batch, max(LEAST_CHUNK, working // (4 * max(widest, 1)))) if widest else batch
+    each = sum(buffers(way, shapes))
+    if recompute:
+        live = Live()
+        live.train(way, shapes, 1)
+        each = live.peak
+    most = max(working // LEAST_SHARE, min(2 * working, room - sum([result for _, _, result in before])))
+    chunk = min(batch, max(1, most // (4 * each))) if widest else batch
     passes = -(-batch // chunk)
     moved = 0
     for slices, p, q, w in products:
         # For w = 1 the slices lie below each other and make one product, which reads the core once.
         moved += batch * slices * (q + p) * w + p * q * (passes if w == 1 else batch * slices)
-    return Plan(order, batch * sum([math.prod(product) for product in products]), 4 * moved, 4 * chunk * widest, chunk)
+    return Plan(
+        order,
+        batch * sum([math.prod(product) for product in products]) + sum([macs for macs, _, _ in before]),
+        4 * moved + sum([moved for _, moved, _ in before]),
+        max([4 * chunk * widest] + [result for _, _, result in before]),
+        chunk,
+        cut,
+    )
 
 
-def _merging(part: Sequence[Shape]) -> list[tuple[int, int, int]]:
-    """Multiply-adds, bytes moved and bytes of the result, for each core merged onto those before it."""
+def _merging(parts: Sequence[Sequence[Shape]]) -> tuple[list[Shape], list[tuple[int, int, int]]]:
+    """The merged cores; multiply-adds, bytes moved and bytes of the result of each product that merges them."""
     found = []
-    for k in range(1, len(part)):
-        entries = math.prod(merged(part[: k + 1]))
-        found.append((entries * part[k][0], 12 * entries, 4 * entries))  # written; read and written to sort the axes
-    return found
+    for part in parts:
+        for entries, bond, _ in joins(part, from_right(part)):
+            found.append((entries * bond, 12 * entries, 4 * entries))  # written; read and written to sort the axes
+    return [merged(part) for part in parts], found
 
 
-def _rebuild(shapes: Sequence[Shape], batch: int, working: int) -> Plan:
+def _rebuild(shapes: Sequence[Shape], batch: int, working: int, room: int) -> Plan:
     """Merge all cores but the first, then for each block of rows: one product that rebuilds it, one that uses it."""
-    _, rows, cols, _ = merged(shapes)
-    before = _merging(shapes[1:])
-    blocks = 1
+    (_, rows, cols, _), first = merged(shapes), shapes[0][1]
+    block, before = first, []
     if len(shapes) > 1:  # a single core is the matrix
-        together = block_rows(shapes, working)
-        blocks = -(-shapes[0][1] // together)
-        before.append((rows * cols * shapes[0][3], 12 * rows * cols, 4 * rows * cols // shapes[0][1] * together))
+        _, before = _merging([shapes[1:]])
+        most = max(working // LEAST_SHARE, min(working, (room - 4 * math.prod(merged(shapes[1:]))) // 2))
+        block = max(1, min(first, most * first // (4 * rows * cols)))
+        before.append((rows * cols * shapes[0][3], 12 * rows * cols, 4 * rows * cols // first * block))
     return Plan(
         "dense",
         sum([macs for macs, _, _ in before]) + batch * rows * cols,
-        sum([moved for _, moved, _ in before]) + 4 * (rows * cols + batch * (blocks * cols + rows)),
+        sum([moved for _, moved, _ in before]) + 4 * (rows * cols + batch * (-(-first // block) * cols + rows)),
         max([0] + [result for _, _, result in before]),
         batch,
+        block=block,
     )

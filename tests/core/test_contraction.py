@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttref import contraction
+from ttref import scratch
 from ttref.contraction import ttm_matvec
 from ttref.plans import ORDERS, WORKING_BYTES, plan_contraction
 
@@ -33,22 +33,22 @@ def memory(working=WORKING_BYTES, worth_keeping=0):
     """Small products behave as large ones do: chunks, blocks, and memory that is kept from call to call."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ttref.plans.WORKING_BYTES", working)
-        patch.setattr("ttref.contraction.WORTH_KEEPING", worth_keeping)
+        patch.setattr("ttref.scratch.WORTH_KEEPING", worth_keeping)
         yield
 
 
 @pytest.fixture
 def kept(monkeypatch):
     """Everything is worth keeping, and nothing has been kept yet. Lists the requests for scratch memory."""
-    requests, scratch = [], contraction._scratch
+    requests, taken = [], scratch.scratch
 
-    def recorded(entries, dtype):
-        requests.append((entries, dtype))
-        return scratch(entries, dtype)
+    def recorded(entries, x, **options):
+        requests.append((entries, x.dtype))
+        return taken(entries, x, **options)
 
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
-    monkeypatch.setattr("ttref.contraction._scratch", recorded)
-    vars(contraction._KEPT).clear()
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.contraction.scratch", recorded)
+    vars(scratch._KEPT).clear()
     return requests
 
 
@@ -75,7 +75,7 @@ def assert_product(y, cores, x):
     seeds,
     st.sampled_from(MODES),
     st.sampled_from([1, 300, WORKING_BYTES]),
-    st.sampled_from([0, contraction.WORTH_KEEPING]),
+    st.sampled_from([0, scratch.WORTH_KEEPING]),
 )
 def test_every_order_equals_the_dense_product(plan, shape, batch, seed, mode, working, worth_keeping):
     cores = random_matrix_train(shape, seed)
@@ -163,7 +163,7 @@ def test_a_result_does_not_change_when_the_next_one_is_computed(mode, plan, kept
         xs = [vectors(cores, 33, seed) for seed in range(3)]
         results = [ttm_matvec(cores, x, plan) for x in xs]
     assert len(kept) == 3
-    homes = {buffer.untyped_storage().data_ptr() for buffer in contraction._KEPT.buffers}
+    homes = {buffer.untyped_storage().data_ptr() for buffer in scratch._KEPT.buffers}
     for x, y in zip(xs, results, strict=True):
         assert_product(y, cores, x)
         assert y.untyped_storage().data_ptr() not in homes
@@ -187,7 +187,7 @@ def test_memory_is_kept_from_call_to_call_and_grows_when_it_must(kept):
             cores = random_matrix_train(SHAPE, batch, dtype)
             x = vectors(cores, batch)
             assert_product(ttm_matvec(cores, x, "left-to-right"), cores, x)
-            homes.append(contraction._KEPT.buffers[0].data_ptr())
+            homes.append(scratch._KEPT.buffers[0].data_ptr())
     assert homes[0] == homes[1] != homes[2] == homes[3]
 
 
@@ -205,9 +205,9 @@ def test_large_memory_is_given_back(kept, monkeypatch):
     cores = random_matrix_train(SHAPE, 0)
     x = vectors(cores, 33)
     with torch.no_grad():
-        monkeypatch.setattr("ttref.contraction.KEPT_BYTES", 100)
+        monkeypatch.setattr("ttref.scratch.KEPT_BYTES", 100)
         assert_product(ttm_matvec(cores, x, "left-to-right"), cores, x)
-    assert kept and not hasattr(contraction._KEPT, "buffers")
+    assert kept and not hasattr(scratch._KEPT, "buffers")
 
 
 @pytest.mark.parametrize("first", MODES)
@@ -253,13 +253,13 @@ def test_threads_do_not_share_memory(kept):
             for k in range(60):
                 x = vectors(cores, 20 + k % 3, seed + 100 * k)
                 wrong += not torch.allclose(ttm_matvec(cores, x, ORDERS[k % 3]), x @ w.T)
-                homes.add(contraction._KEPT.buffers[0].data_ptr())
+                homes.add(scratch._KEPT.buffers[0].data_ptr())
         return wrong, homes
 
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(work, range(3)))
     assert [wrong for wrong, _ in results] == [0, 0, 0]
-    assert not hasattr(contraction._KEPT, "buffers")  # the test's own thread has asked for nothing
+    assert not hasattr(scratch._KEPT, "buffers")  # the test's own thread has asked for nothing
 
 
 def with_grad(cores, x):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
 from ttref import TTLinear, contraction, plan_contraction, ttm_matvec
-from ttref.plans import choose_modes
+from ttref.modes import choose_modes
 
 
 class Scaled(nn.Linear):
@@ -72,7 +72,7 @@ def pruned():
     return prune.l1_unstructured(layer, "bias", amount=0.5)
 
 
-def parametrised():
+def parametrized():
     layer = parametrizations.weight_norm(nn.Linear(16, 16))
     parametrize.register_parametrization(layer, "bias", nn.Tanh())
     return layer
@@ -89,7 +89,7 @@ def built():
     "make",
     [
         pruned,
-        parametrised,
+        parametrized,
         built,
         lambda: Named(16, 16),
         lambda: Conv1D(16, 16),
@@ -111,7 +111,7 @@ def test_the_weight_in_use_is_what_is_compressed(make):
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-def test_a_parametrisation_is_computed_in_full_precision():
+def test_a_parametrization_is_computed_in_full_precision():
     class Product(nn.Module):
         def forward(self, weight):
             return weight @ weight.T

@@ -19,7 +19,7 @@ from strategies import agree, dense_matrix, norm
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ttref import TTLinear, contraction, swap_layer
+from ttref import TTLinear, scratch, swap_layer
 
 FLOATS = [torch.float64, torch.float32]
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
@@ -125,7 +125,7 @@ def test_a_default_device_of_the_callers_does_not_matter():
     assert float(weight_of(layer).detach().square().mean()) == pytest.approx(1 / 192, rel=1e-5)
 
 
-def test_construction_can_skip_the_initialisation():
+def test_construction_can_skip_the_initialization():
     layer = nn.utils.skip_init(TTLinear, 64, 48, 3)
     assert layer(torch.randn(2, 64)).shape == (2, 48)
 
@@ -137,7 +137,7 @@ def test_construction_can_skip_the_initialisation():
 @pytest.mark.parametrize("layer_dtype", FLOATS)
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
 def test_autocast_answers_as_linear_does(arguments, layer_dtype, mode, monkeypatch):
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     layer = made(arguments, layer_dtype)
     dense = layer.to_linear()
     x = vectors(layer, 6)
@@ -206,7 +206,7 @@ def test_a_compiled_graph_does_not_grow_with_the_batch():
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_a_layer_can_be_exported_for_a_batch_size(mode, monkeypatch):
     """For one: the exported graph holds one plan, and the plan follows the batch."""
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     layer = made(ARGUMENTS[3]).eval()
     x = vectors(layer, 4)
     with mode():
@@ -231,7 +231,7 @@ def test_the_full_compiler_gives_the_same_results(dynamic):
 @pytest.mark.parametrize("arguments", ARGUMENTS[:4], ids=str)
 def test_transforms_of_functions(arguments, mode, monkeypatch):
     """An ensemble, each member's bias alone, and the gradient of every example."""
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     layers = [made(arguments, torch.float64, seed) for seed in range(3)]
     layer, x = layers[0], vectors(layers[0], 5)
     parameters, buffers = torch.func.stack_module_state(layers)
@@ -302,7 +302,7 @@ def test_without_a_bias_one_can_still_be_registered():
 @pytest.mark.parametrize("how", ["jit", "fx"])
 def test_a_traced_layer_holds_no_memory_of_the_thread(how, monkeypatch):
     """Kept memory inside a graph would be shared by every thread that runs it."""
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     layer, x = TTLinear((4, 4, 4), (4, 4, 4), 3), torch.randn(6, 64)
     with torch.no_grad():
         expected = layer(x)
@@ -313,6 +313,6 @@ def test_a_traced_layer_holds_no_memory_of_the_thread(how, monkeypatch):
         else:
             traced = make_fx(layer)(x)
             held = [value for value in vars(traced).values() if isinstance(value, torch.Tensor)]
-        kept = {buffer.data_ptr() for buffer in getattr(contraction._KEPT, "buffers", ())}
+        kept = {buffer.data_ptr() for buffer in getattr(scratch._KEPT, "buffers", ())}
         assert not kept & {tensor.data_ptr() for tensor in held}
         torch.testing.assert_close(traced(x), expected)

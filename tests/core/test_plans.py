@@ -1,6 +1,7 @@
 """Contraction plans: every sum against what really runs, and the choice between the orders."""
 
 import contextlib
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttref.contraction import ttm_matvec
-from ttref.plans import LEAST_CHUNK, ORDERS, WORKING_BYTES, Plan, cost, plan_contraction, price
+from ttref.plans import LEAST_SHARE, ORDERS, WORKING_BYTES, Plan, cost, plan_contraction, price
 
 ONE_AT_A_TIME = ORDERS[:2]
 SHAPES = [
@@ -75,6 +76,8 @@ def assert_counts_what_runs(cores, batch):
             ttm_matvec(cores, x, order)
         assert plan.order == order
         assert plan.macs == flops.get_total_flops() / 2
+        if torch.is_grad_enabled():  # there a core meets all slices at once, so that backward can
+            continue
         assert plan.bytes == 4 * seen.entries(order, len(cores))
         assert plan.temporary == 4 * seen.temporary(order, len(cores))
 
@@ -83,7 +86,7 @@ def assert_counts_what_runs(cores, batch):
 @pytest.mark.parametrize("batch", [1, 3, 64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_plan_counts_what_runs(shape, batch, no_grad, monkeypatch):
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     for ranks in ((2, 4, 3), (16, 1, 8), (1, 24, 2)):
         with torch.set_grad_enabled(not no_grad):
             assert_counts_what_runs(random_matrix_train(shape, 0, torch.float32, ranks), batch)
@@ -94,7 +97,7 @@ def test_a_plan_counts_what_runs(shape, batch, no_grad, monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_plan_counts_what_runs_in_chunks(shape, batch, no_grad, monkeypatch):
     """Chunks that do not divide the batch, and matrices rebuilt in blocks that do not divide the rows."""
-    monkeypatch.setattr("ttref.contraction.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
     cores = random_matrix_train(shape, 0, torch.float32)
     rows, cols = (math.prod(core.shape[axis] for core in cores) for axis in (1, 2))
     for working in (1, 5000, 4 * rows * cols * 2 // 3):
@@ -130,12 +133,32 @@ def test_two_gemm_is_cut_where_that_is_cheapest(shape, batch, ranks):
         ]
         walk = min((cost(way, merged, batch) for way in ONE_AT_A_TIME), key=lambda plan: plan.macs)
         for part in halves:
-            for k in range(1, len(part)):
-                rows, cols = (math.prod(s[axis] for s in part[: k + 1]) for axis in (1, 2))
-                entries = part[0][0] * rows * cols * part[k][3]
-                walk = walk._replace(macs=walk.macs + entries * part[k][0], bytes=walk.bytes + 12 * entries)
+            sides = {False: (0, 0), True: (0, 0)}
+            for right, k in itertools.product(sides, range(1, len(part))):
+                joined, bond = (part[-k - 1 :], part[-k][0]) if right else (part[: k + 1], part[k][0])
+                rows, cols = (math.prod(s[axis] for s in joined) for axis in (1, 2))
+                entries = joined[0][0] * rows * cols * joined[-1][3]
+                sides[right] = sides[right][0] + entries * bond, sides[right][1] + 12 * entries
+            macs, moved = min(sides.values(), key=lambda side: side[0])
+            walk = walk._replace(macs=walk.macs + macs, bytes=walk.bytes + moved)
         prices.append(price(walk._replace(cut=cut)))
     assert price(whole) == min(prices) == prices[whole.cut - 1]
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_each_half_is_merged_from_its_cheaper_side(batch):
+    """An adapter of rank 4 on a 384 x 384 matrix: cores of rows alone, then of columns alone."""
+    shape = [(8, 1), (8, 1), (6, 1), (1, 6), (1, 8), (1, 8)]
+    cores = random_matrix_train(shape, 0, torch.float32, (4,) * 5)
+    plan = plan_contraction(cores, batch, "two-gemm")
+    assert plan.cut == 3
+    assert plan.macs == 2 * 4 * 4 * (64 + 384) + batch * 2 * 4 * 384
+    if batch == 1:
+        assert plan.macs == 17_408
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode(), FlopCounterMode(display=False) as flops:
+            ttm_matvec(cores, vectors(cores, batch), plan)
+        assert flops.get_total_flops() == 2 * plan.macs
 
 
 @given(pairs, st.integers(1, 5000), some_ranks, st.integers(1, 10**6))
@@ -146,9 +169,9 @@ def test_a_chunk_is_as_large_as_working_memory_allows(shape, batch, ranks, worki
             assert 1 <= plan.chunk <= batch
             if order == "two-gemm" or plan.temporary == 0:  # merging does not depend on the chunk
                 continue
-            each = plan.temporary // plan.chunk
-            assert plan.chunk == batch or plan.chunk == max(LEAST_CHUNK, working // each)
-            assert plan.temporary <= max(working, LEAST_CHUNK * each)
+            each = plan.temporary // plan.chunk  # bytes of the larger of two results that are alive together
+            assert plan.chunk == 1 or plan.chunk * each <= max(2 * working, working // LEAST_SHARE)
+            assert plan.chunk == batch or 2 * (plan.chunk + 1) * each > working // LEAST_SHARE
 
 
 def test_multiply_adds_of_one_core_at_a_time_grow_with_the_batch_and_nothing_else():
@@ -186,7 +209,8 @@ def test_plan_fields_are_plain_numbers_that_make_sense():
     cores = random_matrix_train([(12, 8), (16, 8), (16, 12)], 0, torch.float32, (8, 8))
     plan = plan_contraction(cores, 32)
     assert isinstance(plan, Plan) and plan.order in ORDERS
-    assert all(type(value) is int for value in plan[1:])
+    assert all(type(value) is int for value in plan[1:7])
+    assert plan.batch == 32 and plan.widths == (3072, 768) and plan.shapes == tuple(core.shape for core in cores)
     assert plan.bytes > 4 * 32 * (768 + 3072) and plan.temporary > 0 and plan.cut == 0
     assert plan_contraction(cores, 32, "two-gemm").cut in (1, 2)
     assert price(plan) == plan.macs + plan.bytes // 4

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..checks import check_matrix_train, check_modes, check_rank_or_eps, paired_modes, several, whole
-from ..contraction import multiply
-from ..files import check_finite, check_header, read, write
-from ..matrices import ttm_svd
-from ..modules import Cores, cores_of, listed, owned
-from ..plans import NOMINAL_RANK, choose_modes, plan_for
+from ..checks import check_modes, check_rank_or_eps, whole
+from ..files import check_finite, check_header
+from ..modules import cores_of, listed
 from ..precision import computable, full_precision
 from ..rows.packed import meet, traced
-from ..shapes import tt_ranks
 from ..starts import draw
+from ..ttmatrix import TTMatrix
 from .tables import LOOK_UP, CompressedTable, table_of
 
 __all__ = ["TTMEmbedding"]
 
-KIND = "TTMEmbedding"  # in files, whatever a subclass is called
-_SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
 
-
-class TTMEmbedding(CompressedTable):
+class TTMEmbedding(CompressedTable, TTMatrix):
     """A look-up table like ``nn.Embedding``, kept as the cores of one TT-matrix.
 
     An id is written in mixed radix, one digit for each row mode; digit k picks a slice of core k, and the row is the
@@ -52,7 +45,7 @@ class TTMEmbedding(CompressedTable):
         row_shape, col_shape, ranks: Modes and ranks.
         params, nbytes, ratio: As in :class:`MPSEmbedding`.
 
-    Initialisation:
+    Initialization:
         Gaussian cores, scaled so that the mean square of the entries is 1, as ``nn.Embedding`` starts.
 
     Source:
@@ -64,6 +57,10 @@ class TTMEmbedding(CompressedTable):
         (torch.Size([1, 2, 768]), 35712)
     """
 
+    _WIDTHS = "num_embeddings", "embedding_dim"
+    _KIND = "TTMEmbedding"
+    _SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
+    dtype, device = TTMatrix.dtype, TTMatrix.device
     _repeats = False  # the ends are shared by all ids; what is left for a row costs no more than finding it again
 
     def __init__(
@@ -78,20 +75,9 @@ class TTMEmbedding(CompressedTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if num_embeddings is None and not several(row_shape):
-            num_embeddings = whole("row_shape", row_shape, least=1)
-        if embedding_dim is None and not several(col_shape):
-            embedding_dim = whole("col_shape", col_shape, least=1)
-        row_shape, col_shape = _modes(row_shape, col_shape, rank)
-        modes = paired_modes(row_shape, col_shape)
-        ranks = tt_ranks(modes, rank)
-        sizes = zip(ranks[:-1], row_shape, col_shape, ranks[1:], strict=True)
-        self._adopt(
-            [torch.empty(*size, device=device, dtype=dtype) for size in sizes],
-            num_embeddings,
-            embedding_dim,
-            padding_idx,
-        )
+        super().__init__(0, None)
+        self._begin((row_shape, col_shape), rank, (num_embeddings, embedding_dim), device=device, dtype=dtype)
+        self._pad_at(padding_idx)
         self.reset_parameters()
 
     @classmethod
@@ -123,7 +109,7 @@ class TTMEmbedding(CompressedTable):
 
         Raises:
             TypeError: No ``nn.Embedding``, or one computing more than a look-up (a forward of its own, hooks). Masks
-                and parametrisations are applied.
+                and parametrizations are applied.
             ValueError: Modes that multiply to too little, a weight on the meta device, and as :func:`ttm_svd`.
 
         Guarantee:
@@ -142,20 +128,10 @@ class TTMEmbedding(CompressedTable):
         """
         table = table_of(embedding, sparse=False)
         check_rank_or_eps(rank, eps)
-        rows, width = table.shape
         for name, modes in (("row_shape", row_shape), ("col_shape", col_shape)):
             if modes is not None:
                 check_modes(name, modes)
-        rows, width = (rows if row_shape is None else row_shape), (width if col_shape is None else col_shape)
-        row_shape, col_shape = _modes(rows, width, NOMINAL_RANK if rank is None else rank)
-        padding = []
-        for name, modes, size in (("col_shape", col_shape, table.shape[1]), ("row_shape", row_shape, table.shape[0])):
-            if math.prod(modes) < size:
-                raise ValueError(
-                    f"{name} {tuple(modes)} multiplies to {math.prod(modes)}, less than the table's {size}"
-                )
-            padding += [0, math.prod(modes) - size]
-        cores = ttm_svd(F.pad(table, padding), row_shape, col_shape, rank=rank, eps=eps)
+        cores = cls._decomposed(table, (row_shape, col_shape), rank, eps)
         made = cls.from_cores(cores, *table.shape, padding_idx=embedding.padding_idx)
         for core in made.cores:
             core.requires_grad_(table.requires_grad)
@@ -180,16 +156,18 @@ class TTMEmbedding(CompressedTable):
             torch.Size([15])
         """
         made = cls.__new__(cls)
-        made._adopt(list(listed(cores)), num_embeddings, embedding_dim, padding_idx)
+        CompressedTable.__init__(made, 0, None)
+        made._adopt(listed(cores), num_embeddings, embedding_dim)
+        made._pad_at(padding_idx)
         return made
 
     @full_precision
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new cores; see Initialisation.
+        """Draw new cores; see Initialization.
 
         Raises:
-            RuntimeError: A core is computed from other numbers (pruned, parametrised), so there is none to draw.
+            RuntimeError: A core is computed from other numbers (pruned, parametrized), so there is none to draw.
         """
         draw(self.cores, (math.prod(self.row_shape) * math.prod(self.col_shape)) ** 0.5)
 
@@ -200,37 +178,15 @@ class TTMEmbedding(CompressedTable):
         parts += [f"padding_idx={self.padding_idx}"] * (self.padding_idx is not None)
         return ", ".join([*parts, f"ratio={self.ratio:.3g}"])
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all; as :meth:`MPSEmbedding.save`."""
-        tensors = {f"cores.{k}": core.detach() for k, core in enumerate(cores_of(self.cores))}
-        header = {name: getattr(self, name) for name in _SETTINGS}
-        header["trainable"] = any(core.requires_grad for core in self.cores)
-        write(path, KIND, tensors, header, self._restore)
-
     @classmethod
-    def load(cls, path: str | Path) -> TTMEmbedding:
-        """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
-        return read(path, KIND, cls._restore)
-
-    @classmethod
-    def _restore(cls, tensors: dict[str, Tensor], header: dict) -> TTMEmbedding:
-        check_header(header, _SETTINGS | {"trainable": (bool,)})
+    def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTMEmbedding:
+        check_header(header, cls._SETTINGS | {"trainable": (bool,)})
         check_finite(tensors)
         if header["padding_idx"] is not None:
             whole("padding_idx", header["padding_idx"], least=0)
         cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
-        made = cls.from_cores(cores, **{name: header[name] for name in _SETTINGS})
+        made = cls.from_cores(cores, **{name: header[name] for name in cls._SETTINGS})
         return made.requires_grad_(header["trainable"])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return cores_of(self.cores)[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the table lies."""
-        return cores_of(self.cores)[0].device
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
         """Contract the slices from both ends to the middle; an end with few digits is contracted for all of them."""
@@ -256,38 +212,16 @@ class TTMEmbedding(CompressedTable):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """A TT-matrix times vectors: the order that costs least, no row is ever rebuilt unless that is cheapest."""
-        width = math.prod(self.col_shape)
-        if width != self.embedding_dim:
-            hidden = F.pad(hidden, (0, width - self.embedding_dim))
-        plan = plan_for(self._shapes, hidden.shape[0], hidden.device.type)
-        return multiply(cores_of(self.cores), hidden, plan)[:, : self.num_embeddings]
+        return self._multiplied(cores_of(self.cores), hidden)
 
-    def _adopt(self, cores: Sequence[Tensor], rows: int | None, columns: int | None, padding_idx: int | None) -> None:
-        row_shape, col_shape, ranks = check_matrix_train(cores)
-        sizes = []
-        for name, size, modes in (("num_embeddings", rows, row_shape), ("embedding_dim", columns, col_shape)):
-            size = math.prod(modes) if size is None else whole(name, size, least=1)
-            if size > math.prod(modes):
-                raise ValueError(f"{name} is {size}, but the modes {modes} multiply to {math.prod(modes)} only")
-            sizes.append(size)
-        if padding_idx is not None and not -sizes[0] <= padding_idx < sizes[0]:
-            raise ValueError(f"padding_idx is {padding_idx}, but the table has {sizes[0]} rows")
-        super().__init__(sizes[1], None if padding_idx is None else padding_idx % sizes[0])
-        self.num_embeddings = sizes[0]
-        self.row_shape, self.col_shape, self.ranks = row_shape, col_shape, ranks
-        self._shapes = tuple(tuple(core.shape) for core in cores)
-        self.cores = Cores(map(owned, cores))
+    def _adopt(self, cores: Sequence[Tensor], rows: int | None, cols: int | None) -> None:
+        super()._adopt(cores, rows, cols)
+        self.num_embeddings, self.embedding_dim = self._widths
 
-
-def _modes(
-    row_shape: int | Sequence[int], col_shape: int | Sequence[int], rank: int | Sequence[int]
-) -> tuple[Sequence[int], Sequence[int]]:
-    """Modes of both sides, chosen where a size was given instead."""
-    if several(row_shape) and several(col_shape):
-        paired_modes(row_shape, col_shape)
-        return row_shape, col_shape
-    columns, rows = choose_modes(col_shape, row_shape, rank)
-    return rows, columns
+    def _pad_at(self, padding_idx: int | None) -> None:
+        if padding_idx is not None and not -self.num_embeddings <= padding_idx < self.num_embeddings:
+            raise ValueError(f"padding_idx is {padding_idx}, but the table has {self.num_embeddings} rows")
+        self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings
 
 
 def _meeting(widths: Sequence[int]) -> int:

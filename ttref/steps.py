@@ -1,0 +1,223 @@
+"""The matrix products that a contraction takes, in sizes, and the numbers that live meanwhile: integer arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Shape = tuple[int, int, int, int]
+WAYS = ("right-to-left", "left-to-right")
+
+
+def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
+    """For one vector and each core in turn: how many slices its product has, and the product's p, q and w.
+
+    A core is a ``(p, q)`` matrix that meets ``(q, w)`` slices of the state.
+    """
+    if way == "right-to-left":
+        shapes = [(q, m, n, r) for r, m, n, q in reversed(shapes)]
+    inputs, outputs, found = math.prod([n for _, _, n, _ in shapes]), 1, []
+    for r, m, n, q in shapes:
+        inputs //= n
+        slices, width = (outputs, inputs) if way == "left-to-right" else (inputs, outputs)
+        found.append((slices, m * q, r * n, width))
+        outputs *= m
+    return found
+
+
+def way_through(shapes: Sequence[Shape]) -> str:
+    """The direction with fewer multiply-adds; of two equal ones that from the right, which copies no core."""
+    right, left = [sum([math.prod(step) for step in steps(way, shapes)]) for way in WAYS]
+    return "right-to-left" if right <= left else "left-to-right"
+
+
+def mergeable(sizes: Sequence[int], groups: Sequence[Sequence[int]]) -> bool:
+    """Whether axes of a tensor in one piece merge in these groups without a copy that sorts them."""
+    strides = [math.prod(sizes[k + 1 :]) for k in range(len(sizes))]
+    for group in groups:
+        axes = [axis for axis in group if sizes[axis] > 1]
+        for k in range(1, len(axes)):
+            if strides[axes[k - 1]] != sizes[axes[k]] * strides[axes[k]]:
+                return False
+    return True
+
+
+def merged(part: Sequence[Shape]) -> Shape:
+    """Shape of neighboring cores merged into one."""
+    return part[0][0], math.prod([s[1] for s in part]), math.prod([s[2] for s in part]), part[-1][3]
+
+
+def joins(part: Sequence[Shape], right: bool) -> list[tuple[int, int, bool]]:
+    """For each core merged onto those before it: entries of the result, the bond, whether axes must be sorted."""
+    found, whole = [], None
+    for core in part[::-1] if right else part:
+        if whole is None:
+            whole = core
+            continue
+        one, other = (core, whole) if right else (whole, core)
+        whole = merged([one, other])
+        found.append((math.prod(whole), other[0], not mergeable((*one[:3], *other[1:]), [(0,), (1, 3), (2, 4), (5,)])))
+    return found
+
+
+def from_right(part: Sequence[Shape]) -> bool:
+    """Whether merging cores from the right takes fewer multiply-adds than from the left."""
+    right, left = [sum([entries * bond for entries, bond, _ in joins(part, side)]) for side in (True, False)]
+    return right < left
+
+
+def halved(shapes: Sequence[Shape], cut: int) -> list[Sequence[Shape]]:
+    """The two parts that "two-gemm" merges; one, where there is one core."""
+    return [part for part in (shapes[:cut], shapes[cut:]) if part]
+
+
+def buffers(way: str, shapes: Sequence[Shape]) -> list[int]:
+    """Entries for one vector of the two places in which intermediate results take turns."""
+    results = [slices * p * w for slices, p, _, w in steps(way, shapes)][:-1]
+    return [max([0, *results[k::2]]) for k in (0, 1)]
+
+
+class Live:
+    """How many numbers are held, and how many were held at most, while a product is computed."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+
+    def add(self, *numbers: int) -> None:
+        """Results of these sizes come to be, one after the other."""
+        self.held += sum(numbers)
+        self.peak = max(self.peak, self.held)
+
+    def drop(self, *numbers: int) -> None:
+        """They are forgotten."""
+        self.held -= sum(numbers)
+
+    def sort(self, entries: int, *, needed: bool = True) -> None:
+        """A copy with its axes in another order takes the place of a result."""
+        if needed:
+            self.add(entries)
+            self.drop(entries)
+
+    def merge(self, part: Sequence[Shape], *, keep: bool) -> int:
+        """Cores are merged into one, whose entries are held; with ``keep`` also those that backward will ask for."""
+        before = 0
+        for entries, _, sort in joins(part, from_right(part)):
+            self.add(entries)
+            self.sort(entries, needed=sort)
+            self.drop(0 if keep else before)
+            before = entries
+        return before
+
+    def unmerge(self, part: Sequence[Shape]) -> None:
+        """Backward from the gradient of the merged core, which is held, to those of the cores."""
+        right = from_right(part)
+        ordered, found = part[::-1] if right else part, joins(part, right)
+        for k in range(len(found) - 1, -1, -1):
+            entries, _, sort = found[k]
+            self.sort(entries, needed=sort)
+            before = found[k - 1][0] if k else math.prod(ordered[0])
+            self.add(before, math.prod(ordered[k + 1]))
+            self.drop(entries, before if k else 0)  # this gradient, and what was kept to compute it
+
+    def walk(self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, kept: bool) -> None:
+        """Forward without gradients: see ``contraction._in_place``."""
+        if way == "left-to-right":  # the axes of the cores are sorted
+            self.add(*[0 if mergeable(shape, [(0, 2), (1, 3)]) else math.prod(shape) for shape in shapes])
+        if kept:
+            self.add(batch * merged(shapes)[1], chunk * sum(buffers(way, shapes)))
+            return
+        before = 0
+        for slices, p, _, w in steps(way, shapes):
+            self.add(batch * slices * p * w)
+            self.drop(before)
+            before = batch * slices * p * w
+
+    def train(self, way: str, shapes: Sequence[Shape], batch: int, *, fresh: bool = False) -> None:
+        """Forward and backward through ``contraction._recorded``; ``fresh`` cores are merged ones, and held already."""
+        left, saved, outputs, last = way == "left-to-right", [], 1, 1
+        ordered = shapes if left else shapes[::-1]
+        for (slices, p, q, w), (r, m, n, bond) in zip(steps(way, shapes), ordered, strict=True):
+            state, matrix, first = batch * slices * q * w, 0, not saved
+            if left:
+                sort = not mergeable((batch, n, w, outputs, r), [(0, 2, 3), (4, 1)])
+                back = not mergeable((batch, w, outputs // last, last, r, n), [(0, 5, 1, 2), (3, 4)])
+                matrix = 0 if mergeable((r, m, n, bond), [(0, 2), (1, 3)]) else r * m * n * bond
+                outputs, last = outputs * m, m
+            else:
+                sort = not mergeable((batch, slices, n, outputs, bond, last), [(0, 1, 5, 3), (2, 4)])
+                back = not mergeable((batch, slices, last, outputs, n, bond), [(0, 1, 4, 3), (5, 2)])
+                outputs, last = outputs * last, m
+            self.add(state if sort else 0, matrix, batch * slices * p * w)
+            self.drop(0 if first or not sort else state)
+            saved.append((state, 0 if first and not sort else state, matrix, sort and back, r * m * n * bond))
+        answer = batch * merged(shapes)[1]
+        self.sort(answer, needed=not left and not mergeable((batch, outputs, last), [(0,), (2, 1)]))
+        upstream = 0 if left or mergeable((batch, last, outputs), [(0, 2), (1,)]) else answer
+        self.drop(sum([core for _, _, matrix, _, core in saved if matrix and fresh]))
+        self.add(upstream)
+        for state, kept, matrix, back, core in reversed(saved):
+            self.add(state, core)
+            self.drop(upstream, kept, matrix, core if fresh and not matrix else 0)
+            self.sort(core, needed=matrix > 0)
+            self.sort(state, needed=back)
+            upstream = state
+
+
+def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, block: int, kept: bool) -> int:
+    """Numbers alive at once, at most, where no gradient is wanted; neither cores nor vectors are counted."""
+    live, (_, rows, cols, _) = Live(), merged(shapes)
+    if order == "dense":
+        live.merge(shapes[1:], keep=False)
+        built = rows * cols // shapes[0][1] * block
+        live.add(batch * rows if block < shapes[0][1] else 0, built if len(shapes) > 1 else 0)
+        live.sort(built, needed=sorts(shapes))
+        live.add(batch * rows if block == shapes[0][1] else 0)
+        return live.peak
+    if order == "two-gemm":
+        parts = halved(shapes, cut)
+        for part in parts:
+            live.merge(part, keep=False)
+        order, shapes = way_through(shapes := [merged(part) for part in parts]), shapes
+    live.walk(order, shapes, batch, chunk, kept)
+    return live.peak
+
+
+def training_peak(
+    order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, kept: bool, recompute: bool
+) -> int:
+    """Numbers alive at once, at most, in a training step; neither cores, vectors nor the answer's gradient count."""
+    live, (_, rows, cols, _), parts, fresh = Live(), merged(shapes), [], False
+    if order == "dense":
+        rest, alone = shapes[1:], len(shapes) == 1
+        live.merge(rest, keep=True)
+        live.add(0 if alone else rows * cols)
+        live.sort(rows * cols, needed=sorts(shapes))
+        live.add(batch * rows, batch * cols, rows * cols)
+        if not alone:
+            live.drop(rows * cols)
+            live.sort(rows * cols, needed=sorts(shapes))
+            live.add(math.prod(shapes[0]), math.prod(merged(rest)))
+            live.drop(rows * cols)
+            live.unmerge(rest)
+        return live.peak
+    if order == "two-gemm":
+        parts = halved(shapes, cut)
+        fresh = sum([live.merge(part, keep=True) for part in parts]) > 0
+        shapes = [merged(part) for part in parts]
+        order = way_through(shapes)
+    if recompute:
+        before = live.held
+        live.walk(order, shapes, batch, chunk, kept)
+        live.held = before
+        live.add(batch * (rows + cols), *map(math.prod, shapes))
+        live.train(order, shapes, chunk)
+    else:
+        live.train(order, shapes, batch, fresh=fresh)
+    for part in parts[::-1]:
+        live.unmerge(part)
+    return live.peak
+
+
+def sorts(shapes: Sequence[Shape]) -> bool:
+    """Whether the axes of a rebuilt matrix must be sorted."""
+    return len(shapes) > 1 and joins([shapes[0], merged(shapes[1:])], False)[0][2]

@@ -1,0 +1,174 @@
+"""The module that layers and tables stand on: one matrix as the cores of a TT-matrix, with padding and account."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_matrix_train, paired_modes, several, whole
+from .contraction import multiply
+from .files import read, write
+from .matrices import ttm_svd, ttm_to_matrix
+from .modes import NOMINAL_RANK, choose_modes
+from .modules import Cores, cores_of, owned
+from .plans import Plan, plan_for
+from .shapes import tt_ranks
+
+
+class TTMatrix(nn.Module):
+    """A matrix kept as cores ``(r_{k-1}, m_k, n_k, r_k)``, rows and columns padded where the modes multiply to more.
+
+    Attributes:
+        cores: ``ParameterList`` of d cores.
+        row_shape, col_shape, ranks, modes: Row modes, column modes, TT-ranks; pairs ``(m_k, n_k)``.
+        params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense matrix in that dtype,
+            and its numbers for each number in the cores.
+        order: "auto", or the order that vectors must be multiplied in (see :func:`plan_contraction`).
+        recompute: Whether training computes what lies between the cores twice, a few vectors at a time, instead of
+            keeping it for the way back: less memory, more time. ``plan`` says how much. Not while a compiler traces.
+    """
+
+    order = "auto"
+    recompute = False
+    _SHAPES: ClassVar[tuple[str, str]] = ("row_shape", "col_shape")  # how rows and columns are called in messages
+    _WIDTHS: ClassVar[tuple[str, str]]
+    _KIND: ClassVar[str]  # in files, whatever a subclass is called
+    _SETTINGS: ClassVar[dict[str, tuple[type, ...]]]  # attributes that a file holds
+
+    def plan(self, batch: int) -> Plan:
+        """How ``batch`` vectors are multiplied and what that costs; ``print`` shows it beside the dense matrix."""
+        device = cores_of(self.cores)[0].device.type
+        return plan_for(self._shapes, batch, device, self.order, self.recompute)._replace(widths=self._widths)
+
+    def dense(self) -> Tensor:
+        """The dense matrix, rebuilt without its padding. Differentiable."""
+        return ttm_to_matrix(cores_of(self.cores))[: self._widths[0], : self._widths[1]]
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all.
+
+        Raises:
+            FileNotFoundError, OSError: No such folder, a full disk, missing rights.
+            ModuleNotFoundError: safetensors is not installed; the message holds the install line.
+            ValueError: NaN or infinity among the numbers, or none at all (meta device).
+        """
+        write(path, self._KIND, *self._content(), self._restore)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: A damaged file, or one of something else; the message names it.
+        """
+        return read(path, cls._KIND, cls._restore)
+
+    @property
+    def modes(self) -> tuple[tuple[int, int], ...]:
+        """Row and column mode of each core."""
+        return tuple(zip(self.row_shape, self.col_shape, strict=True))
+
+    @property
+    def params(self) -> int:
+        """Numbers in the cores."""
+        return sum(math.prod(shape) for shape in self._shapes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cores."""
+        return self.params * self.dtype.itemsize
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense matrix in the dtype of the cores."""
+        return math.prod(self._widths) * self.dtype.itemsize
+
+    @property
+    def ratio(self) -> float:
+        """Numbers in the dense matrix for each number in the cores."""
+        return math.prod(self._widths) / self.params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the cores."""
+        return cores_of(self.cores)[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cores are."""
+        return cores_of(self.cores)[0].device
+
+    def _begin(
+        self,
+        shapes: Sequence[int | Sequence[int]],
+        rank: int | Sequence[int],
+        widths: Sequence[int | None] = (None, None),
+        **options: Any,
+    ) -> None:
+        """Take cores without numbers yet; of rows and columns, modes are chosen where a width is given instead."""
+        widths = [
+            whole(name, shape, least=1) if width is None and not several(shape) else width
+            for name, shape, width in zip(self._SHAPES, shapes, widths, strict=True)
+        ]
+        cols, rows = choose_modes(*shapes[::-1], rank, self._SHAPES[::-1])
+        ranks = tt_ranks(paired_modes(rows, cols), rank)
+        sizes = zip(ranks[:-1], rows, cols, ranks[1:], strict=True)
+        self._adopt([torch.empty(*size, **options) for size in sizes], *widths)
+
+    def _adopt(self, cores: Sequence[Tensor], rows: int | None, cols: int | None) -> None:
+        """Take copies of these cores; widths left out are the products of the modes."""
+        *shapes, self.ranks = check_matrix_train(cores)
+        widths = []
+        for name, width, modes in zip(self._WIDTHS, (rows, cols), shapes, strict=True):
+            width = math.prod(modes) if width is None else whole(name, width, least=1)
+            if width > math.prod(modes):
+                raise ValueError(f"{name} is {width}, but the modes {modes} multiply to {math.prod(modes)} only")
+            widths.append(width)
+        self.row_shape, self.col_shape = shapes
+        self._widths = tuple(widths)
+        self._padding = tuple(math.prod(modes) - width for modes, width in zip(shapes, widths, strict=True))
+        self._shapes = tuple(tuple(core.shape) for core in cores)
+        self.cores = Cores(map(owned, cores))
+
+    @classmethod
+    def _decomposed(
+        cls, dense: Tensor, shapes: Sequence[Sequence[int] | None], rank: int | Sequence[int] | None, eps: float | None
+    ) -> list[Tensor]:
+        """TT-SVD of a matrix, padded with zeros where modes, chosen where they are left out, multiply to more."""
+        given = [size if modes is None else modes for size, modes in zip(dense.shape, shapes, strict=True)]
+        shapes = choose_modes(*given[::-1], NOMINAL_RANK if rank is None else rank, cls._SHAPES[::-1])[::-1]
+        padding = []
+        for name, modes, size in zip(cls._SHAPES, shapes, dense.shape, strict=True):
+            if math.prod(modes) < size:
+                raise ValueError(f"{name} {modes} multiplies to {math.prod(modes)}, less than {size}")
+            padding = [0, math.prod(modes) - size, *padding]
+        return ttm_svd(F.pad(dense, padding), *shapes, rank=rank, eps=eps)
+
+    def _multiplied(self, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Vectors ``(batch, columns)`` times the matrix, padded where it is: ``(batch, rows)``."""
+        rows, cols = self._padding
+        if cols:
+            x = F.pad(x, (0, cols))
+        if rows and bias is not None:
+            bias = F.pad(bias, (0, rows))
+        plan = plan_for(self._shapes, x.shape[0], x.device.type, self.order, self.recompute)
+        y = multiply(cores, x, plan, bias)
+        return y[:, : self._widths[0]] if rows else y
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file holds: tensors and settings."""
+        tensors = {f"cores.{k}": core.detach() for k, core in enumerate(cores_of(self.cores))}
+        header = {name: getattr(self, name) for name in self._SETTINGS}
+        return tensors, header | {"trainable": any(core.requires_grad for core in self.cores)}
+
+    @classmethod
+    def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Self:
+        """A module from what a file holds."""
+        raise NotImplementedError
