@@ -64,7 +64,7 @@ def load(kind, path):
 
 def state(made):
     """All numbers held, copied; of rows that came in several pieces, in one."""
-    held = made.store.tensors() if isinstance(made, MPSEmbedding) else made.state_dict()
+    held = made.store.named() if isinstance(made, MPSEmbedding) else made.state_dict()
     return {name: tensor.clone() for name, tensor in held.items()}
 
 

@@ -342,7 +342,7 @@ def test_more_rows_than_the_file_holds(path):
         written(path, json.dumps(HEAD | {"num_embeddings": rows}), {"cores.0": torch.ones(1, 1)})
         refused("table", path, "it holds 1 rows")
     written(path, json.dumps(HEAD), {"cores.0": torch.ones(0, 1)})
-    refused("table", path, "cores.0 has no rows")
+    refused("table", path, "bucket 0 has no rows")
 
 
 @pytest.mark.parametrize("features", [[16, 100_000_007], [100_000_007, 100_000_007], [1 << 60, 16], [10**4000, 16]])

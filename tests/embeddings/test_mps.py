@@ -46,7 +46,7 @@ def test_the_stored_numbers_are_no_more_than_those_of_the_train_and_enough_for_i
     assert table.params == count * layout.numbers and table.nbytes == 4 * table.params
     assert table.ratio == width / layout.numbers
     assert table.store.bucket is None and table.store.place is None
-    if layout.whole:
+    if layout.dense:
         assert layout.numbers == width
     else:
         ranks = layout.ranks

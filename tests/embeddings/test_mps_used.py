@@ -17,7 +17,7 @@ from strategies import agree, norm
 
 from ttref import MPSEmbedding
 from ttref.embeddings import tables
-from ttref.rows import packed as rows
+from ttref.rows import buckets as rows
 from ttref.rows import store
 
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]

@@ -18,7 +18,7 @@ from mps_tables import (
 from strategies import agree
 
 from ttref import MPSEmbedding
-from ttref.rows import packed as rows
+from ttref.rows import buckets as rows
 
 
 def stored_bits(table):
@@ -27,7 +27,7 @@ def stored_bits(table):
         where = [(0, k) for k in range(table.num_embeddings)]
     else:
         where = list(zip(table.store.bucket.tolist(), table.store.place.tolist(), strict=True))
-    pieces = [trains.stored() for trains in table.store.buckets]
+    pieces = [trains.merged() for trains in table.store.buckets]
     return [[part[place].clone() for part in pieces[bucket]] for bucket, place in where]
 
 
@@ -99,7 +99,7 @@ def test_many_small_additions_cost_what_they_add(kind, monkeypatch):
     """The first rows stay where they are until as many have come; every other row moves a few times."""
     w = smooth_rows(100, 12)
     table = MPSEmbedding.from_embedding(embedding(w), **kind)
-    first = table.store.buckets[0].pieces[0].stored()[0]
+    first = table.store.buckets[0].pieces[0].tensors()[0]
     moved = 0
     for k in range(127):
         before = list(table.store.buckets[0].pieces)
@@ -107,7 +107,7 @@ def test_many_small_additions_cost_what_they_add(kind, monkeypatch):
             table.append(smooth_rows(1, 12, seed=k))
         (trains,) = table.store.buckets
         moved += sum(len(piece) for piece in before if not any(piece is kept for kept in trains.pieces))
-        assert trains.pieces[0].stored()[0].data_ptr() == first.data_ptr()
+        assert trains.pieces[0].tensors()[0].data_ptr() == first.data_ptr()
         assert [len(piece) for piece in trains.pieces] == sorted(map(len, trains.pieces), reverse=True)
         assert len(trains.pieces) <= 2 + math.log2(k + 1)
         assert largest.numbers <= max(16, k + 1) * trains.layout.numbers * 2
@@ -170,7 +170,7 @@ def test_a_failed_addition_changes_nothing(kind, rows, caps, error, message):
 def test_an_addition_that_fails_half_way_changes_nothing(monkeypatch):
     """The second of its buckets cannot be compressed."""
     table = made(KINDS["buckets"])
-    twin, compress = copy.deepcopy(table), rows.RowTrains.compress
+    twin, compress = copy.deepcopy(table), rows.Bucket.compress
     calls = []
 
     def fails(self, *arguments):
@@ -179,7 +179,7 @@ def test_an_addition_that_fails_half_way_changes_nothing(monkeypatch):
             raise ValueError("no more")
         return compress(self, *arguments)
 
-    monkeypatch.setattr(rows.RowTrains, "compress", fails)
+    monkeypatch.setattr(rows.Bucket, "compress", fails)
     with pytest.raises(ValueError, match="no more"):
         table.append(noise(3, 48), row_ranks=[1, 4, 5])
     assert table.num_embeddings == 12 and len(table.store.buckets) == len(twin.store.buckets)

@@ -83,16 +83,16 @@ def test_an_interrupt_at_any_line_leaves_a_whole_table(kind, padding_idx):
 
 def test_memory_that_gives_out_in_the_second_bucket(monkeypatch):
     table, rows = made("row_ranks"), noise(4, 16, 1)
-    before, adopt, calls = copy.deepcopy(table), ttref.rows.packed.RowTrains.adopt, []
+    before, grown, calls = copy.deepcopy(table), ttref.rows.buckets.Bucket.grown, []
 
     def failing(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("not enough memory")
-        return adopt(self, *args, **kwargs)
+        return grown(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttref.rows.packed.RowTrains, "adopt", failing)
+        patch.setattr(ttref.rows.buckets.Bucket, "grown", failing)
         with pytest.raises(RuntimeError, match="not enough memory"):
             table.append(rows, row_ranks=CAPS)
     assert same_state(table, before)

@@ -15,7 +15,7 @@ from strategies import agree, seeds
 
 from ttref import MPSEmbedding, quantize_integer
 from ttref.rows import frame, sorting, store
-from ttref.rows import packed as rows
+from ttref.rows import buckets as rows
 
 
 @st.composite
@@ -65,7 +65,7 @@ def test_rows_below_the_normal_numbers_have_the_bound_too(dtype):
 def test_each_row_takes_the_smallest_cap_that_keeps_the_bound():
     w, eps = smooth_rows(40, 100), 0.2
     table = MPSEmbedding.from_embedding(embedding(w), eps=eps)
-    caps = [99 if trains.layout.whole else max(trains.layout.ranks) for trains in table.store.buckets]
+    caps = [99 if trains.layout.dense else max(trains.layout.ranks) for trains in table.store.buckets]
     assert len(caps) > 2
     for cap in range(1, 6):
         error = row_norms(matrix_of(MPSEmbedding.from_embedding(embedding(w), rank=cap)) - w) / row_norms(w)
@@ -80,7 +80,7 @@ def test_a_short_row_far_from_the_mean_is_held_to_its_own_norm():
     w[:5] *= 0.1
     for frame_of in ({"center": True}, {"center": True, "rotate": True}):
         table = MPSEmbedding.from_embedding(embedding(w), eps=0.6, **frame_of)
-        assert not all(trains.layout.whole for trains in table.store.buckets)
+        assert not all(trains.layout.dense for trains in table.store.buckets)
         assert_bound(table, w, 0.6)
 
 
@@ -159,7 +159,7 @@ def test_whole_rows_in_int8_are_those_of_integer_quantization(dtype):
 
 def test_more_than_255_different_ranks_are_refused(monkeypatch):
     """The index has one byte for the bucket."""
-    monkeypatch.setattr(rows.RowTrains, "compress", lambda self, rows: [torch.zeros(len(rows), 1)])
+    monkeypatch.setattr(rows.Bucket, "compress", lambda self, rows: [torch.zeros(len(rows), 1)])
     table, caps = embedding(torch.zeros(256, 600)), list(range(1, 257))
     with pytest.raises(ValueError, match="the rows have 256 different ranks; at most 255"):
         MPSEmbedding.from_embedding(table, row_ranks=caps, shape=(300, 300))

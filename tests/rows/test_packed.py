@@ -70,7 +70,7 @@ def test_rounding_to_int8_costs_no_more_than_each_core_s_rounding(example, rank,
     kind = {"rank": rank, "shape": shape, "rotate": rotate}
     exact, rounded = (MPSEmbedding.from_embedding(embedding(w), **kind, core_bits=bits) for bits in (32, 8))
     layout = exact.store.buckets[0].layout
-    sizes = [layout.carrier] if layout.whole else [math.prod(core) for core in layout.cores]
+    sizes = [layout.last_size] if layout.dense else [math.prod(core) for core in layout.cores]
     grows = math.prod(1 + 1.01 * size**0.5 / 254 for size in sizes) - 1
     expected = matrix_of(exact).double()
     error = row_norms(matrix_of(rounded).double() - expected)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_caps, check_input, check_rank_or_eps, whole
-from ..files import read, write
 from ..precision import computable, full_precision
 from ..rows.frame import Frame
-from ..rows.packed import RowLayout, traced
+from ..rows.packed import RowLayout
 from ..rows.sorting import sorted_rows
 from ..rows.store import RowStore, gaussian
-from .settings import checked, row_modes
-from .tables import CompressedTable, table_of
+from .row_table import RowTable, padding_of
+from .settings import row_modes
+from .tables import table_of
 
 __all__ = ["MPSEmbedding"]
 
-KIND = "MPSEmbedding"  # in files, whatever a subclass is called
+TURN = threading.RLock()  # threads that append take turns: each would start from the rows that the others replace
 
 
-class MPSEmbedding(CompressedTable):
+class MPSEmbedding(RowTable):
     """A look-up table like ``nn.Embedding`` whose rows are tensor trains of their own.
 
     Made from a trained table by :meth:`from_embedding`, or with random rows to be trained. Rows whose trains have the
     same ranks lie together in one bucket. With more than one bucket, an index of 5 bytes a row says where each lies.
+
+    ``state_dict`` goes into any table of the same sizes and ``shape``, however that was made: it takes the ranks, the
+    frame and the pieces of the state, all of it or none.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, sparse, device, dtype: As in ``nn.Embedding``.
@@ -40,10 +43,11 @@ class MPSEmbedding(CompressedTable):
             gives it no gradient; it is approximated like any other row.
         shape: Modes of a row; what they multiply to beyond the width is zeros.
         core_bits: 8 for int8 cores, 32 for cores in the dtype of the table.
-        store: What is stored: ``store.buckets`` with the cores, ``store.frame`` with ``mean`` and ``rotation`` or None
-            for either (a row is ``train @ rotation + mean``, unless it is kept as it is), and the index.
+        store: ``store.buckets`` with the cores, ``store.frame`` with ``mean`` and ``rotation`` or None for either (a
+            row is ``train @ rotation + mean``, unless it is kept as it is), and the index.
         params, nbytes, ratio: Numbers and bytes stored, everything included (cores, scales, mean, rotation, index),
             and numbers of the dense table for each number stored.
+        ranks, modes, dense_nbytes: As in :class:`Compressed`.
 
     Initialization:
         Gaussian rows as those of ``nn.Embedding`` (zeros at ``padding_idx``), and of each what TT-SVD finds at these
@@ -78,35 +82,10 @@ class MPSEmbedding(CompressedTable):
         width = whole("embedding_dim", embedding_dim, least=1)
         dtype = dtype or torch.get_default_dtype()
         shape, store = row_modes(shape, width), RowStore(width, 32, sparse=sparse)
-        padding_idx = _padding(padding_idx, rows)
+        padding_idx = padding_of(padding_idx, rows)
         table = gaussian(torch.empty(rows, width, device=device, dtype=dtype), padding_idx)
         group = RowLayout(shape, rank, width), torch.arange(rows, device=device), None
         self._start(shape, full_precision(store.grown)(table, [group]), dtype, None, False, padding_idx)
-
-    def _start(
-        self,
-        shape: Sequence[int],
-        store: RowStore,
-        dtype: torch.dtype,
-        eps: float | None,
-        by_row: bool,
-        padding_idx: int | None,
-    ) -> None:
-        """What every way to make a table ends with."""
-        super().__init__(store.width, padding_idx)
-        self.shape, self.eps, self.by_row, self.store = tuple(shape), eps, by_row, store
-        self.core_bits, self._turn = store.bits, _Turn()
-        # The dtype of the rows of int8 cores.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=self.device), persistent=False)
-
-    def _grow(self, store: RowStore) -> None:
-        """The one step in which a table changes: whoever looks rows up meets the old store or the new one, whole."""
-        self.store = store
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        return self.store.count
 
     @full_precision
     @torch.no_grad()
@@ -193,7 +172,7 @@ class MPSEmbedding(CompressedTable):
         layout = None if rank is None else RowLayout(shape, rank, width)
         groups = sorted_rows(table, shape, frame, layout, eps, caps)
         store = store.grown(table, groups, trainable=table.requires_grad)
-        made._start(shape, store, table.dtype, eps, caps is not None, _padding(embedding.padding_idx, len(table)))
+        made._start(shape, store, table.dtype, eps, caps is not None, padding_of(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
 
     @full_precision
@@ -240,7 +219,7 @@ class MPSEmbedding(CompressedTable):
             raise ValueError(f"this table was made with {how}")
         caps = None if row_ranks is None else check_caps(row_ranks, len(rows))
         rows = rows.detach()
-        with self._turn.lock:
+        with TURN:
             before = self.store
             rows = rows.to(self.device)
             layout = None if self.by_row or self.eps is not None else before.buckets[0].layout
@@ -256,122 +235,15 @@ class MPSEmbedding(CompressedTable):
         if len(buckets) == 1:
             parts += [f"ranks={buckets[0].layout.ranks}"]
         else:
-            counts = [f"{len(b)} {'whole' if b.layout.whole else max(b.layout.ranks)}" for b in buckets]
+            counts = [f"{len(b)} {'whole' if b.layout.dense else max(b.layout.ranks)}" for b in buckets]
             parts += [f"rows by rank=({', '.join(counts)})"]
         parts += [f"{name}=True" for name in ("mean", "rotation") if getattr(self.store.frame, name) is not None]
         parts += [f"core_bits={self.core_bits}"] * (self.core_bits == 8)
         parts += [f"padding_idx={self.padding_idx}"] * (self.padding_idx is not None)
         return ", ".join([*parts, f"ratio={self.ratio:.3g}"])
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all: the same bytes for the same table.
-
-        The rights of an existing file stay, and of a link what it leads to is replaced.
-
-        Raises:
-            ValueError: Numbers that are NaN or infinite.
-            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing rights. The old file stays.
-            ModuleNotFoundError: safetensors is not installed; the message holds the install line.
-        """
-        header = {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "shape": self.shape,
-            "ranks": [trains.layout.ranks for trains in self.store.buckets],
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "core_bits": self.core_bits,
-            "eps": self.eps,
-            "by_row": self.by_row,
-            "padding_idx": self.padding_idx,
-            "sparse": self.store.sparse,
-            "trainable": any(parameter.requires_grad for parameter in self.parameters()),
-        }
-        write(path, KIND, self.store.tensors(), header, self._restore)
-
-    @classmethod
-    def load(cls, path: str | Path) -> MPSEmbedding:
-        """Read what :meth:`save` wrote; from then on the table and its file are independent of each other.
-
-        Raises:
-            FileNotFoundError, OSError: No such file; a folder, missing rights.
-            ModuleNotFoundError: safetensors is not installed; the message holds the install line.
-            ValueError: A file that is not what was written, or holds something else; the message names it.
-
-        Example:
-            >>> import tempfile
-            >>> mps = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=2)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     mps.save(f"{folder}/table.safetensors")
-            ...     again = MPSEmbedding.load(f"{folder}/table.safetensors")
-            >>> torch.equal(again(torch.arange(100)), mps(torch.arange(100)))
-            True
-        """
-        return read(path, KIND, cls._restore)
-
-    @classmethod
-    def _restore(cls, tensors: dict[str, Tensor], header: dict) -> MPSEmbedding:
-        dtype, layouts = checked(header, tensors)
-        made, rows, shape = cls.__new__(cls), header["num_embeddings"], layouts[0].shape
-        store = RowStore(header["embedding_dim"], header["core_bits"], sparse=header["sparse"])
-        store.restore(tensors, layouts, rows, dtype)
-        made._start(shape, store, dtype, header["eps"], header["by_row"], _padding(header["padding_idx"], rows))
-        return made.requires_grad_(header["trainable"])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return self.store.first().dtype if self.core_bits == 32 else self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the table lies."""
-        return self.store.first().device
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """TT-ranks: the largest of any row, bond by bond; a row that is kept as it is counts with full ranks."""
-        return tuple(map(max, zip(*(trains.layout.ranks for trains in self.store.buckets), strict=True)))
-
-    @property
-    def modes(self) -> tuple[tuple[int, int], ...]:
-        """A pair ``(n_k, 1)`` for each core of a row."""
-        return tuple((n, 1) for n in self.shape)
-
-    @property
-    def sparse(self) -> bool:
-        """Whether a look-up gives sparse gradients."""
-        return self.store.sparse
-
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
-        computed = self.dtype if self.core_bits == 32 else torch.float32  # what rows of such cores come out in
-        store, padding = self.store, self.padding_idx
-        stopped = traced() and padding is not None  # where the padding row lies is a number, which no branch may ask
-        direct = self.dtype == computed and computed in (torch.float32, torch.float64)
-
-        def fetch(part: slice, out: Tensor | None) -> Tensor:
-            found = store.rows(ids[part], padding=None if stopped else padding, out=out if direct else None)
-            if stopped:
-                found = torch.where((ids[part] == padding).unsqueeze(1), found.detach(), found)
-            return found.to(self.dtype) if out is None else found if found is out else out.copy_(found)
-
-        return fetch
+        return functools.partial(self.store.rows, ids, padding=self.padding_idx, dtype=self.dtype)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.store.scores(computable(hidden)).to(self.dtype)
-
-
-class _Turn:
-    """A lock that copies and pickles as a new one."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
-        return _Turn, ()
-
-
-def _padding(padding_idx: int | None, rows: int) -> int | None:
-    """The index counted from the start, or a ValueError."""
-    if padding_idx is not None and not -rows <= padding_idx < rows:
-        raise ValueError(f"padding_idx is {padding_idx}, but the table has {rows} rows")
-    return None if padding_idx is None else padding_idx % rows

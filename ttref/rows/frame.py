@@ -1,4 +1,4 @@
-"""The common part of many rows: their mean, and the principal axes they are turned to."""
+"""What many rows share: their mean, and the principal axes along which they are decomposed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from torch.nn import functional as F
 from ..powers import peak
 from ..precision import computable
 from ..truncation import fix_signs
-from .packed import Held, traced
+from .buckets import Held
+from .packed import traced
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
-
-
-TOGETHER = 16  # a product of fewer rows rounds some of them otherwise than among more, on many processors
+TOGETHER = 16  # many processors round a row otherwise in a product of fewer rows
 
 
 class Frame(Held):
-    """``row = inner @ rotation + mean``, either of them left out; buffers, so stored and counted, but not trained."""
+    """``row = inner @ rotation + mean``, either of them optional. Both are buffers: stored and counted, not trained."""
 
     def __init__(self, mean: Tensor | None = None, rotation: Tensor | None = None) -> None:
         super().__init__()
@@ -51,8 +50,8 @@ class Frame(Held):
         return cls((mean * scale).to(table.dtype) if center else None, axes)
 
     def inner(self, rows: Tensor) -> Tensor:
-        """What is left of rows without the mean and along the axes; computed in at least float32."""
-        rows, (mean, rotation) = computable(rows), self.stored()
+        """Coordinates of rows along the axes, from the mean; in at least float32."""
+        rows, (mean, rotation) = computable(rows), self.tensors()
         if mean is not None:
             rows = rows - mean
         if rotation is None:
@@ -63,23 +62,23 @@ class Frame(Held):
         return rows @ back.to(rows.dtype)
 
     def outer(self, inner: Tensor) -> Tensor:
-        """The inverse."""
-        mean, rotation = self.stored()
+        """Rows from their coordinates: the inverse of :meth:`inner`."""
+        mean, rotation = self.tensors()
         if rotation is not None:
             inner = _turned(inner, rotation.to(inner.dtype))
         return inner if mean is None else inner + mean
 
     @property
     def empty(self) -> bool:
-        """Whether rows are as they are."""
+        """True if there is neither mean nor rotation."""
         return self.mean is None and self.rotation is None
 
 
 def _turned(inner: Tensor, rotation: Tensor) -> Tensor:
-    """``inner @ rotation``, with rows of zeros up to a multiple of ``TOGETHER``.
+    """``inner @ rotation``, padded with rows of zeros to a multiple of ``TOGETHER``.
 
-    So what a row becomes hardly ever depends on how many are multiplied with it. The processor has the last word: what
-    is promised is agreement to rounding.
+    So the result of a row hardly ever depends on how many are multiplied with it. What is promised is agreement to
+    rounding.
     """
     count = inner.shape[0]
     if traced() or count % TOGETHER == 0:

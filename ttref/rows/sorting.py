@@ -1,4 +1,4 @@
-"""Which rows share their ranks: by a cap given for each row, or by the error that each row may have."""
+"""Which ranks each row takes: by a cap for each row, or by the error that each row may have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .store import Group
 
 
 def sort_by_cap(caps: Sequence[int], shape: Sequence[int], table: Tensor) -> Iterator[Group]:
-    """Rows with equal caps together; caps beyond what the modes allow are the same cap."""
+    """Groups of rows with equal caps; caps beyond the largest useful rank count as equal."""
     layouts = {cap: RowLayout(shape, cap, table.shape[1]) for cap in sorted(set(caps))}
     by_ranks = {layout.ranks: layout for layout in layouts.values()}
     key = {ranks: k for k, ranks in enumerate(by_ranks)}
@@ -27,7 +27,7 @@ def sort_by_cap(caps: Sequence[int], shape: Sequence[int], table: Tensor) -> Ite
 
 @torch.no_grad()
 def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame) -> Iterator[Group]:
-    """Rows by the smallest cap that keeps their relative error within ``eps``, measured on what would be stored."""
+    """Rows by the smallest cap that keeps their relative error within ``eps``, measured on the packed cores."""
     width = table.shape[1]
     rounding = min(torch.finfo(table.dtype).eps, torch.finfo(torch.float32).eps)
     allowed = eps + 5 * len(shape) * rounding  # half of what is granted: contracting in other blocks rounds otherwise
@@ -38,7 +38,7 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
         if layout.ranks == before:
             continue
         before = layout.ranks
-        if layout.whole or layout.numbers >= width:  # from here on the row itself is smaller
+        if layout.dense or layout.numbers >= width:  # from here on the row itself is smaller
             yield RowLayout(shape, math.prod(shape), width), left, None
             return
         kept, good = [], []
@@ -53,7 +53,7 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
 
 
 def _errors(layout: RowLayout, packed: Tensor, rows: Tensor, frame: Frame) -> Tensor:
-    """Error of each row as a look-up gives it, relative to its norm; 0 for a zero row that comes back as one."""
+    """Relative error of each row of a look-up; 0 for a zero row that is rebuilt as zeros."""
     found = frame.outer(layout.unpack(computable(packed)))
     scale = peak(rows, (1,)).double()  # squares of float64 extremes would leave the range
     wanted, looked_up = rows.double() / scale, [found]
@@ -73,9 +73,29 @@ def sorted_rows(
     eps: float | None,
     caps: list[int] | None,
 ) -> Iterable[Group]:
-    """Which ranks these rows take: by caps if there are any, else by eps if there is one, else those of ``layout``."""
+    """Groups of rows with equal ranks: by caps if given, else by eps if given, else all in ``layout``."""
     if caps is not None:
         return sort_by_cap(caps, shape, rows)
     if eps is not None:
         return sort_by_error(eps, shape, rows, frame)
     return [(layout, torch.arange(len(rows), device=rows.device), None)]
+
+
+def layouts_by_size(
+    sizes: Sequence[int], shape: Sequence[int], width: int, known: Iterable[RowLayout]
+) -> list[RowLayout]:
+    """The layout of each bucket from the numbers that it stores for a row: a known one, else that of a cap on ranks."""
+    caps: list[RowLayout] = []
+    while not caps or not caps[-1].dense:
+        caps.append(RowLayout(shape, len(caps) + 1, width))
+    known, found = list(known), []
+    for k, size in enumerate(sizes):
+        fits = [layout for layout in known if layout.numbers == size]
+        fits = fits or [layout for layout in caps if layout.numbers == size]
+        if len(fits) != 1:
+            raise ValueError(
+                f"bucket {k} has {size} numbers a row, which {len(fits)} layouts of modes {tuple(shape)} have; the "
+                "metadata of a state_dict, which a plain dict has not, tell which"
+            )
+        found += fits
+    return found
