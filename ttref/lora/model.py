@@ -106,8 +106,9 @@ def install(
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
     modules = {name: find(model, name) for name in (*deltas, *saved)}
     # A weight that is merged later, and parameters that are trained, would change for others too.
-    weights = {name: [getattr(modules[name], "weight", None)] for name in deltas}
-    check_unshared(model, weights | {name: modules[name].parameters() for name in saved})
+    used = {name: [getattr(modules[name], "weight", None)] for name in deltas}
+    used |= {name: modules[name].parameters() for name in saved}
+    check_unshared(bare_modules(model, remove_duplicate=False), used)
     if kind := next(filter(None, (synchronizing(model, name) for name in deltas)), None):
         warnings.warn(
             f"{kind} knows only the parameters that were there when it was built, so the adapters' gradients will not "

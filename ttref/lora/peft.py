@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 
 from ..surgery.edit import edit
 from ..surgery.ties import check_unshared
-from ..surgery.wrappers import bare_names, names_it, rebind
+from ..surgery.wrappers import bare_modules, bare_names, names_it, rebind
 from .model import check_shape_names
 from .peft_layer import TTLoraLayer, TTLoraLinear
 
@@ -200,7 +200,8 @@ class TTLoraModel(BaseTuner):
                 target.update_layer(adapter_name, config, current_key)
                 return
             layer = TTLoraLinear(target, adapter_name, config, current_key)
-            check_unshared(self.model, {bare_names(self.model)[current_key]: [getattr(target, "weight", None), target]})
+            used = {bare_names(self.model)[current_key]: [getattr(target, "weight", None), target]}
+            check_unshared(bare_modules(self.model, remove_duplicate=False), used)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         self._replace_module(parent, target_name, layer, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from .wrappers import bare_modules, named, put, synchronizing
 
 __all__ = ["edit", "swap_layer"]
 
+_CONTAINERS = (dict, list, set)
 _GONE = object()
 _MOST_INTERRUPTS = 100
 _CHANGED = (
@@ -55,7 +56,7 @@ class edit:
 
     def __enter__(self) -> edit:
         self._changes, self._numbers = None, []
-        self._held: dict[int, tuple[nn.Module, str, Any, dict]] = {}  # module, its name, what it holds, the entries
+        self._seen: dict[int, tuple[nn.Module, str, dict, dict]] = {}
         self._see(self.model)
         return self
 
@@ -86,11 +87,11 @@ class edit:
                 before, after = (getattr(one, width, getattr(one, in_gpt2, None)) for one in (there[name], layer))
                 if before is not None and after is not None and before != after:
                     raise ValueError(f"{name} has {width} = {before}, but the replacement has {after}")
-        check_unshared(self.model, {name: leaving(there[name], layer) for name, layer in new.items()}, aliases=True)
+        check_unshared(there, {name: leaving(there[name], layer) for name, layer in new.items()}, aliases=True)
         for name, layer in new.items():
-            self._see(layer)
+            self._see(layer, name)
             put(self.model, name, layer)
-        untie(self.model, new)
+        untie(there, new)
         return {name: there[name] for name in new}
 
     @torch.no_grad()
@@ -130,23 +131,37 @@ class edit:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            to_the_end(lambda: self._write([(held, before) for _, _, held, before in self._held.values()]))
+            to_the_end(lambda: self._write([(held, before) for _, _, held, before in self._first()]))
             return
         inside = {id(part) for part in self.model.modules()}
-        changes = [(*seen, _entries(seen[2]), id(seen[0]) in inside) for seen in self._held.values()]
-        self._changes, self._held = [change for change in changes if not _same(change[3], change[4])], {}
+        changed = [first for first in self._first() if not _holds(first[2], first[3])]
+        self._changes = [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
+        self._seen = {}
 
-    def _see(self, module: nn.Module) -> None:
+    def _see(self, module: nn.Module, prefix: str = "") -> None:
         """Take down what the modules hold before it is changed."""
-        for name, part in module.named_modules():
-            for held in (vars(part), *vars(part).values(), *part._parameters.values()):
-                if isinstance(held, (dict, list, set, nn.Parameter)) and id(held) not in self._held:
-                    self._held[id(held)] = part, name, held, _entries(held)
+        for name, part in module.named_modules(prefix=prefix):
+            if id(part) not in self._seen:
+                own = dict(vars(part))
+                held = {key: _entries(one) for key, one in own.items() if isinstance(one, _CONTAINERS) and one}
+                flags = {one: _entries(one) for one in part._parameters.values() if one is not None}
+                self._seen[id(part)] = part, name, own, held | flags
+
+    def _first(self) -> Iterator[tuple[nn.Module, str, Any, dict]]:
+        """What was taken down: module, its name, a container or parameter, and the entries."""
+        for part, name, own, held in self._seen.values():
+            yield part, name, vars(part), own
+            for key, one in own.items():
+                if isinstance(one, _CONTAINERS):
+                    yield part, name, one, held.get(key, {})
+            for one, entries in held.items():
+                if not isinstance(one, str):
+                    yield part, name, one, entries
 
     @torch.no_grad()
     def _write(self, wanted: list[tuple[Any, dict]]) -> None:
-        for held, entries in wanted:
-            if not _same(_entries(held), entries):
+        for held, entries in reversed(wanted):  # what two modules share is as it was when the first was seen
+            if not _holds(held, entries):
                 _write(held, entries)
         for tensor, numbers in reversed(self._numbers):
             tensor.copy_(numbers)
@@ -212,11 +227,20 @@ def to_the_end(work: Callable[[], None]) -> None:
 
 def _entries(held: dict | list | set | nn.Parameter) -> dict:
     """What a module holds, as a dict: containers entry by entry, and of a parameter whether it is trained."""
-    if isinstance(held, nn.Parameter):
-        return {"requires_grad": held.requires_grad}
     if isinstance(held, dict):
         return dict(held)
-    return dict.fromkeys(held) if isinstance(held, set) else dict(enumerate(held))
+    if isinstance(held, (list, set)):
+        return dict(enumerate(held)) if isinstance(held, list) else dict.fromkeys(held)
+    return {"requires_grad": held.requires_grad}
+
+
+def _holds(held: dict | list | set | nn.Parameter, entries: dict) -> bool:
+    """Whether these are still the entries: the same objects in the same order."""
+    if not entries and not held:  # most: the hooks that a module does not have
+        return True
+    now = _entries(held)
+    same = list(map(id, now.values())) == list(map(id, entries.values()))
+    return same and list(map(hash, now)) == list(map(hash, entries))
 
 
 def _write(held: dict | list | set | nn.Parameter, entries: dict) -> None:
@@ -225,9 +249,3 @@ def _write(held: dict | list | set | nn.Parameter, entries: dict) -> None:
         return
     held.clear()
     held.extend(entries.values()) if isinstance(held, list) else held.update(entries)
-
-
-def _same(one: dict, other: dict) -> bool:
-    """Whether entries are the same objects in the same order."""
-    pairs = zip(one.items(), other.items(), strict=False)
-    return len(one) == len(other) and all(a is b and hash(k) == hash(j) for (k, a), (j, b) in pairs)

@@ -8,55 +8,59 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from .wrappers import bare_modules
-
 _PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
 
 
 def check_unshared(
-    model: nn.Module, used: Mapping[str, Iterable[Tensor | nn.Module | None]], *, aliases: bool = False
+    modules: Mapping[str, nn.Module],
+    used: Mapping[str, Iterable[Tensor | nn.Module | None]],
+    *,
+    aliases: bool = False,
 ) -> None:
     """Refuse to change what other modules of the model use too.
 
     Args:
-        model: The model.
-        used: By bare names of modules, the tensors and modules in them that are to be changed or replaced.
+        modules: All modules of the model by their bare names, shared ones under all of theirs.
+        used: By such names, the tensors and modules in them that are to be changed or replaced.
         aliases: Whether one place that has two names, in a block that is held twice, counts as one.
     """
-    users, places = defaultdict(list), defaultdict(list)
-    modules = bare_modules(model, remove_duplicate=False)
-    for name, module in modules.items():
-        up, _, leaf = name.rpartition(".")
-        places[id(modules[up]), leaf].append(f"{name}.")
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-            for key in _keys(tensor):
-                users[key].append(f"{name}.{leaf}".removeprefix("."))
-        for hidden in _hidden(module):
-            users[id(hidden)].append(name)
-    for name, own in used.items():
-        up, _, leaf = name.rpartition(".")
-        same = tuple(places[id(modules[up]), leaf]) if aliases else (f"{name}.",)
-        for part, key in [(tensor, key) for tensor in own for key in _keys(tensor)]:
-            other = next((other for other in users[key] if not f"{other}.".startswith(same)), None)
-            if other is None:
+    same = {name: (f"{name}.",) for name in used}
+    if aliases:
+        places = {_place(modules, name): name for name in used}
+        for name in modules:
+            if (owner := places.get(_place(modules, name))) is not None:
+                same[owner] += (f"{name}.",)
+    keys = {key: (name, part) for name, own in used.items() for part in own for key in _keys(part)}
+    for other, module in modules.items():
+        held = [(f".{leaf}", tensor) for leaf, tensor in (*module._parameters.items(), *module._buffers.items())]
+        for leaf, one in (*held, *(("", one) for one in _hidden(module))):
+            name, part = next((keys[key] for key in _keys(one) if key in keys), ("", None))
+            if part is None or f"{other}{leaf}.".startswith(same[name]):
                 continue
+            user = f"{other}{leaf}".removeprefix(".")
             if isinstance(part, nn.Module):
                 raise ValueError(
-                    f"{other} uses {name} without holding it as a module (a tied output head): it would go on with the "
+                    f"{user} uses {name} without holding it as a module (a tied output head): it would go on with the "
                     "old one; replace both, for a model's token table by replace_embedding"
                 )
             kind = "parameter" if isinstance(part, nn.Parameter) else "buffer"
-            leaf = next(f"layer.{user[len(name) + 1 :]}" for user in users[key] if user.startswith(f"{name}."))
+            tensors = (*modules[name].named_parameters(), *modules[name].named_buffers())
+            own = next((f"layer.{own}" for own, tensor in tensors if tensor is part), "layer.weight")
             raise ValueError(
-                f"{name} shares a {kind} with {other}: to change one of the two would break the tie, or change both; "
-                f"untie them first by giving one a copy: {leaf} = copy.deepcopy({leaf})"
+                f"{name} shares a {kind} with {user}: to change one of the two would break the tie, or change both; "
+                f"untie them first by giving one a copy: {own} = copy.deepcopy({own})"
             )
+
+
+def _place(modules: Mapping[str, nn.Module], name: str) -> tuple[int, str]:
+    """Where the module of this name is held."""
+    up, _, leaf = name.rpartition(".")
+    return id(modules[up]), leaf
 
 
 def leaving(old: nn.Module, new: nn.Module) -> list[Tensor | nn.Module]:
@@ -85,13 +89,14 @@ def _keys(part: Tensor | nn.Module | None) -> list[object]:
 
 def _hidden(module: nn.Module) -> list[nn.Module]:
     """The modules that a module uses without registering them, as far as can be seen."""
-    found = list(module.shares()) if callable(getattr(module, "shares", None)) else []
+    found = list(module.shares()) if hasattr(module, "shares") else []
     for name, value in vars(module).items():
-        if name == "_modules":
-            continue
-        value = value() if isinstance(value, weakref.ref) else value
-        value = list(value.values()) if isinstance(value, dict) else value
-        found += value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, (list, tuple)):
+            found += value
+        elif isinstance(value, dict):
+            found += value.values() if name != "_modules" else ()
+        else:
+            found.append(value() if isinstance(value, weakref.ref) else value)
     return [value for value in found if isinstance(value, nn.Module)]
 
 
@@ -151,9 +156,9 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
         model.get_expanded_tied_weights_keys(all_submodels=True)  # fails now, if at all, and not when it is saved
 
 
-def untie(model: nn.Module, names: Collection[str]) -> None:
+def untie(modules: Mapping[str, nn.Module], names: Collection[str]) -> None:
     """Declare what holds after modules of these bare names were replaced, where ties were declared for one of them."""
-    for prefix, part in bare_modules(model).items():
+    for prefix, part in modules.items():
         if not hasattr(part, "get_expanded_tied_weights_keys"):
             continue
         ties = getattr(part, "_tied_weights_keys", None)

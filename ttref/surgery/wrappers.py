@@ -9,6 +9,7 @@ One rule for names everywhere: a module is named by its whole name in the bare m
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -46,22 +47,15 @@ def bare(module: nn.Module) -> nn.Module:
 
 def bare_names(model: nn.Module) -> dict[str, str]:
     """From the name that torch has for a module to the one without wrappers, for all modules, shared ones included."""
-    names: dict[str, str] = {}
-    wrapped: dict[str, str | None] = {}
-    for full, module in model.named_modules(remove_duplicate=False):
-        parent, _, leaf = full.rpartition(".")
-        inner = not full or wrapped[parent] == leaf
-        names[full] = names.get(parent, "") if inner else f"{names[parent]}.{leaf}".removeprefix(".")
-        wrapped[full] = _inside(module)
-    return names
+    return {full: name for full, name, _ in _walk(model)}
 
 
 def bare_modules(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Module]:
     """The modules by their names without wrappers, wrappers left out; a shared one under its first name, or all."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
-    for full, name in bare_names(model).items():
-        module = bare(model.get_submodule(full))
+    for _, name, module in _walk(model):
+        module = bare(module)
         if name in found or (remove_duplicate and id(module) in seen):
             continue
         seen.add(id(module))
@@ -136,6 +130,18 @@ def synchronizing(model: nn.Module, name: str) -> str | None:
     """The class of a wrapper around this module that would not synchronize the gradients of new parameters, or None."""
     kinds = [type(holder).__name__ for holder, _ in _way(model, name)]
     return next((kind for kind in kinds if kind in _SYNCHRONIZING), None)
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every module with the name that torch has for it and the one without wrappers."""
+    names: dict[str, str] = {}
+    wrapped: dict[str, str | None] = {}
+    for full, module in model.named_modules(remove_duplicate=False):
+        parent, _, leaf = full.rpartition(".")
+        inner = not full or wrapped[parent] == leaf
+        names[full] = names.get(parent, "") if inner else f"{names[parent]}.{leaf}".removeprefix(".")
+        wrapped[full] = _inside(module)
+        yield full, names[full], module
 
 
 def _way(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
