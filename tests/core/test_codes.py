@@ -1,4 +1,4 @@
-"""Rounding to integers: codes within their range, scales that clip nothing, nearest points of the grid."""
+"""Rounding to integers: codes within their range, scales that clip nothing; codes packed bit to bit come back."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gaussian, seeds
 
+from ttref import codes as rooms
 from ttref import quantize_integer
-from ttref.codes import to_codes
+from ttref.codes import pack_bits, packed_size, to_codes, unpack_bits
 
 values = st.tuples(
     st.integers(1, 5), st.integers(1, 9), seeds, st.integers(-30, 30), st.sampled_from([torch.float32, torch.float64])
@@ -78,3 +79,30 @@ def test_what_no_scale_can_carry_is_refused():
         to_codes(torch.tensor([[1.0, -1e300]], dtype=torch.float64), 8)
     largest = torch.tensor([[torch.finfo(torch.float32).max]])
     assert to_codes(largest, 8)[1].isfinite().all()
+
+
+@given(st.integers(1, 32), st.booleans(), st.integers(0, 100), seeds)
+def test_packed_codes_come_back(bits, signed, count, seed):
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(low, high, (count,), generator=generator)
+    codes[:1], codes[1:2] = low, high - 1
+    packed = pack_bits(codes, bits)
+    assert packed.dtype == torch.uint8 and packed.shape == (packed_size(count, bits),) == ((count * bits + 7) // 8,)
+    assert torch.equal(unpack_bits(packed, bits, count, signed=signed), codes)
+    number = sum((code % 2**bits) << bits * k for k, code in enumerate(codes.tolist()))  # one long integer
+    assert bytes(packed.tolist()) == number.to_bytes(len(packed), "little")
+
+
+def test_codes_are_packed_a_part_at_a_time(monkeypatch):
+    codes = torch.arange(1000) % 32
+    packed = pack_bits(codes, 5)
+    monkeypatch.setattr(rooms, "AT_ONCE", 16)
+    assert torch.equal(pack_bits(codes, 5), packed)
+    assert torch.equal(unpack_bits(packed, 5, 1000, signed=False), codes)
+
+
+def test_packed_codes_of_another_size_are_refused():
+    for packed in (torch.zeros(4, dtype=torch.uint8), torch.zeros(5), torch.zeros(5, 1, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="8 codes of 5 bits are packed as"):
+            unpack_bits(packed, 5, 8, signed=True)

@@ -1,7 +1,9 @@
 """Everything compressed gives one account: the whole protocol on each, against a dense twin and the file it writes."""
 
 import inspect
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -195,6 +197,89 @@ def test_load_knows_the_class(case, path):
     before = path.read_bytes()
     again.save(path)
     assert path.read_bytes() == before
+
+
+@every
+def test_a_flipped_bit_is_refused(case, path):
+    """Anywhere in the file; in the payload, the tensor is named."""
+    CASES[case][0]().save(path)
+    good = path.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    for place in [
+        *range(8, start, max(start // 40, 1)),
+        *range(start, len(good), max(len(good) // 20, 1)),
+        len(good) - 1,
+    ]:
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="file.safetensors is no file saved by ttref, or is damaged") as error:
+            ttref.load(path)
+        if place >= start:
+            assert re.search(r"\(ValueError: \S+ is not what was written", str(error.value))
+
+
+def rewritten(path, header, **tensors):
+    """The same file under a new seal, with settings and tensors changed."""
+    with safe_open(path, "pt") as file:
+        held, about = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()
+    about = {"format": about["format"], "version": about["version"], "header": json.loads(about["header"]) | header}
+    path.write_bytes(b"".join(files.sealed(about | {"header": json.dumps(about["header"])}, held | tensors)))
+
+
+@pytest.mark.parametrize(
+    "case, header, tensors",
+    [
+        ("SVD", {"dtype": "float64"}, {}),
+        ("SVD", {"dtype": "nn"}, {}),
+        ("SVD", {"bits": 4}, {}),
+        ("SVD", {}, {"left": torch.ones(24, 4)}),
+        ("SVD", {}, {"left": torch.full((24, 5), math.nan)}),
+        ("SVD", {}, {"scales": torch.ones(3)}),
+        ("integer codes", {"bits": 9}, {}),
+        ("integer codes", {"bits": None}, {}),
+        ("integer codes", {"bits": 4}, {}),
+        ("integer codes", {"shape": [24, 4]}, {}),
+        ("integer codes", {"shape": [-24, -4, 8]}, {}),
+        ("integer codes", {"shape": [24, 4, 8.0]}, {}),
+        ("integer codes", {"shape": [1 << 40, 1 << 40, 1]}, {}),
+        ("integer codes", {}, {"scales": torch.ones(24, 5, dtype=torch.bfloat16)}),
+        ("product codes", {"shape": [8, 24]}, {}),
+        ("product codes", {"shape": None}, {}),
+        ("product codes", {}, {"codebooks": torch.ones(8, 8, 4)}),
+        ("fixed point", {"shapes": [[1, 4, 3, 4]]}, {}),
+        ("fixed point", {"shapes": [[1, 4, 3, 4], [4, 2, 5, 3], [3, 4, 4, -1]]}, {}),
+        ("fixed point", {"shapes": [[1, 4, 3, 4], [4, 5, 2, 3], [1, 4, 12, 1]]}, {}),
+        ("fixed point", {"core_formats": ["ap_fixed<8,1>"] * 3}, {}),
+        ("fixed point", {"stage_formats": []}, {}),
+        ("fixed point", {}, {"cores.3": torch.ones(1)}),
+        ("fixed point", {}, {"cores.0": torch.ones(3)}),
+    ],
+)
+def test_what_does_not_fit_is_refused(case, header, tensors, path):
+    CASES[case][0]().save(path)
+    rewritten(path, {})
+    ttref.load(path)
+    rewritten(path, header, **tensors)
+    with pytest.raises(ValueError, match="file.safetensors is no file saved by ttref, or is damaged"):
+        ttref.load(path)
+
+
+def test_a_file_of_another_reader(path):
+    files.write(path, "something else", {"x": torch.ones(1)}, {}, lambda tensors, header: None)
+    with pytest.raises(ValueError, match="it holds ttref.something else, which is not read by its kind alone"):
+        ttref.load(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        ttref.load(path.with_name("nothing"))
+
+
+def test_an_adapter_s_file_gives_its_updates(path):
+    model = ttref.add_tt_lora(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 6)), ["0", "1"], rank=2, alpha=0.5)
+    ttref.save_tt_lora(model, path)
+    found = ttref.load(path)
+    assert list(found) == ["0", "1"]
+    for name, update in found.items():
+        torch.testing.assert_close(update.dense(), model[int(name)].delta.dense())
 
 
 def test_kinds_name_what_there_is():

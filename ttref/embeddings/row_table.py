@@ -177,7 +177,7 @@ class RowTable(CompressedTable):
 
     @property
     def device(self) -> torch.device:
-        """Where the table lies."""
+        """The device of the table."""
         return self.store.first().device
 
     @property

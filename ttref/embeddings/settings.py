@@ -1,4 +1,4 @@
-"""What the file of a table says about it, checked before anything is made of it."""
+"""The header of a table's file, checked before any memory is taken for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TYPES = {
 
 
 def row_modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
-    """Modes of a row: those given, if they suffice for the width, or as many twos as it needs."""
+    """Modes of a row: those given, if they multiply to at least the width, else the fewest twos that do."""
     if shape is None:
         return (2,) * max((width - 1).bit_length(), 1)
     modes = check_modes("shape", shape)
@@ -48,7 +48,7 @@ def row_modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
 
 
 def checked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[torch.dtype, list[RowLayout]]:
-    """The dtype of the rows and the layout of each bucket, if the header of a table of rows is true to itself."""
+    """The dtype of the rows and the layout of each bucket, from a header that is checked against the tensors."""
     check_header(header, _TYPES)
     check_finite(tensors)
     if header["dtype"] not in _DTYPES or header["core_bits"] not in (8, 32):

@@ -1,4 +1,4 @@
-"""What the compressed tables share: checked ids, repeated ids looked up once, and exact counts of what is stored."""
+"""The base of compressed tables: checks of ids, each id looked up once, and exact counts of numbers and bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CompressedTable(nn.Module):
             gradient (scoring with it does, as with a dense matrix).
     """
 
-    _repeats = True  # whether a row costs enough to look for repeated ids first
+    _repeats = True  # if a row costs enough to look for repeated ids first
 
     num_embeddings: int
 
@@ -155,11 +155,11 @@ class CompressedTable(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the table lies."""
+        """The device of the table."""
         raise NotImplementedError
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
-        """What gives the rows of a slice of checked ids, int64 ``(count,)``, and writes them into a tensor if given."""
+        """A function from a slice of checked ids (int64, one axis) to their rows, and into a tensor if given one."""
         raise NotImplementedError
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class CompressedTable(nn.Module):
         if traced() or torch.is_grad_enabled() or not len(ids):
             return rows(slice(None), None)
         out = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=ids.device)
-        for start in range(0, len(ids), LOOK_UP):  # so few at once that what comes between stays in the cache
+        for start in range(0, len(ids), LOOK_UP):  # so few at once that intermediate results stay in the cache
             part = slice(start, start + LOOK_UP)
             rows(part, out[part])
         return out
@@ -186,7 +186,7 @@ class CompressedTable(nn.Module):
         if traced():
             found = (flat >= 0) & (flat < self.num_embeddings)
             torch._assert_async(found.all(), f"an id is out of range: the table has {self.num_embeddings} rows")
-            if torch.jit.is_tracing():  # which forgets assertions: such an id must lead nowhere
+            if torch.jit.is_tracing():  # which drops assertions: the look-up of such an id must fail
                 flat = torch.where(found, flat, 2**62)
         elif len(flat) and not flat.is_meta:
             least, most = torch.aminmax(flat)
