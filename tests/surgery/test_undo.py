@@ -277,11 +277,19 @@ def test_names_that_are_refused():
         ("", "no module is named ''"),
         ("a.q.weight", "no module is named 'a.q.weight' .* end in q"),
         ("a.*", "not as a pattern"),
+        ("b.q.", "no module is named 'b.q.'"),
     ]:
         before = [id(module) for module in model.modules()]
         with pytest.raises(ValueError, match=message), edit(model) as change:
             change.put({"b.q": nn.Linear(8, 8), name: nn.Linear(8, 8)})
         assert [id(module) for module in model.modules()] == before
+
+
+def test_one_module_is_named_once():
+    model = Named()
+    with pytest.raises(ValueError, match="block.module, module name the same module more than once"):
+        with edit(model) as change:
+            change.put({"block.module": nn.Linear(8, 8), "module": nn.Linear(8, 8)})
 
 
 def test_a_compiled_layer_is_changed_inside():

@@ -130,6 +130,7 @@ class ScaledTable(nn.Module):
         scale: The factor: a number, or a tensor without axes, which is rounded to the dtype of the rows first.
 
     Example:
+        >>> import torch
         >>> from ttref import MPSEmbedding
         >>> table = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=4)
         >>> ids = torch.tensor([1, 2])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..linears import computes_more
 from ..surgery.edit import edit
-from ..surgery.ties import declare
+from ..surgery.ties import declare, hidden
 from .head import ScaledTable, TiedHead
 from .tables import CompressedTable
 
@@ -42,7 +42,7 @@ def replace_embedding(
         TypeError: A model without token table, an embedding of another kind, or a look-up or head that computes more
             than torch's own, which would be lost, hooks included.
         ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` where the head has a
-            matrix of its own, or where there is none.
+            matrix of its own, or where there is none; a module that uses the old table or head in hiding.
 
     Warns:
         UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so nothing is saved. The message
@@ -124,6 +124,12 @@ def replace_embedding(
             raise TypeError(
                 f"the model's {type(module).__name__} {more}, which would be lost (enable_input_require_grads() hangs "
                 "one onto the table); take it off, and put it onto the new module afterwards"
+            )
+    for part in model.modules():
+        if part not in swapped and (used := [one for one in hidden(part) if one in swapped]):
+            raise ValueError(
+                f"a {type(part).__name__} of the model uses the {type(used[0]).__name__} without holding it as a "
+                "module: it would go on with the old one; take it away there first, and give it the new one afterwards"
             )
     if head == "dense" and tied and isinstance(embedding, CompressedTable):
         kept = look_up.weight.numel() * look_up.weight.element_size()

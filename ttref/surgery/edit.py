@@ -75,11 +75,15 @@ class edit:
             TypeError: No module.
             ValueError: No module of this name or several, other widths, or a parameter, a buffer or the module itself
                 that other modules use too and that the new module does not hold: the tie would break.
+
+        Ties:
+            Where transformers ties weights by name, it is told of names that are gone.
         """
         there = bare_modules(self.model, remove_duplicate=False)
-        new = {
-            key if key and key in there else named(self.model, key, one=True)[0]: layer for key, layer in layers.items()
-        }
+        names = [key if key and key in there else named(self.model, key, one=True)[0] for key in layers]
+        new = dict(zip(names, layers.values(), strict=True))
+        if len(new) < len(names):
+            raise ValueError(f"{', '.join(layers)} name the same module more than once")
         for name, layer in new.items():
             if not isinstance(layer, nn.Module):
                 raise TypeError(f"layer must be an nn.Module, got {type(layer).__name__}")
@@ -125,7 +129,7 @@ class edit:
 
         def put_back() -> None:
             self._write(wanted)
-            self._changes = None
+            self._changes, self._numbers = None, []
 
         to_the_end(put_back)
 

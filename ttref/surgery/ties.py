@@ -38,7 +38,7 @@ def check_unshared(
     keys = {key: (name, part) for name, own in used.items() for part in own for key in _keys(part)}
     for other, module in modules.items():
         held = [(f".{leaf}", tensor) for leaf, tensor in (*module._parameters.items(), *module._buffers.items())]
-        for leaf, one in (*held, *(("", one) for one in _hidden(module))):
+        for leaf, one in (*held, *(("", one) for one in hidden(module))):
             name, part = next((keys[key] for key in _keys(one) if key in keys), ("", None))
             if part is None or f"{other}{leaf}.".startswith(same[name]):
                 continue
@@ -87,7 +87,7 @@ def _keys(part: Tensor | nn.Module | None) -> list[object]:
         return [id(part)]
 
 
-def _hidden(module: nn.Module) -> list[nn.Module]:
+def hidden(module: nn.Module) -> list[nn.Module]:
     """The modules that a module uses without registering them, as far as can be seen."""
     found = list(module.shares()) if hasattr(module, "shares") else []
     for name, value in vars(module).items():
