@@ -7,6 +7,7 @@ import pytest
 import torch
 from compressed import embedding, noise, same_state
 from torch import nn
+from torch.nn.utils import prune
 
 from ttref import MPSEmbedding
 
@@ -207,3 +208,16 @@ def test_a_model_without_the_table_s_numbers():
     wrong = model.state_dict() | {"other.weight": torch.ones(3, 3)}
     with pytest.raises(RuntimeError, match="size mismatch for other.weight"):
         model.load_state_dict(wrong)
+
+
+def test_a_pruned_table_is_left_to_torch():
+    """A mask goes with its own state, and is not lost to another."""
+    table = made(rank=2)
+    prune.l1_unstructured(table.store.buckets[0].pieces[0], "cores", amount=0.5)
+    other = made(rank=2)
+    prune.l1_unstructured(other.store.buckets[0].pieces[0], "cores", amount=0.25)
+    other.load_state_dict(table.state_dict())
+    torch.testing.assert_close(rows(other), rows(table))
+    with pytest.raises(RuntimeError, match="Missing key.*cores_orig"):
+        other.load_state_dict(made(rank=2).state_dict())
+    torch.testing.assert_close(rows(other), rows(table))

@@ -30,8 +30,9 @@ class MPSEmbedding(RowTable):
     Made from a trained table by :meth:`from_embedding`, or with random rows to be trained. Rows whose trains have the
     same ranks lie together in one bucket. With more than one bucket, an index of 5 bytes a row says where each lies.
 
-    ``state_dict`` goes into any table of the same sizes and ``shape``, however that was made: it takes the ranks, the
-    frame and the pieces of the state, all of it or none.
+    ``state_dict`` loads into any table of the same sizes and ``shape``, however that was made: it takes ranks, mean,
+    rotation and pieces from the state, all or nothing. Where they differ from its own, its parameters are new ones, so
+    load before making an optimizer.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, sparse, device, dtype: As in ``nn.Embedding``.

@@ -90,6 +90,8 @@ class RowTable(CompressedTable):
 
         Example:
             >>> import tempfile
+            >>> from torch import nn
+            >>> from ttref import MPSEmbedding
             >>> mps = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=2)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     mps.save(f"{folder}/table.safetensors")
@@ -146,10 +148,10 @@ class RowTable(CompressedTable):
         own, buckets = self.store.state_dict(), self.store.buckets
         ranks = about.get("ranks") or [bucket.layout.ranks for bucket in buckets]
         sizes = {name: tensor.shape for name, tensor in held.items()}
-        if not held or (
-            sizes == {name: tensor.shape for name, tensor in own.items()}
-            and [tuple(one) for one in ranks] == [bucket.layout.ranks for bucket in buckets]
-        ):
+        plain = all(piece.plain() for bucket in buckets for piece in bucket.pieces)
+        alike = sizes == {name: tensor.shape for name, tensor in own.items()}
+        alike = alike and [tuple(one) for one in ranks] == [bucket.layout.ranks for bucket in buckets]
+        if not held or not plain or alike:  # torch says what a pruned or parametrized table lacks
             if "place" in held and not self.store.names_every_row_once(held["bucket"], held["place"]):
                 raise ValueError("the index does not name every row once")
             return self.store
@@ -183,7 +185,7 @@ class RowTable(CompressedTable):
     @property
     def ranks(self) -> tuple[int, ...]:
         """TT-ranks: the largest of any row, bond by bond; a row that is kept as it is counts with full ranks."""
-        return tuple(map(max, zip(*(trains.layout.ranks for trains in self.store.buckets), strict=True)))
+        return tuple(map(max, zip(*(bucket.layout.ranks for bucket in self.store.buckets), strict=True)))
 
     @property
     def modes(self) -> tuple[tuple[int, int], ...]:
