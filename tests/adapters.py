@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ttref import TTLoRALinear
 from ttref.surgery.wrappers import put
 
-FORMS = ["factors", "cores", "dense"]
+ORDERS = ["right-to-left", "left-to-right", "two-gemm", "dense"]
 WIDE = [torch.float64, torch.float32]
 FLOATS = [*WIDE, torch.bfloat16, torch.float16]
 # out, in, shape: aligned; with modes of one; straddling by one core and by several; padded; one core; two.
@@ -97,10 +97,6 @@ def vectors(layer, *batch, seed=9):
     x = gaussian((*batch, layer.in_features), seed, layer.base_layer.weight.dtype)
     # GPT-2's layer wants rows that lie one after the other; where they begin may be anywhere.
     return x if isinstance(layer.base_layer, nn.Linear) else x.contiguous()
-
-
-def forms_of(layer):
-    return FORMS if layer.boundary_rank is not None else FORMS[1:]
 
 
 @st.composite

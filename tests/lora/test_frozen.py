@@ -24,7 +24,7 @@ def by_hand(base):
 
 
 def around(base):
-    return TTLoRALinear.around(base, delta_for(base, rank=2, alpha=1.5))
+    return TTLoRALinear.from_delta(base, delta_for(base, rank=2, alpha=1.5))
 
 
 def numbers(module):

@@ -7,14 +7,13 @@ import pytest
 import torch
 from adapters import (
     FLOATS,
-    FORMS,
+    ORDERS,
     SHAPES,
     STRADDLING,
     WIDE,
     adapted,
     base_layer,
     bits,
-    forms_of,
     padded_width,
     scatter,
     trains,
@@ -54,17 +53,17 @@ def gradients(layer, x, upstream):
 @pytest.mark.parametrize("kind, bias", [("linear", True), ("linear", False), ("conv1d", True)])
 @pytest.mark.parametrize("dtype", FLOATS)
 @names
-def test_every_form_is_the_dense_layer(name, dtype, kind, bias):
+def test_every_order_is_the_dense_layer(name, dtype, kind, bias):
     layer = adapted(name, kind=kind, bias=bias, dtype=dtype)
     half = dtype not in WIDE
     for batch in BATCHES if dtype == torch.float64 else BATCHES[::3]:
         x = vectors(layer, *batch)
         upstream = gaussian((*batch, layer.out_features), 3, dtype)
         expected, wanted = twin(layer, x, upstream)
-        for form in ["auto", *forms_of(layer)]:
-            layer.form = form
+        for order in ["auto", *ORDERS]:
+            layer.order = order
             y, found = gradients(layer, x, upstream)
-            assert y.shape == (*batch, layer.out_features) and y.dtype == dtype, form
+            assert y.shape == (*batch, layer.out_features) and y.dtype == dtype, order
             assert_close(y, expected, dtype, reach(layer, x), 4 if half else 100)
             assert [g.dtype for g in found[1:-1]][: len(layer.cores)] == [core.dtype for core in layer.cores]
             for gradient, reference in zip(found, wanted, strict=True):
@@ -75,14 +74,14 @@ def test_every_form_is_the_dense_layer(name, dtype, kind, bias):
 
 @settings(max_examples=150)
 @given(trains(), st.integers(1, 6), st.integers(0, 9), st.sampled_from([2.0, -0.5]), st.booleans(), seeds)
-def test_every_form_over_random_modes(modes, rank, batch, alpha, conv1d, seed):
+def test_every_order_over_random_modes(modes, rank, batch, alpha, conv1d, seed):
     out, ins, shape = modes
     base = base_layer(out, ins, dtype=torch.float64, kind="conv1d" if conv1d else "linear", seed=seed)
     layer = scatter(TTLoRALinear(base, rank=rank, alpha=alpha, shape=shape), seed)
     x, upstream = vectors(layer, batch), gaussian((batch, out), 3)
     expected, wanted = twin(layer, x, upstream)
-    for form in forms_of(layer):
-        layer.form = form
+    for order in ORDERS:
+        layer.order = order
         y, found = gradients(layer, x, upstream)
         assert_close(y, expected, torch.float64, reach(layer, x))
         for gradient, reference in zip(found, wanted, strict=True):
@@ -100,16 +99,16 @@ def test_vectors_that_lie_apart_in_memory(name):
         wide[..., : layer.in_features].transpose(0, 1),
         gaussian((1, layer.in_features), 1).expand(6, -1),
     ]
-    for x, form in itertools.product(views, ["auto", *forms_of(layer)]):
+    for x, order in itertools.product(views, ["auto", *ORDERS]):
         assert not x.is_contiguous()
-        layer.form = form
+        layer.order = order
         assert_close(layer(x), layer(x.contiguous()), torch.float64)
 
 
 def test_a_wrong_width_is_named():
     layer = adapted("aligned")
-    for form in ["auto", *FORMS]:
-        layer.form = form
+    for order in ["auto", *ORDERS]:
+        layer.order = order
         with pytest.raises(ValueError, match=r"x has shape \(5, 24\); its last axis must hold in_features = 36"):
             layer(torch.ones(5, 24))
 
@@ -155,13 +154,13 @@ def test_automatic_modes(out, ins, rank):
 
 
 def test_where_the_boundary_bond_is_among_modes_of_one():
-    """Several bonds lie at the boundary; whichever is named bounds the rank, and the forms agree on it."""
+    """Several bonds lie at the boundary; whichever is named bounds the rank, and the orders agree on it."""
     for shape in [(4, 6, 1, 1, 4, 9), (1, 4, 6, 1, 36), (24, 1, 36), (1, 24, 36, 1)]:
         layer = scatter(TTLoRALinear(base_layer(24, 36, dtype=torch.float64), rank=3, alpha=2, shape=shape))
         assert layer.boundary_rank == 3
         x, answers = vectors(layer, 5), []
-        for form in FORMS:
-            layer.form = form
+        for order in ORDERS:
+            layer.order = order
             answers.append(layer(x))
         expected = x @ (weight_of(layer) + update_of(layer)).T + layer.bias
         for y in answers:
@@ -217,7 +216,6 @@ def test_dropout_acts_on_the_adapter_alone(name, kind):
     layer = adapted(name, rank=9, kind=kind, dtype=torch.float64, dropout=0.5)
     for batch in (3, 500):
         x = vectors(layer, batch)
-        assert layer.plan(batch).form != "dense"
         torch.manual_seed(4)
         y = layer(x)
         torch.manual_seed(4)
@@ -228,7 +226,7 @@ def test_dropout_acts_on_the_adapter_alone(name, kind):
         assert_close(layer(x), layer.base_layer(x) + x @ update_of(layer).T, torch.float64)
         layer.train()
     layer.eval()
-    assert layer.plan(500).form == "dense"
+    assert layer.plan(500).order == "dense"
 
 
 def test_dropping_everything_leaves_the_base():

@@ -141,7 +141,7 @@ def test_options_reach_every_layer():
     model = added(init="orthogonal", dropout=0.25, rank=3, alpha=-2)
     for layer in adapters(model).values():
         assert (layer.rank, layer.alpha, layer.delta.init, layer.delta.dropout.p) == (3, -2.0, "orthogonal", 0.25)
-        assert layer.form == "auto" and not layer.merged
+        assert layer.order == "auto" and not layer.merged
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from adapters import forms_of, scatter, tiny_bert, tokens
+from adapters import ORDERS, scatter, tiny_bert, tokens
 from strategies import gaussian
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -33,12 +33,12 @@ offloads = pytest.mark.parametrize("offload", [cpu, disk])
 
 
 @offloads
-@pytest.mark.parametrize("form", ["auto", "factors", "cores"])
+@pytest.mark.parametrize("order", ["auto", *ORDERS])
 @pytest.mark.parametrize("rows", [1, 5, 3000])
-def test_offloaded_layers_answer_as_ever(offload, form, rows, tmp_path):
+def test_offloaded_layers_answer_as_ever(offload, order, rows, tmp_path):
     model = add_tt_lora(net(), ["0", "2"], rank=3, alpha=2.0, init="paper")
     for layer in (model[0], model[2]):
-        layer.form = form
+        layer.order = order
     x = gaussian((rows, 24), 2, torch.float32)
     with torch.no_grad():
         wanted = model(x)
@@ -58,11 +58,8 @@ def test_what_reads_an_offloaded_weight_gives_its_numbers_or_says_that_it_cannot
     for read in (model[0].merge, lambda: model[0].weight, lambda: merge_tt_lora(model)):
         with pytest.raises(ValueError, match="the base weight is offloaded.*remove_hook_from_submodules"):
             read()
-    model[0].form = "dense"
-    with pytest.raises(ValueError, match="form must be 'auto' or one of"):
-        model(X)
-    model[0].form = "auto"
-    torch.testing.assert_close(model(X), wanted, rtol=0, atol=1e-5)
+    for model[0].order in ("dense", "auto"):
+        torch.testing.assert_close(model(X), wanted, rtol=0, atol=1e-5)
     accelerate.hooks.remove_hook_from_submodules(model)
     torch.testing.assert_close(merge_tt_lora(model)(X), wanted, rtol=0, atol=1e-4)
 
@@ -93,10 +90,10 @@ def test_an_offloaded_transformer(offload, tmp_path):
         torch.testing.assert_close(model(input_ids=tokens()).last_hidden_state, wanted, rtol=0, atol=1e-4)
 
 
-def layer_of(form="auto", **options):
+def layer_of(order="auto", **options):
     torch.manual_seed(0)
     layer = scatter(TTLoRALinear(nn.Linear(24, 36), rank=3, alpha=1.5, **options))
-    layer.form = form
+    layer.order = order
     return layer
 
 
@@ -104,9 +101,9 @@ def of_the_update(layer):
     return layer.base_layer(X) + X @ layer.get_delta_weight().T
 
 
-@pytest.mark.parametrize("form", forms_of(layer_of()))
-def test_pruned_cores(form):
-    layer, whole = layer_of(form), layer_of().get_delta_weight()
+@pytest.mark.parametrize("order", ORDERS)
+def test_pruned_cores(order):
+    layer, whole = layer_of(order), layer_of().get_delta_weight()
     for k in range(len(layer.cores)):
         prune.l1_unstructured(layer.cores, str(k), amount=0.5)
     torch.testing.assert_close(layer(X), of_the_update(layer), rtol=0, atol=1e-4)
@@ -123,17 +120,17 @@ class Half(nn.Module):
         return core / 2
 
 
-@pytest.mark.parametrize("form", forms_of(layer_of()))
-def test_parametrized_cores(form):
-    layer, whole = layer_of(form), layer_of().get_delta_weight()
+@pytest.mark.parametrize("order", ORDERS)
+def test_parametrized_cores(order):
+    layer, whole = layer_of(order), layer_of().get_delta_weight()
     parametrize.register_parametrization(layer.cores, "0", Half())
     torch.testing.assert_close(layer.get_delta_weight(), whole / 2)
     torch.testing.assert_close(layer(X), of_the_update(layer), rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:nn.ParameterList is being used with DataParallel")
-@pytest.mark.parametrize("form", forms_of(layer_of()))
-def test_replicas(form, monkeypatch):
+@pytest.mark.parametrize("order", ORDERS)
+def test_replicas(order, monkeypatch):
     """The copies that two GPUs would get, here."""
     replicate = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(
@@ -141,7 +138,7 @@ def test_replicas(form, monkeypatch):
         "_broadcast_coalesced_reshape",
         lambda found, devices, detach=False: [[tensor.clone() for tensor in found] for _ in devices],
     )
-    layer = layer_of(form)
+    layer = layer_of(order)
     for replica in replicate.replicate(nn.Sequential(layer), [0, 1]):
         torch.testing.assert_close(replica(X), layer(X))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapters import scatter
+from adapters import ORDERS, scatter
 from strategies import agree, gaussian
 from torch import nn
 
@@ -67,17 +67,14 @@ def made(kind, **options):
 
 
 @kinds
-@pytest.mark.parametrize("form", ["auto", "factors", "cores"])
+@pytest.mark.parametrize("order", ["auto", *ORDERS])
 @pytest.mark.parametrize("batch", [(1,), (7,), (3000,), (2, 5), (0,)])
-def test_layer_plus_update(kind, form, batch):
+def test_layer_plus_update(kind, order, batch):
     layer, x = made(kind), gaussian((*batch, 36), 1, torch.float32)
-    layer.form = form
+    layer.order = order
     wanted = layer.base_layer(x) + x @ layer.get_delta_weight().T
     torch.testing.assert_close(layer(x), wanted, rtol=0, atol=2e-4)
-    assert (
-        layer.plan(3000).form != "dense"
-        and sum(p.numel() for p in layer.parameters() if p.requires_grad) == layer.params
-    )
+    assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == layer.params
 
 
 @kinds
@@ -95,9 +92,6 @@ def test_what_reads_the_weight_says_that_it_cannot(kind):
         with pytest.raises(TypeError, match="quantized, so the update cannot be added to it"):
             merge()
         assert not layer.merged and agree(layer(x), before)
-    layer.form = "dense"
-    with pytest.raises(ValueError, match=r"form must be 'auto' or one of \['factors', 'cores'\]"):
-        layer(x)
     if kind != "packed":
         assert layer.weight is layer.base_layer.weight
 

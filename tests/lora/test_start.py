@@ -7,10 +7,10 @@ import pytest
 import torch
 from adapters import (
     FLOATS,
+    ORDERS,
     SHAPES,
     adapted,
     base_layer,
-    forms_of,
     padded_width,
     scatter,
     tiny_bert,
@@ -97,14 +97,14 @@ def test_the_two_shapes_of_a_384_matrix(rank):
 @from_zero
 @names
 def test_a_fresh_adapter_changes_nothing(name, init, dtype, kind):
-    """Not one bit of an answer, in any form, at any alpha."""
+    """Not one bit of an answer, in any order, at any alpha."""
     layer = started(name, init=init, dtype=dtype, kind=kind, alpha=-1e3)
     assert torch.count_nonzero(layer.get_delta_weight()) == 0
     assert torch.equal(layer.weight, layer.base_layer.weight)
     for batch in (1, 7):
         x = vectors(layer, batch)
-        for form in ["auto", *forms_of(layer)]:
-            layer.form = form
+        for order in ["auto", *ORDERS]:
+            layer.order = order
             if kind == "conv1d" and min(layer.out_features, layer.in_features) == 1:
                 # The same numbers, but BLAS adds them in another order where a single row has other strides.
                 torch.testing.assert_close(layer(x), layer.base_layer(x))

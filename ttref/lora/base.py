@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..checks import whole
-from . import forms
 from .delta import TTDelta
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -77,8 +76,8 @@ def device_of(layer: nn.Module) -> torch.device | str | int:
     return place if there.type == "meta" and place is not None else there
 
 
-def stored(layer: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix ``(out, in)`` as the layer's own weight lies, or back: ``Conv1D`` keeps ``(in, out)``."""
+def oriented(layer: nn.Module, matrix: Tensor) -> Tensor:
+    """A matrix ``(out, in)`` in the orientation of the layer's own weight, or back: ``Conv1D`` keeps ``(in, out)``."""
     return matrix.mT if _is_conv1d(layer) else matrix
 
 
@@ -97,22 +96,22 @@ def check_addable(layer: nn.Module) -> None:
 
 
 def merged_weight(layer: nn.Module, deltas: Sequence[TTDelta]) -> Tensor:
-    """The layer's weight with the updates added, as the layer keeps it. Differentiable."""
+    """The layer's weight with the updates added, in its own orientation. Differentiable."""
     check_addable(layer)
-    weight = stored(layer, layer.weight)
+    weight = oriented(layer, layer.weight)
     for delta in deltas:
-        weight = delta.add_to(weight)
+        weight = delta.added_to_weight(weight)
     # Laid out as the layer has it, so that an update of zero changes no bit of any product.
-    return stored(layer, weight).clone(memory_format=torch.contiguous_format) if _is_conv1d(layer) else weight
+    return oriented(layer, weight).clone(memory_format=torch.contiguous_format) if _is_conv1d(layer) else weight
 
 
-def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = "auto") -> Tensor:
-    """What the frozen layer with these updates makes of ``(*batch, in)``, in the cheapest form or the one named."""
-    dense = may_be_dense(layer, deltas)
+def updated_answer(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, order: str = "auto") -> Tensor:
+    """What the frozen layer and the updates answer to ``(*batch, in)`` together."""
     if x.ndim == 0 or x.shape[-1] != deltas[0].in_features:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {deltas[0].in_features}")
-    plans = [plan(delta, math.prod(x.shape[:-1]), form, dense) for delta in deltas]
-    if all([found.form == "dense" for found in plans]):
+    batch, added = math.prod(x.shape[:-1]), one_product_does(layer, deltas)
+    plans = [delta.plan(batch, order, added=added) for delta in deltas]
+    if added and all([plan.order == "dense" for plan in plans]):
         weight = merged_weight(layer, deltas)
         if isinstance(layer, nn.Linear):
             return linear(x, weight, layer.bias)
@@ -120,33 +119,18 @@ def adapted(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, form: str = 
         return y.reshape(*x.shape[:-1], weight.shape[1])
     y = layer(x)
     flat = y.reshape(-1, y.shape[-1])
-    for delta, found in zip(deltas, plans, strict=True):
-        # One product can do for all updates or for none; beside another form, dense is not worth its own.
-        way = found.form if found.form != "dense" else forms.available(delta.layout, False)[0]
-        flat = delta.adapt(flat, delta.dropout(x).reshape(-1, x.shape[-1]), way)
+    for delta, plan in zip(deltas, plans, strict=True):
+        if added and plan.order == "dense":  # one product can do for all updates or for none
+            plan = delta.plan(batch)
+        flat = delta.added_to_answer(flat, delta.dropout(x).reshape(-1, x.shape[-1]), plan)
     return flat.reshape(y.shape)
 
 
-def plan(delta: TTDelta, batch: int, form: str, dense: bool) -> forms.LoRAPlan:
-    """The form for a batch of vectors and its cost."""
-    training = torch.is_grad_enabled() and delta.cores[0].requires_grad
-    if torch.jit.is_tracing():  # sizes are tensors there
-        batch = int(batch)
-    if form == "auto":
-        # A tracing compiler follows the arithmetic itself; it cannot look into a cache.
-        find = forms.cheapest.__wrapped__ if torch.compiler.is_compiling() else forms.cheapest
-        return find(delta.layout, batch, training, dense)
-    there = forms.available(delta.layout, dense)
-    if form not in there:
-        raise ValueError(f"form must be 'auto' or one of {there} for this layer, got {form!r}")
-    return forms.cost(form, delta.layout, batch, training)
-
-
-def may_be_dense(layer: nn.Module, deltas: Sequence[TTDelta]) -> bool:
-    """Whether one product with the summed weight does the same as the layer itself and then the updates.
+def one_product_does(layer: nn.Module, deltas: Sequence[TTDelta]) -> bool:
+    """Whether one product with the summed weight gives the same as the layer itself and then the updates.
 
     Not if somebody hooked into the layer's forward or replaced it, not beside a quantized weight, and not with dropout
-    on the adapter's way.
+    before an update.
     """
     plain = (type(layer) is nn.Linear or _is_conv1d(layer)) and _plain(layer.weight)
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks

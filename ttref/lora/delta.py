@@ -5,28 +5,38 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from functools import lru_cache, partial, reduce
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
 from ..canonical import tt_orthogonalize
+from ..checks import check_real
+from ..contraction import multiply
 from ..modules import Cores, cores_of
+from ..plans import NOMINAL_BATCH, ORDERS, Plan, cost, price, working_bytes
 from ..precision import computable, full_precision
-from ..trains import tt_svd
-from . import forms
-from .modes import layout
+from ..shapes import tt_ranks
+from ..steps import Shape, joins
+from ..trains import middle, tt_svd, tt_to_tensor
+from .modes import folded, paired
 
 
 class TTDelta(nn.Module):
     """``alpha * TT(cores)``, read row-major as a matrix ``(out_features, in_features)``: what is added to a weight.
 
-    :class:`TTLoRALinear` and the PEFT bridge both put this beside a frozen layer. The arguments are explained there.
+    :class:`TTLoRALinear` and the PEFT bridge both put this beside a frozen layer; the former explains the arguments.
 
     Attributes:
         cores: ``ParameterList`` of cores ``(r_{k-1}, n_k, r_k)``, output modes first.
-        shape, ranks, params, boundary_rank: Modes, full ranks, numbers in the cores, and the rank of the bond between
-            rows and columns (None where a mode straddles).
+        shape, ranks: Modes and full ranks.
+        boundary_rank: Rank of the bond between rows and columns, which bounds the matrix rank; None where a mode
+            straddles.
+        modes: Pairs ``(m_k, n_k)`` of row and column mode, with the cores that straddle taken together.
+        params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense update in their dtype,
+            and its numbers for each number in the cores.
         alpha, init, dropout: As given; ``dropout`` is a module.
     """
 
@@ -44,46 +54,35 @@ class TTDelta(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(alpha, bool) or not isinstance(alpha, Real):
-            raise TypeError(f"alpha must be a number, got {alpha!r} of type {type(alpha).__name__}")
+        check_real("alpha", alpha)
         if not math.isfinite(alpha) or alpha == 0:
             raise ValueError(f"alpha multiplies the update and must be finite and not zero, got {alpha}")
         if init not in _STARTS:
             raise ValueError(f"init must be one of {', '.join(map(repr, _STARTS))}, got {init!r}")
-        if isinstance(dropout, bool) or not isinstance(dropout, Real):
-            raise TypeError(f"dropout must be a number in [0, 1], got {dropout!r} of type {type(dropout).__name__}")
+        check_real("dropout", dropout)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a probability and must lie in [0, 1], got {dropout}")
-        self.layout = layout(out_features, in_features, shape, rank)
         self.out_features, self.in_features = out_features, in_features
-        self.alpha, self.init = float(alpha), init
+        self.shape, self._rows = folded(out_features, in_features, shape)
+        self.ranks = tt_ranks(self.shape, rank)
         if isinstance(rank, Integral) and len(self.ranks) > 2 and rank > max(self.ranks):
             warnings.warn(
                 f"rank {rank} exceeds what modes {self.shape} can use; it is clipped to {self.ranks}", stacklevel=3
             )
+        self.modes, (left, right) = paired(self.shape, self._rows)
+        self.boundary_rank = self.ranks[left] if left == right else None
+        bonds = self.ranks[: left + (left < right)] + self.ranks[right:]
+        self._shapes = tuple((r, *pair, q) for r, pair, q in zip(bonds[:-1], self.modes, bonds[1:], strict=True))
+        self._sizes = tuple(zip(self.ranks[:-1], self.shape, self.ranks[1:], strict=True))
+        self._across, self._macs = (left, right), (_merging(self._sizes[left:right]), _rebuilding(self._sizes))
+        # Where LoRA's two matrices are merged from the ends of the train; beside modes of one, other ways are cheaper.
+        ends = zip((self._sizes[:left], self._sizes[left:]), (False, True), strict=True)
+        thin = left == right < len(self.shape) and all(_merging(s, end) <= _merging(s, not end) for s, end in ends)
+        self._cut = left if thin else 0
+        self.alpha, self.init = float(alpha), init
         self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
-        self.cores = Cores(torch.empty(core, device=device, dtype=dtype) for core in self.layout.cores)
+        self.cores = Cores(torch.empty(size, device=device, dtype=dtype) for size in self._sizes)
         self.reset_parameters()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Modes, those of the outputs first."""
-        return self.layout.shape
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Full ranks, ones at both ends."""
-        return self.layout.ranks
-
-    @property
-    def params(self) -> int:
-        """Numbers in the cores."""
-        return self.layout.params
-
-    @property
-    def boundary_rank(self) -> int | None:
-        """Rank of the bond between rows and columns, which bounds the matrix rank; None where a mode straddles."""
-        return self.layout.boundary_rank
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -94,44 +93,150 @@ class TTDelta(nn.Module):
         for core, start in zip(self.cores, drawn, strict=True):
             core.copy_(start)
 
-    @full_precision
     def dense(self) -> Tensor:
         """The update ``(out_features, in_features)``, alpha included. Differentiable. O(out in r) multiply-adds."""
-        left, right = self._matrices()
-        update = ((left * self.alpha) @ right).reshape(self.out_features, self.in_features)
-        return update.to(self.cores[0].dtype)
+        return self._update().to(self.cores[0].dtype)
 
     @full_precision
-    def add_to(self, weight: Tensor) -> Tensor:
+    def added_to_weight(self, weight: Tensor) -> Tensor:
         """``weight + update`` for a weight ``(out_features, in_features)``, in the weight's dtype. Differentiable."""
-        left, right = self._matrices()
-        wide = weight.to(torch.promote_types(weight.dtype, left.dtype))
-        left, right = left.to(wide.dtype), right.to(wide.dtype)
-        if self.layout.left == self.layout.right:
-            return torch.addmm(wide, left, right, alpha=self.alpha).to(weight.dtype)
-        return wide.add((left @ right).reshape(wide.shape), alpha=self.alpha).to(weight.dtype)
+        if not self._cut:
+            return (weight + self._update()).to(weight.dtype)
+        rows, cols = self._factors(cores_of(self.cores))
+        wide = torch.promote_types(weight.dtype, rows.dtype)
+        return torch.addmm(weight.to(wide), rows.to(wide), cols.to(wide), alpha=self.alpha).to(weight.dtype)
 
-    def adapt(self, y: Tensor, x: Tensor, form: str) -> Tensor:
-        """``y + alpha * update x`` for vectors ``(batch, out)`` and ``(batch, in)``, by "factors" or "cores"."""
-        if form == "cores":
-            return self._walked(y, x)
-        left, right = self._matrices()
-        left, right = left.to(y.dtype), right.to(y.dtype)
-        return torch.addmm(y, nn.functional.linear(x.to(y.dtype), right), left.mT, alpha=self.alpha)
+    @full_precision  # products of cores are small: under autocast they would lose digits and save no time
+    def added_to_answer(self, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
+        """``y + update x`` for vectors ``(batch, out)`` and ``(batch, in)``, in the dtype of y. Differentiable."""
+        cores = cores_of(self.cores)
+        if plan.order == "two-gemm" and plan.cut == self._cut:  # as LoRA: y is added to in the second product
+            rows, cols = [factor.to(y.dtype) for factor in self._factors(cores)]
+            return torch.addmm(y, linear(x.to(y.dtype), cols), rows.mT, alpha=self.alpha)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        cores, x = [core.to(wide) for core in cores], x.to(wide)
+        left, right = self._across
+        if left < right:
+            cores[left:right] = [reduce(partial(torch.tensordot, dims=1), cores[left:right])]
+        cores = [core.reshape(shape) for core, shape in zip(cores, self._shapes, strict=True)]
+        padding = math.prod(self.shape) // self._rows - self.in_features
+        found = multiply(cores, pad(x, (0, padding)) if padding else x, plan)
+        return y.add(found[:, : self.out_features], alpha=self.alpha).to(y.dtype)
+
+    def plan(self, batch: int, order: str = "auto", *, added: bool = False) -> Plan:
+        """How ``batch`` vectors are multiplied by the update, and what that costs beside the frozen layer.
+
+        Args:
+            batch: How many vectors.
+            order: "auto" for the cheapest, or the one that must be taken.
+            added: Whether "dense" adds the update to the frozen weight, so that the layer's own product does for both.
+
+        Returns:
+            The plan. With gradients on, multiply-adds and bytes are those of forward and backward.
+        """
+        if order not in ("auto", *ORDERS):
+            raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
+        first = self.cores[0]
+        options = working_bytes(first.device.type), order, added, torch.is_grad_enabled() and first.requires_grad
+        if torch.compiler.is_compiling():  # it follows the arithmetic itself, and cannot look into a cache
+            batch = batch if order == "auto" else NOMINAL_BATCH
+            return _cheapest.__wrapped__(self._shapes, self._macs, batch, *options)
+        return _cheapest(self._shapes, self._macs, int(batch), *options)  # to a tracer, sizes are tensors
+
+    @property
+    def params(self) -> int:
+        """Numbers in the cores."""
+        return sum(map(math.prod, self._sizes))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cores."""
+        return self.params * self.cores[0].itemsize
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense update in the dtype of the cores."""
+        return self.out_features * self.in_features * self.cores[0].itemsize
+
+    @property
+    def ratio(self) -> float:
+        """Numbers in the dense update for each number in the cores."""
+        return self.out_features * self.in_features / self.params
 
     def extra_repr(self) -> str:
         """Modes, ranks, alpha and parameters, as ``print(model)`` shows them."""
         return f"shape={self.shape}, ranks={self.ranks}, alpha={self.alpha:g}, params={self.params}"
 
-    @full_precision  # the collapsed cores are small: under autocast they would lose digits and save no time
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        cores = [computable(core) for core in cores_of(self.cores)]
-        return forms.matrices(cores, self.layout, self.out_features, self.in_features)
+    def _factors(self, cores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The cores of rows and those of columns merged: matrices ``(out, r)`` and ``(r, in)``."""
+        cores = [computable(core) for core in cores]
+        left, right = cores[0][0], cores[-1].flatten(1)
+        for core in cores[1 : self._cut]:
+            left = (left @ core.flatten(1)).reshape(-1, core.shape[2])
+        for core in cores[-2 : self._cut - 1 : -1]:
+            right = (core.flatten(0, 1) @ right).reshape(core.shape[0], -1)
+        return left[: self.out_features], right[:, : self.in_features]
 
     @full_precision
-    def _walked(self, y: Tensor, x: Tensor) -> Tensor:
-        cores = [core.to(y.dtype) for core in cores_of(self.cores)]
-        return y.add(forms.walk(cores, self.layout, x.to(y.dtype), self.out_features), alpha=self.alpha)
+    def _update(self) -> Tensor:
+        """The dense update; of cores in half precision, in float32."""
+        first, *others = [computable(core) for core in cores_of(self.cores)]
+        update = tt_to_tensor([self.alpha * first, *others]).reshape(self._rows, -1)
+        return update[: self.out_features, : self.in_features]
+
+
+class _Added(Plan):
+    """The plan of "dense" where the update is added to a weight, and no vector meets it alone."""
+
+    @property
+    def forward(self) -> int:
+        """Float32 bytes alive at once, at most: the update and its sum with the weight."""
+        return 8 * math.prod(self.widths)
+
+    @property
+    def training(self) -> int:
+        """The same: the gradient of the sum is that of the update."""
+        return self.forward
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(
+    shapes: tuple[Shape, ...],
+    macs: tuple[int, int],
+    batch: int,
+    working: int,
+    order: str,
+    added: bool,
+    training: bool,
+) -> Plan:
+    """The cheapest order, or the one named; ``macs`` merge what straddles, and rebuild the update."""
+    passes = 3 if training else 1  # backward: one product for each operand
+    best, least = None, math.inf
+    for way in ORDERS if order == "auto" else (order,):
+        plan = cost(way, shapes, max(batch, 1), working)
+        rows, cols = plan.widths
+        if added and way == "dense":
+            first = batch * rows * cols if training else 0  # the gradient of the sum of weight and update
+            numbers = passes * macs[1] + first, 12 * passes * rows * cols, 4 * rows * cols, plan.batch
+            plan = _Added(way, *numbers, shapes=shapes, batch=plan.batch, widths=plan.widths)
+        else:
+            plan = plan._replace(macs=passes * (plan.macs + macs[0]), bytes=passes * (plan.bytes + 12 * batch * rows))
+        if price(plan) < least:  # a plain loop, because torch.compile follows it and not ``min`` with a key
+            best, least = plan, price(plan)
+    return best
+
+
+def _merging(sizes: Sequence[tuple[int, int, int]], right: bool = False) -> int:
+    """Multiply-adds that merge neighboring cores, from the left or from the right."""
+    return sum(entries * bond for entries, bond, _ in joins([(r, n, 1, q) for r, n, q in sizes], right))
+
+
+def _rebuilding(sizes: Sequence[tuple[int, int, int]]) -> int:
+    """Multiply-adds of ``tt_to_tensor``."""
+    modes = [n for _, n, _ in sizes]
+    half = middle(modes)
+    last = math.prod(modes) * sizes[half][0] if half < len(sizes) else 0
+    return _merging(sizes[:half]) + _merging(sizes[half:], right=True) + last
 
 
 def _zero_last(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
@@ -149,7 +254,7 @@ def _zero_last(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
 def _orthogonal(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
     """As ``_zero_last``, but the other cores are orthogonal, times one number each that gives the same mean square."""
     drawn = tt_orthogonalize([core.normal_() for core in cores], len(cores) - 1)
-    entries = delta.layout.rows * delta.layout.cols // cores[-1].shape[1]
+    entries = math.prod(delta.shape[:-1])
     spread = (entries / (3 * delta.in_features)) ** (1 / (2 * max(len(cores) - 1, 1)))
     return [*[core * spread for core in drawn[:-1]], torch.zeros_like(cores[-1])]
 
@@ -157,8 +262,7 @@ def _orthogonal(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
 def _paper(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
     """TT-SVD of a Kaiming-uniform matrix (a = sqrt 8), as in the method's published code: it does not start at zero."""
     bound = (2 / (3 * delta.in_features)) ** 0.5
-    matrix = cores[0].new_empty(delta.layout.rows, delta.layout.cols).uniform_(-bound, bound)
-    return tt_svd(matrix.reshape(delta.shape), rank=delta.ranks)
+    return tt_svd(cores[0].new_empty(delta.shape).uniform_(-bound, bound), rank=delta.ranks)
 
 
 _STARTS: dict[str, Callable[[list[Tensor], TTDelta], list[Tensor]]] = {

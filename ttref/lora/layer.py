@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from .base import adapted, delta_for, device_of, may_be_dense, merged_weight, plan, quantized, stored, widths
+from ..plans import Plan
+from .base import delta_for, device_of, merged_weight, one_product_does, oriented, quantized, updated_answer, widths
 from .delta import TTDelta
-from .forms import LoRAPlan
 
 __all__ = ["TTLoRALinear"]
 
@@ -24,7 +25,7 @@ class TTLoRALinear(nn.Module):
         base_layer: ``nn.Linear`` or GPT-2's ``Conv1D``; it becomes ``.base_layer``, is not copied, and is frozen:
             weight and bias stop requiring a gradient, in other layers that share them too, and stay so when the layer
             is merged or taken out. A quantized layer with ``in_features`` and ``out_features`` will do as well: it is
-            only called, so "dense" and :meth:`merge` are not to be had.
+            only called, so nothing can be added to its weight, nor merged.
         rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. What exceeds the largest useful rank
             is clipped; ``ranks`` holds what is left, and a warning says so if no bond can use the cap.
         alpha: The update is multiplied by it, as in the method's published code. PEFT's LoRA multiplies by alpha / r:
@@ -34,24 +35,27 @@ class TTLoRALinear(nn.Module):
         init: "zero_last": Gaussian cores and a last one of zeros; the others' product has the mean square
             1 / (3 in_features) of the matrix that PEFT's LoRA starts with. "orthogonal": the same with orthogonal
             cores. "paper": TT-SVD of a Kaiming-uniform matrix (a = sqrt 8), which changes the model at step 0.
-        dropout: Probability of dropping an entry of x on the adapter's way, while training.
+        dropout: Probability of dropping an entry of x before the update, while training.
 
     Attributes:
         base_layer: The frozen layer.
         cores: ``ParameterList`` of cores ``(r_{k-1}, n_k, r_k)``, float32 beside a base in half precision.
-        shape, ranks, rank, alpha, params: Modes, full ranks, the largest of them, the factor, numbers in the cores.
+        shape, ranks, rank, alpha: Modes, full ranks, the largest of them, the factor.
+        modes, params, nbytes, dense_nbytes, ratio: Pairs of row and column modes, numbers and bytes of the cores, bytes
+            of the dense update in their dtype, and its numbers for each number in the cores.
         boundary_rank: Rank of the bond between rows and columns: no update has a larger matrix rank. None where a mode
             straddles the boundary.
         merged: Whether the base weight holds the update now.
-        form: "auto", or the form that ``forward`` must take: "factors", "cores" or "dense". Name one before exporting
-            with a dynamic batch, which "auto" would cut at the sizes where the cheapest form changes.
+        order: "auto", or the order that ``forward`` must multiply in (see :func:`plan_contraction`); "dense" adds the
+            update to the weight where that can be done. Name one before exporting with a dynamic batch, which "auto"
+            would cut at the sizes where the cheapest order changes.
 
     Raises:
         TypeError: A base layer that is parametrized, pruned, already adapted or of another kind; wrong types.
         ValueError: A shape that does not multiply to the weight's entries, a rank below 1, an alpha of zero or NaN.
 
     Cost:
-        ``layer.plan(batch)`` tells. For a batch B, "factors" takes B r (out + in) multiply-adds beside the base's
+        ``layer.plan(batch)`` tells. For a batch B, "two-gemm" takes B r (out + in) multiply-adds beside the base's
         B out in; "dense" takes out in r and no more, but one more product of the base's size for a gradient.
 
     Source:
@@ -76,20 +80,20 @@ class TTLoRALinear(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self._adopt(base_layer, delta_for(base_layer, rank=rank, alpha=alpha, shape=shape, init=init, dropout=dropout))
+        self._hold(base_layer, delta_for(base_layer, rank=rank, alpha=alpha, shape=shape, init=init, dropout=dropout))
 
     @classmethod
-    def around(cls, base_layer: nn.Module, delta: TTDelta) -> TTLoRALinear:
+    def from_delta(cls, base_layer: nn.Module, delta: TTDelta) -> TTLoRALinear:
         """A layer from a layer, frozen here, and an update that exists already, as loading makes it; none is drawn."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._adopt(base_layer, delta.to(device_of(base_layer)))
+        layer._hold(base_layer, delta.to(device_of(base_layer)))
         return layer
 
-    def _adopt(self, base_layer: nn.Module, delta: TTDelta) -> None:
+    def _hold(self, base_layer: nn.Module, delta: TTDelta) -> None:
         self.delta, self.base_layer = delta, base_layer
         self.out_features, self.in_features = widths(base_layer)
-        self.form = "auto"
+        self.order = "auto"
         self.train(base_layer.training)
         # The weight as it was before a merge, not part of the state: subtracting again would not give the same bits.
         self.register_buffer("_kept", None, persistent=False)
@@ -97,19 +101,25 @@ class TTLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*batch, in_features)`` to ``(*batch, out_features)``."""
-        return self.base_layer(x) if self.merged else adapted(self.base_layer, [self.delta], x, self.form)
+        if self.merged:
+            return self.base_layer(x)
+        return updated_answer(self.base_layer, [self.delta], x, self.order)
 
-    def plan(self, batch: int) -> LoRAPlan:
-        """The form that ``forward`` takes for ``batch`` vectors, and what it costs beside the frozen layer.
+    def plan(self, batch: int) -> Plan:
+        """The order that ``forward`` takes for ``batch`` vectors, and what it costs beside the frozen layer.
 
         With gradients on, backward is counted too; under ``torch.no_grad()`` it is not, and the answer may differ.
         """
-        return plan(self.delta, batch, self.form, may_be_dense(self.base_layer, [self.delta]))
+        return self.delta.plan(batch, self.order, added=one_product_does(self.base_layer, [self.delta]))
 
     @torch.no_grad()
     def get_delta_weight(self) -> Tensor:
-        """The update, alpha included, as ``base_layer.weight`` lies: ``(out, in)``, and ``(in, out)`` for Conv1D."""
-        return stored(self.base_layer, self.delta.dense())
+        """The update in the orientation of ``base_layer.weight``: ``(out, in)``, and ``(in, out)`` for Conv1D."""
+        return oriented(self.base_layer, self.delta.dense())
+
+    def dense(self) -> Tensor:
+        """The update ``(out, in)``, alpha included. Differentiable."""
+        return self.delta.dense()
 
     @torch.inference_mode(False)  # a weight made in inference mode could never be trained through again
     @torch.no_grad()
@@ -171,45 +181,18 @@ class TTLoRALinear(nn.Module):
             return self.base_layer.weight
         return merged_weight(self.base_layer, [self.delta])
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's bias."""
-        return self.base_layer.bias
-
-    @property
-    def cores(self) -> nn.ParameterList:
-        """The trainable cores."""
-        return self.delta.cores
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Modes, those of the outputs first."""
-        return self.delta.shape
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Full ranks, ones at both ends."""
-        return self.delta.ranks
-
-    @property
-    def rank(self) -> int:
-        """The largest rank."""
-        return max(self.ranks)
-
-    @property
-    def alpha(self) -> float:
-        """What the update is multiplied by."""
-        return self.delta.alpha
-
-    @property
-    def params(self) -> int:
-        """Numbers in the cores."""
-        return self.delta.params
-
-    @property
-    def boundary_rank(self) -> int | None:
-        """Rank of the bond between rows and columns, or None."""
-        return self.delta.boundary_rank
+    bias = property(attrgetter("base_layer.bias"), doc="The base layer's bias.")
+    cores = property(attrgetter("delta.cores"), doc="The trainable cores.")
+    shape = property(attrgetter("delta.shape"), doc="Modes, those of the outputs first.")
+    ranks = property(attrgetter("delta.ranks"), doc="Full ranks, ones at both ends.")
+    rank = property(lambda self: max(self.ranks), doc="The largest rank.")
+    boundary_rank = property(attrgetter("delta.boundary_rank"), doc="Rank of the bond between rows and columns.")
+    alpha = property(attrgetter("delta.alpha"), doc="What the update is multiplied by.")
+    modes = property(attrgetter("delta.modes"), doc="Pairs of row and column mode; cores that straddle make one.")
+    params = property(attrgetter("delta.params"), doc="Numbers in the cores.")
+    nbytes = property(attrgetter("delta.nbytes"), doc="Bytes of the cores.")
+    dense_nbytes = property(attrgetter("delta.dense_nbytes"), doc="Bytes of the dense update in their dtype.")
+    ratio = property(attrgetter("delta.ratio"), doc="Numbers in the dense update for each number in the cores.")
 
     def extra_repr(self) -> str:
         """Whether the update is merged."""

@@ -116,7 +116,7 @@ def install(
             stacklevel=3,
         )
     with edit(model) as change:
-        change.put({name: TTLoRALinear.around(modules[name], delta) for name, delta in deltas.items()})
+        change.put({name: TTLoRALinear.from_delta(modules[name], delta) for name, delta in deltas.items()})
         model.requires_grad_(False)
         for name in saved:
             modules[name].requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Where the modes of an adapter lie: those of the rows, those of the columns, and those across the boundary.
+"""How the modes of an update fall on rows and columns.
 
 An adapter's train has the output modes first and then the input modes. If their products meet exactly at the number of
 rows, one bond parts rows from columns, and its rank bounds the rank of the matrix. If not, a mode straddles::
@@ -8,6 +8,9 @@ rows, one bond parts rows from columns, and its rank bounds the rank of the matr
      8   6   8  |  8   6   8                               32  [ 18   16 ]  16
      o---o---o--|--o---o---o                                o--[--o----o--]--o
         rows    bond   columns                            rows   12 x 24   columns
+
+Either way the cores are those of a TT-matrix: a core of rows has the column mode 1, a core of columns the row mode 1,
+and what straddles is one core of both.
 """
 
 from __future__ import annotations
@@ -15,67 +18,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from ..checks import check_modes, whole
-from ..shapes import factorize, tt_ranks
+from ..shapes import factorize
 
 __all__ = ["automatic_modes"]
 
 MAX_MODE = 12
 
 
-class Layout(NamedTuple):
-    """Sizes of an adapter's train and how its modes fall on rows and columns.
-
-    ``shape``, ``ranks``: modes and full ranks. ``rows``, ``cols``: their products, at least the widths of the layer;
-    more means padding. ``left``: cores of rows alone. ``right``: the first core of columns alone. Cores between them
-    hold rows and columns both. ``across``: rows and columns of that part, (1, 1) if there is none.
-    """
-
-    shape: tuple[int, ...]
-    ranks: tuple[int, ...]
-    rows: int
-    cols: int
-    left: int
-    right: int
-    across: tuple[int, int]
-
-    @property
-    def boundary_rank(self) -> int | None:
-        """Rank of the bond between rows and columns, or None where a mode straddles."""
-        return self.ranks[self.left] if self.left == self.right else None
-
-    @property
-    def params(self) -> int:
-        """Numbers in the cores."""
-        return sum(r * n * q for r, n, q in self.cores)
-
-    @property
-    def cores(self) -> list[tuple[int, int, int]]:
-        """Shapes of the cores."""
-        return list(zip(self.ranks[:-1], self.shape, self.ranks[1:], strict=True))
-
-
-def layout(out_features: int, in_features: int, shape: Sequence[int] | None, rank: int | Sequence[int]) -> Layout:
-    """The layout of a train for a matrix of these widths; modes are chosen where ``shape`` is None."""
+def folded(out_features: int, in_features: int, shape: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
+    """Modes of an update and the rows that they make, padding included; chosen where ``shape`` is None."""
     if shape is None:
-        sides = automatic_modes(out_features, in_features)
-        shape, (rows, cols) = sum(sides, ()), map(math.prod, sides)
-    else:
-        shape, rows, cols = check_modes("shape", shape), out_features, in_features
-        if math.prod(shape) != rows * cols:
-            raise ValueError(
-                f"shape {shape} multiplies to {math.prod(shape)}, but a {rows} x {cols} matrix (out x in) has "
-                f"{rows * cols} entries; leave shape out and modes are chosen"
-            )
+        rows, cols = automatic_modes(out_features, in_features)
+        return rows + cols, math.prod(rows)
+    shape = check_modes("shape", shape)
+    if math.prod(shape) != out_features * in_features:
+        raise ValueError(
+            f"shape {shape} multiplies to {math.prod(shape)}, but a {out_features} x {in_features} matrix (out x in) "
+            f"has {out_features * in_features} entries; leave shape out and modes are chosen"
+        )
+    return shape, out_features
+
+
+def paired(shape: Sequence[int], rows: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
+    """Row and column mode of each matrix core, and which cores straddle: from the first to before the second."""
     products = [math.prod(shape[:k]) for k in range(len(shape) + 1)]
     left = max(k for k, product in enumerate(products) if rows % product == 0)
     right = min(k for k, product in enumerate(products) if product % rows == 0)
-    if products[left] == products[right]:  # modes of one can make left the larger
+    if products[left] == products[right]:  # a bond at the boundary; modes of one can make left the larger
         left = right
-    across = rows // products[left], products[right] // rows
-    return Layout(shape, tt_ranks(shape, rank), rows, cols, left, right, across)
+    across = [(rows // products[left], products[right] // rows)] if left < right else []
+    return (*[(m, 1) for m in shape[:left]], *across, *[(1, n) for n in shape[right:]]), (left, right)
 
 
 def automatic_modes(out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

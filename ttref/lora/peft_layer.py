@@ -10,7 +10,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from .base import adapted, delta_for, merged_weight, quantized, stored, widths
+from .base import delta_for, merged_weight, oriented, quantized, updated_answer, widths
 from .delta import TTDelta
 from .model import modes_for
 
@@ -55,7 +55,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update of one adapter, alpha included, as the base weight lies."""
         with torch.no_grad():
-            return stored(self.base_layer, self.ttlora_delta[adapter].dense())
+            return oriented(self.base_layer, self.ttlora_delta[adapter].dense())
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -110,7 +110,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         deltas = self._active_deltas()
         if self.disable_adapters or self.merged or not deltas:
             return self.base_layer(x, *args, **kwargs)
-        return adapted(self.base_layer, deltas, x)
+        return updated_answer(self.base_layer, deltas, x)
 
     def _active_deltas(self) -> list[TTDelta]:
         return [self.ttlora_delta[name] for name in self.active_adapters if name in self.ttlora_delta]

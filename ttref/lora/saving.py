@@ -87,8 +87,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
                 "init": layer.delta.init,
                 "dropout": getattr(layer.delta.dropout, "p", 0.0),
                 "features": [layer.out_features, layer.in_features],
-                "automatic": layer.delta.layout.rows * layer.delta.layout.cols
-                != layer.out_features * layer.in_features,
+                "automatic": math.prod(layer.shape) != layer.out_features * layer.in_features,
             }
             for name, layer in layers.items()
         },
