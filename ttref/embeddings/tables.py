@@ -28,6 +28,8 @@ class CompressedTable(nn.Module):
     _repeats = True  # if a row costs enough to look for repeated ids first
 
     num_embeddings: int
+    dtype: torch.dtype
+    device: torch.device
 
     def __init__(self, embedding_dim: int, padding_idx: int | None) -> None:
         super().__init__()
@@ -147,16 +149,6 @@ class CompressedTable(nn.Module):
     def ratio(self) -> float:
         """Numbers in the dense table for each number stored."""
         return self.num_embeddings * self.embedding_dim / self.params
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        raise NotImplementedError
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the table."""
-        raise NotImplementedError
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
         """A function from a slice of checked ids (int64, one axis) to their rows, and into a tensor if given one."""
