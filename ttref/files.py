@@ -37,6 +37,7 @@ KINDS = {
     "Baseline": ("approximation", "Baseline._restore"),
     "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
     "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
+    "TTDelta": ("lora.delta", "TTDelta._restore"),
     "TT-LoRA": ("lora.saving", "restored_deltas"),
     "TTLinear": ("layers", "TTLinear._restore"),
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),

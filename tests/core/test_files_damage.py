@@ -12,7 +12,7 @@ from torch import nn
 
 from ttref import MPSEmbedding, add_tt_lora, files, load_tt_lora, save_tt_lora
 from ttref.embeddings import settings
-from ttref.lora import saving
+from ttref.lora.delta import TTDelta
 
 kinds = pytest.mark.parametrize("kind", MAKERS)
 REFUSED = r"file.safetensors is no .* saved by ttref, or is damaged .*; save it again"
@@ -349,7 +349,7 @@ def test_more_rows_than_the_file_holds(path):
 @pytest.mark.parametrize("automatic", [True, False])
 def test_widths_beyond_all_measure(features, automatic, path, monkeypatch):
     """No modes are chosen for a width that the cores do not have."""
-    monkeypatch.setattr(saving, "TTDelta", lambda *arguments, **options: pytest.fail("an update is built"))
+    monkeypatch.setattr(TTDelta, "__init__", lambda *arguments, **options: pytest.fail("an update is built"))
     layer = {"shape": [16, 16], "ranks": [1, 1, 1], "alpha": 1.0, "init": "paper", "dropout": 0.0}
     header = {"layers": {"0": layer | {"features": features, "automatic": automatic}}, "modules_to_save": []}
     header["base"] = {"sha256": "", "each": ""}

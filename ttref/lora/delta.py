@@ -22,9 +22,10 @@ from ..shapes import tt_ranks
 from ..steps import Shape, joins
 from ..trains import middle, tt_svd, tt_to_tensor
 from .modes import folded, paired
+from .saved_delta import SavedDelta
 
 
-class TTDelta(nn.Module):
+class TTDelta(SavedDelta):
     """``alpha * TT(cores)``, read row-major as a matrix ``(out_features, in_features)``: what is added to a weight.
 
     :class:`TTLoRALinear` and the PEFT bridge both put this beside a frozen layer; the former explains the arguments.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from operator import attrgetter
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,10 @@ class TTLoRALinear(nn.Module):
     nbytes = property(attrgetter("delta.nbytes"), doc="Bytes of the cores.")
     dense_nbytes = property(attrgetter("delta.dense_nbytes"), doc="Bytes of the dense update in their dtype.")
     ratio = property(attrgetter("delta.ratio"), doc="Numbers in the dense update for each number in the cores.")
+
+    def save(self, path: str | Path) -> None:
+        """Write the update to one file, as :meth:`TTDelta.save`; :func:`save_tt_lora` writes those of a model."""
+        self.delta.save(path)
 
     def extra_repr(self) -> str:
         """Whether the update is merged."""

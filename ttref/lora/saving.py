@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import reprlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_float
-from ..files import MOST_MODES, check_header, digest, digest_of_version_1, read, write
+from ..files import check_header, digest, digest_of_version_1, read, write
 from ..surgery.wrappers import bare_modules, bare_state, find
 from .base import widths
 from .delta import TTDelta
@@ -22,18 +20,8 @@ from .model import adapters, install, saved_along
 __all__ = ["load_tt_lora", "save_tt_lora"]
 
 KIND = "TT-LoRA"
-MOST_FEATURES = 1 << 27  # no layer is wider
 DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
 _TYPES = {"layers": (dict,), "modules_to_save": (list,), "base": (dict,)}
-_LAYER = {
-    "shape": (list,),
-    "ranks": (list,),
-    "alpha": (int, float),
-    "init": (str,),
-    "dropout": (int, float),
-    "features": (list,),
-    "automatic": (bool,),
-}
 _BASE = {"sha256": (str,), "each": (str,), "rule": (int,)}  # no rule: the hashes are those of version 1
 
 
@@ -79,18 +67,7 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     tensors = {f"{name}.cores.{k}": core for name, layer in layers.items() for k, core in enumerate(layer.cores)}
     tensors |= _saved_along(model, along)
     header = {
-        "layers": {
-            name: {
-                "shape": layer.shape,
-                "ranks": layer.ranks,
-                "alpha": layer.alpha,
-                "init": layer.delta.init,
-                "dropout": getattr(layer.delta.dropout, "p", 0.0),
-                "features": [layer.out_features, layer.in_features],
-                "automatic": math.prod(layer.shape) != layer.out_features * layer.in_features,
-            }
-            for name, layer in layers.items()
-        },
+        "layers": {name: layer.delta.about() for name, layer in layers.items()},
         "modules_to_save": along,
         "base": _fingerprint(model, along, digest)[0] | {"rule": 2},
     }
@@ -151,15 +128,8 @@ def _checked(
         raise ValueError(f"its header's modules_to_save is {reprlib.repr(along)}")
     deltas, wanted = {}, set()
     for name, about in header["layers"].items():
-        cores = _cores(name, about, tensors)
-        wanted |= cores.keys()
-        # Building it without memory checks all the rest: ranges, and whether shape and ranks go together.
-        delta = TTDelta(*about["features"], **_options(about), device="meta")
-        if delta.shape != tuple(about["shape"]) or delta.ranks != tuple(about["ranks"]):
-            raise ValueError(f"{name} has modes {about['shape']} and ranks {about['ranks']}, which do not go together")
-        for k, core in enumerate(cores.values()):
-            delta.cores[k] = nn.Parameter(core)
-        deltas[name] = delta
+        deltas[name] = TTDelta.made_of(name, about, tensors)
+        wanted |= {f"{name}.cores.{k}" for k in range(len(about["shape"]))}
     inside = tuple(f"{name}." for name in along)
     for key in tensors:
         if key not in wanted and not key.startswith(inside):
@@ -173,41 +143,11 @@ def restored_deltas(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[
     return _checked(tensors, header)[2]
 
 
-def _cores(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The cores of one layer by name, if its header tells the truth about them: before anything is built to measure."""
-    check_header(about, _LAYER)
-    shape, ranks, features = about["shape"], about["ranks"], about["features"]
-    if {type(size) for size in (*shape, *ranks, *features)} != {int} or len(features) != 2:
-        raise TypeError(f"the header's entry for {name} has a value of the wrong type")
-    if not 1 <= min(features) <= max(features) <= MOST_FEATURES:
-        raise ValueError(f"the header's entry for {name} has widths {features}")
-    if not 1 <= len(shape) <= MOST_MODES or len(ranks) != len(shape) + 1:
-        raise ValueError(f"the header's entry for {name} has {len(shape)} modes and {len(ranks)} ranks")
-    # Padding less than doubles a width.
-    if not math.prod(features) <= math.prod(shape) < 4 * math.prod(features):
-        raise ValueError(f"{name} has modes {reprlib.repr(shape)}, which do not fit its widths {features}")
-    cores = {key: tensors[key] for key in (f"{name}.cores.{k}" for k in range(len(shape)))}
-    for (key, core), wanted in zip(cores.items(), zip(ranks[:-1], shape, ranks[1:], strict=True), strict=True):
-        check_float(key, core)
-        if core.shape != wanted:
-            raise ValueError(f"{key} has shape {tuple(core.shape)}, and the header says {wanted}")
-    if len({core.dtype for core in cores.values()}) > 1:
-        raise ValueError(f"the cores of {name} have several dtypes")
-    return cores
-
-
 def _check_finite(tensors: dict[str, Tensor], cores: Collection[str]) -> None:
     """An adapter with NaN among its numbers is a training that failed; other buffers may hold infinities on purpose."""
     for key, tensor in tensors.items():
         if tensor.isnan().any() or (key in cores and tensor.isinf().any()):
             raise ValueError(f"{key} has entries that are NaN or infinite, as after a training that went wrong")
-
-
-def _options(about: dict[str, Any]) -> dict[str, Any]:
-    """A layer's entry of the header as arguments. Padded modes can only be chosen, so they are chosen again."""
-    return {"rank": about["ranks"], "shape": None if about["automatic"] else about["shape"]} | {
-        key: about[key] for key in ("alpha", "init", "dropout")
-    }
 
 
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:
