@@ -65,10 +65,10 @@ def load(path: str | Path) -> Any:
     """Read any file that ttref has written, whatever class wrote it.
 
     Returns:
-        What the class that the file belongs to reads itself: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
-        :class:`TTLinear`, a :class:`Baseline`, a :class:`~ttref.fixedpoint.contract.QuantizedTT`; of a file of
-        :func:`save_tt_lora` a dict from the names of the adapted layers to their updates. (:func:`load_tt_lora` puts
-        these, and modules saved along, into a model.)
+        An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
+        :class:`TTLinear`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
+        :class:`~ttref.fixedpoint.contract.QuantizedTT`. For a file of :func:`save_tt_lora` a dict from the names of the adapted
+        layers to their updates; :func:`load_tt_lora` puts these, and modules saved along, into a model.
 
     Raises:
         FileNotFoundError, OSError: No such file; a folder, missing rights.

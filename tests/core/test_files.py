@@ -19,6 +19,7 @@ from safetensors import safe_open
 from saved import MAKERS, adapted, base, load, mps, save, state, ttm
 from torch import nn
 
+import ttref
 from ttref import MPSEmbedding, TTMEmbedding, add_tt_lora, files, load_tt_lora, save_tt_lora
 
 kinds = pytest.mark.parametrize("kind", MAKERS)
@@ -274,6 +275,16 @@ def test_older_files_are_saved_as_the_newest(version, name, path):
     assert safe_open(path, "pt").metadata()["version"] == files.VERSION == "3"
     again = load_tt_lora(base()[:2], path) if kind == "adapter" else load(kind, path)
     assert saved.same(state(again), state(read))
+
+
+@versions
+def test_load_reads_older_files(version):
+    for name in ("mps", "mps_buckets", "mps_int8", "ttm"):
+        path = OLD / f"{name}.v{version}.safetensors"
+        table = ttref.load(path)
+        assert saved.same(state(table), state(type(table).load(path)))
+    (update,) = ttref.load(OLD / f"tt_lora.v{version}.safetensors").values()
+    assert saved.same(update.state_dict(), adapted()[0].delta.state_dict())
 
 
 def test_the_fingerprint_is_of_numbers_and_not_of_a_file():
