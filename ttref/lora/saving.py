@@ -221,8 +221,8 @@ def _fingerprint(
             key = key.replace(f"{owner}.base_layer.", f"{owner}.", 1)
         if not key.startswith(tuple(f"{name}." for name in along)):
             hashes[key] = hashed(tensor)
-    whole = hashlib.sha256("".join(f"{key}={hashes[key]};" for key in sorted(hashes)).encode()).hexdigest()
-    return {"sha256": whole, "each": "".join(hashes[key][:DIGITS] for key in sorted(hashes))}, sorted(hashes)
+    combined = hashlib.sha256("".join(f"{key}={hashes[key]};" for key in sorted(hashes)).encode()).hexdigest()
+    return {"sha256": combined, "each": "".join(hashes[key][:DIGITS] for key in sorted(hashes))}, sorted(hashes)
 
 
 def _check_fingerprint(model: nn.Module, header: dict[str, Any], path: str | Path) -> None:
