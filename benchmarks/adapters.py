@@ -73,10 +73,10 @@ def models() -> dict[str, nn.Module]:
     def ours(**options: object) -> nn.Module:
         return add_tt_lora(copy.deepcopy(encoder), TARGETS, alpha=ALPHA, **options)
 
-    def forced(form: str) -> nn.Module:
+    def forced(order: str) -> nn.Module:
         model = ours(rank=RANK)
         for layer in adapters(model).values():
-            layer.form = form
+            layer.order = order
         return model
 
     def rebuilding() -> nn.Module:
@@ -98,7 +98,7 @@ def models() -> dict[str, nn.Module]:
         "PEFT LoRA, r = 1": peft(LoraConfig(r=1, lora_alpha=ALPHA, target_modules=TARGETS)),
         "TT-LoRA, rank 8": ours(rank=8),
         "TT-LoRA, a straddling mode": ours(rank=RANK, shape=STRADDLING),
-        **{f"rank {RANK}, forced: {form}": forced(form) for form in ("factors", "cores", "dense")},
+        **{f"rank {RANK}, forced: {order}": forced(order) for order in ("two-gemm", "right-to-left", "dense")},
         "rebuilt as in the published code": rebuilding(),
         BASE: encoder,
     }
@@ -179,7 +179,7 @@ def merged(found: dict[str, nn.Module], ids: Tensor) -> Case:
 
 
 def agree(found: dict[str, nn.Module], ids: Tensor) -> None:
-    """Every form of the rank-4 train must give the same answers before any of them is timed."""
+    """Every order of the rank-4 train must give the same answers before any of them is timed."""
     first = adapters(found[OURS])
     others = [name for name in found if name.startswith((f"rank {RANK}", "rebuilt"))]
     answers = {}
