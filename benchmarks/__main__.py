@@ -8,12 +8,13 @@ import sys
 
 from book.tools import results
 
-from . import adapters, integers, layers, page, reshapes, tables, trains
+from . import adapters, integers, layers, memory, page, reshapes, tables, trains
 from .measure import machine
 
 PARTS = {
     "trains": trains,
     "layers": layers,
+    "memory": memory,
     "tables": tables,
     "adapters": adapters,
     "integers": integers,

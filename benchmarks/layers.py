@@ -62,7 +62,7 @@ def measure_one(in_shape: tuple[int, ...], out_shape: tuple[int, ...], rank: int
     dense = ours.to_linear()
     x = torch.randn(batch, ours.in_features)
     calls = {"ttref": lambda: ours(x), "nn.Linear": lambda: dense(x)}
-    calls |= {name: lambda call=call: call(x) for name, call in _peers(ours).items()}
+    calls |= {name: lambda call=call: call(x) for name, call in peers(ours).items()}
     _check(calls)
     threads = limits["threads"] if batch >= 64 else None  # large products are faster on all threads, whoever makes them
     measured = run(_case(ours, batch, calls), limits, ROUNDS, threads)
@@ -85,10 +85,10 @@ def mode_orders(in_features: int, out_features: int, rank: int) -> list[dict]:
     return rows
 
 
-def _peers(ours: TTLinear) -> dict[str, Callable]:
+def peers(ours: TTLinear) -> dict[str, nn.Module]:
     """The same layer, with the same numbers in it, in the other libraries."""
     d = len(ours.cores)
-    peers = {}
+    found = {}
     for implementation in ("factorized", "reconstructed"):
         layer = tltorch.FactorizedLinear(
             ours.in_shape,
@@ -101,14 +101,26 @@ def _peers(ours: TTLinear) -> dict[str, Callable]:
             for theirs, core in zip(layer.weight.factors, ours.cores, strict=True):
                 theirs.copy_(core)
             layer.bias.copy_(ours.bias)
-        peers[f"tltorch {implementation}"] = layer
+        found[f"tltorch {implementation}"] = layer
     layer = torchtt.nn.LinearLayerTT(list(ours.in_shape), list(ours.out_shape), list(ours.ranks))
     with torch.no_grad():
         for k in range(d):
             layer.cores[k].copy_(ours.cores[k])
         layer.bias.copy_(ours.bias.reshape(ours.out_shape))
-    peers["torchTT"] = lambda x: layer(x.reshape(len(x), *ours.in_shape)).reshape(len(x), -1)
-    return peers
+    found["torchTT"] = Flat(layer, ours.in_shape)
+    return found
+
+
+class Flat(nn.Module):
+    """torchTT's layer, which takes and gives one axis for each mode, for vectors."""
+
+    def __init__(self, layer: nn.Module, in_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer, self.in_shape = layer, in_shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_features)`` to ``(batch, out_features)``."""
+        return self.layer(x.reshape(len(x), *self.in_shape)).reshape(len(x), -1)
 
 
 def _check(calls: dict[str, Callable]) -> None:

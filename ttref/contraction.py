@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from .plans import ORDERS, Plan, plan_contraction
 from .precision import computable, full_precision, under_autocast
 from .scratch import may_write, plain, product, scratch, worth_keeping
 from .steps import buffers, from_right, halved, steps, way_through
-from .tracing import transformed
 
 __all__ = ["ttm_matvec"]
 
@@ -87,29 +86,26 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
     if under_autocast(x):  # half precision is contracted in float32 here, and so is this
         with torch.autocast(x.device.type, enabled=False):
             return multiply(cores, x, plan, bias)
-    y = contracted([computable(core) for core in cores], computable(x), plan)
-    if bias is not None:
-        bias = computable(bias)
-        # A transform may map over the bias alone, and then it has more entries than y.
-        y = y + bias if torch.compiler.is_compiling() or transformed() else y.add_(bias)
-    return y.to(x.dtype)
-
-
-def contracted(cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
-    """The product in the dtype of x, whichever that is; cores are merged in their own before they are cast."""
-    writing = not torch.compiler.is_compiling() and may_write(x)
+    dtype = x.dtype
+    x, cores = computable(x), [computable(core) for core in cores]
+    own = writing = not torch.compiler.is_compiling() and may_write(x)
     if plan.order == "dense":
-        return _in_blocks(cores, x, plan.block) if writing else x @ _matrix(cores).to(x.dtype).mT
-    way = plan.order
-    if way == "two-gemm":
-        cores = [_merge(part) for part in halved(cores, plan.cut)]
-        way = way_through([tuple(core.shape) for core in cores])
-    cores = [core.to(x.dtype) for core in cores]
-    if writing:
-        return _in_place(way, cores, x, plan)
-    if plan.recompute and x.shape[0] and not torch.compiler.is_compiling() and plain(x):
-        return _Recomputed.apply(way, plan, x, *cores)
-    return _recorded(way, cores, x)
+        y = _in_blocks(cores, x, plan.block) if writing else x @ _matrix(cores).mT
+    else:
+        way = plan.order
+        if way == "two-gemm":
+            cores = [_merge(part) for part in halved(cores, plan.cut)]
+            way = way_through([tuple(core.shape) for core in cores])
+        if writing:
+            y = _in_place(way, cores, x, plan)
+        elif plan.recompute and x.shape[0] and not torch.compiler.is_compiling() and plain(x):
+            y, own = _Recomputed.apply(way, plan, x, *cores), True
+        else:
+            y = _recorded(way, cores, x, x.shape[0] if torch.compiler.is_compiling() else plan.chunk)
+    if bias is not None:
+        # Into memory of our own only: backward copies what was written into a view.
+        y = y.add_(computable(bias)) if own else y + computable(bias)
+    return y.to(dtype)
 
 
 def _left_to_right(matrices: Sequence[Tensor], cores: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -136,10 +132,15 @@ def _right_to_left(matrices: Sequence[Tensor], cores: Sequence[Tensor], x: Tenso
     return state.reshape(batch, outputs, last).mT.reshape(batch, outputs * last)
 
 
-def _recorded(way: str, cores: Sequence[Tensor], x: Tensor) -> Tensor:
+def _recorded(way: str, cores: Sequence[Tensor], x: Tensor, chunk: int) -> Tensor:
     """Core after core. The axes of the state are sorted at every step, so that backward finds plain matrix products."""
-    walk = _left_to_right if way == "left-to-right" else _right_to_left
-    return walk(_matrices(way, cores), cores, x)
+    walk, matrices = _left_to_right if way == "left-to-right" else _right_to_left, _matrices(way, cores)
+    if chunk >= x.shape[0]:
+        return walk(matrices, cores, x)
+    return torch.cat([walk(matrices, cores, part) for part in x.split(chunk)])
+
+
+_sizes = lru_cache(maxsize=4096)(steps)
 
 
 def _in_place(way: str, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
@@ -148,10 +149,10 @@ def _in_place(way: str, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tenso
     State ``(batch m_1 ... m_{k-1}, r n_k, n_{k+1} ... n_d)`` from the left, ``(batch n_1 ... n_{k-1}, n_k r, m_{k+1}
     ... m_d)`` from the right. A few vectors at a time, intermediate results in memory that is kept.
     """
-    shapes = [tuple(core.shape) for core in cores]
+    shapes = tuple([tuple(core.shape) for core in cores])
     matrices = _matrices(way, cores)
-    walk = list(zip(matrices if way == "left-to-right" else matrices[::-1], steps(way, shapes), strict=True))
-    if plan.chunk >= x.shape[0] and not worth_keeping(plan.temporary):
+    walk = list(zip(matrices if way == "left-to-right" else matrices[::-1], _sizes(way, shapes), strict=True))
+    if plan.chunk >= x.shape[0] and not (plan.recompute or worth_keeping(plan.temporary)):
         return _walked(walk, x, [None] * len(walk))
     y = x.new_empty(x.shape[0], math.prod([m for _, m, _, _ in shapes]))
     between = scratch([plan.chunk * entries for entries in buffers(way, shapes)], x, keep=not plan.recompute)
@@ -216,7 +217,7 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Those of x and the cores, None where none is wanted."""
     with torch.enable_grad():
-        y = _recorded(way, inputs[1:], inputs[0])
+        y = _recorded(way, inputs[1:], inputs[0], len(inputs[0]))
     of = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
     found = iter(torch.autograd.grad(y, of, upstream, create_graph=create_graph))
     return [next(found) if want else None for want in wanted]
@@ -225,12 +226,12 @@ def _gradients(
 def _in_blocks(cores: Sequence[Tensor], x: Tensor, block: int) -> Tensor:
     """The matrix in blocks of rows: each is rebuilt, used while it is still in the cache, and forgotten."""
     if not 0 < block < cores[0].shape[1]:
-        return x @ _matrix(cores).to(x.dtype).mT
+        return x @ _matrix(cores).mT
     rest, rows = _merge(cores[1:]), math.prod([core.shape[1] for core in cores[1:]])
     y = x.new_empty(x.shape[0], cores[0].shape[1] * rows)
     parts = zip(cores[0].split(block, dim=1), y.split(block * rows, dim=1), strict=True)
     for part, out in parts:
-        torch.mm(x, _matrix([part, rest]).to(x.dtype).mT, out=out)
+        torch.mm(x, _matrix([part, rest]).mT, out=out)
     return y
 
 
@@ -241,14 +242,14 @@ def _matrix(cores: Sequence[Tensor]) -> Tensor:
 
 
 def _merge(cores: Sequence[Tensor]) -> Tensor:
-    """One TT-matrix core for several neighbors, from the side that takes fewer multiply-adds."""
+    """One TT-matrix core for several neighbours, from the side that takes fewer multiply-adds."""
     if from_right([tuple(core.shape) for core in cores]):
         return reduce(lambda right, core: _join(core, right), cores[-2::-1], cores[-1])
     return reduce(_join, cores)
 
 
 def _join(left: Tensor, right: Tensor) -> Tensor:
-    """One core for two neighbors."""
+    """One core for two neighbours."""
     r, m, n, bond = left.shape
     _, m_next, n_next, r_next = right.shape
     product = left.reshape(r * m * n, bond) @ right.reshape(bond, -1)

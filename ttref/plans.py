@@ -57,11 +57,10 @@ class Plan(NamedTuple):
     halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. Where no gradient
     is wanted, ``bytes``: float32 bytes that the matrix products read and write, an operand that meets many slices
     counted for each of them; ``temporary``: float32 bytes of the largest intermediate result, the answer not among
-    them; ``chunk``: vectors handled at a time (training handles all at once, or chunks where it recomputes). ``cut``:
-    cores merged into the left half, 0 if none are. ``block``: slices of the first row mode that are rebuilt together, 0
-    if none are. ``recompute``: whether training computes intermediate results twice instead of keeping them.
-    ``shapes``, ``batch``, ``widths``, ``bias``: of the cores, of the vectors, rows and columns without padding, entries
-    of a bias.
+    them. ``chunk``: vectors handled at a time. ``cut``: cores merged into the left half, 0 if none are. ``block``:
+    slices of the first row mode that are rebuilt together, 0 if none are. ``recompute``: whether training computes
+    intermediate results twice instead of keeping them. ``shapes``, ``batch``, ``widths``, ``bias``: of the cores, of
+    the vectors, rows and columns without padding, entries of a bias.
     """
 
     order: str
@@ -85,7 +84,8 @@ class Plan(NamedTuple):
         call to call, what this call uses. Half precision takes copies in float32 besides.
         """
         peak = forward_peak(self.order, self.shapes, self.batch, self.chunk, self.cut, self.block, self._kept)
-        return 4 * (peak + self._padding)
+        x, y = self._padding
+        return 4 * (x + max(peak, y and y + self.batch * self.widths[0]) + (self.bias if y else 0))
 
     @property
     def training(self) -> int:
@@ -94,13 +94,14 @@ class Plan(NamedTuple):
         What autograd keeps, the answer, and the gradients of ``x``, cores and bias count. Parameters, ``x``, the
         gradient that comes from outside and an optimizer's state do not.
         """
-        peak = training_peak(self.order, self.shapes, self.batch, self.chunk, self.cut, self._kept, self.recompute)
-        return 4 * (peak + self._padding + self.bias)
+        given = self.order, self.shapes, self.batch, self.chunk, self.cut, self._kept
+        x, y = self._padding
+        return 4 * (training_peak(*given, self.bias, self.recompute) + x + (y if self.recompute else 0))
 
     @property
     def _kept(self) -> bool:
         """Whether intermediate results go to memory set aside for them."""
-        return self.chunk < self.batch or worth_keeping(self.temporary)
+        return self.recompute or self.chunk < self.batch or worth_keeping(self.temporary)
 
     @property
     def weights(self) -> int:
@@ -117,10 +118,12 @@ class Plan(NamedTuple):
         return found | {"training": training, "weights": 4 * weight}
 
     @property
-    def _padding(self) -> int:
-        """Entries of the padded vectors and of the padded answer, where a width is padded."""
+    def _padding(self) -> tuple[int, int]:
+        """Entries of the padded vectors and of the padded answer, 0 where a width is not padded."""
         _, rows, cols, _ = merged(self.shapes)
-        return sum(self.batch * size for size, width in zip((rows, cols), self.widths, strict=True) if size != width)
+        sizes = (cols, self.widths[1]), (rows, self.widths[0])
+        x, y = (self.batch * size if size != width else 0 for size, width in sizes)
+        return x, y
 
     def __str__(self) -> str:
         dense = self.dense
@@ -205,13 +208,23 @@ def cheapest(
 ) -> Plan:
     """The cheapest of all orders for cores of these shapes, or the plan of the one named.
 
-    Where intermediate results are recomputed, orders that train in less memory than the dense layer go first.
+    Orders that take no more memory than a dense layer and a tenth go first. Where intermediate results are recomputed,
+    it is one core at a time: merged cores would get a gradient from every chunk.
     """
-    plans = [cost(way, shapes, batch, working, recompute) for way in (ORDERS if order == "auto" else (order,))]
-    if recompute:
-        small = [p for p in plans if p.training + p.weights <= p.dense["training"] + p.dense["weights"]]
-        plans = small or plans
-    return _cheaper(plans)
+    orders = (order,) if order != "auto" else ORDERS[:2] if recompute else ORDERS
+    plans = [cost(way, shapes, batch, working, recompute) for way in orders]
+    best = _cheaper(plans)
+    if torch.compiler.is_compiling() or _modest(best):
+        return best
+    return _cheaper([plan for plan in plans if _modest(plan)] or plans)
+
+
+def _modest(plan: Plan) -> bool:
+    """Whether cores and what lives beside them stay within a dense layer and a tenth, or its training step."""
+    dense, weights = plan.dense, plan.dense["weights"]
+    if plan.recompute:
+        return plan.training + plan.weights <= dense["training"] + weights
+    return 10 * (plan.forward + plan.weights) <= 11 * (dense["forward"] + weights)
 
 
 def _cheaper(plans: Sequence[Plan]) -> Plan:
@@ -279,11 +292,12 @@ def _walk(
     each = sum(buffers(way, shapes))
     if recompute:
         live = Live()
-        live.train(way, shapes, 1)
+        live.train(way, shapes, 1, 1)
         each = live.peak
     most = max(working // LEAST_SHARE, min(2 * working, room - sum([result for _, _, result in before])))
     chunk = min(batch, max(1, most // (4 * each))) if widest else batch
     passes = -(-batch // chunk)
+    chunk = -(-batch // passes)  # all about equal
     moved = 0
     for slices, p, q, w in products:
         # For w = 1 the slices lie below each other and make one product, which reads the core once.

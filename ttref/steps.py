@@ -47,8 +47,8 @@ def merged(part: Sequence[Shape]) -> Shape:
     return part[0][0], math.prod([s[1] for s in part]), math.prod([s[2] for s in part]), part[-1][3]
 
 
-def joins(part: Sequence[Shape], right: bool) -> list[tuple[int, int, bool]]:
-    """For each core merged onto those before it: entries of the result, the bond, whether axes must be sorted."""
+def joins(part: Sequence[Shape], right: bool) -> list[tuple[int, int, tuple[Shape, Shape]]]:
+    """For each core merged onto those before it: entries of the result, the bond, and the two that are joined."""
     found, whole = [], None
     for core in part[::-1] if right else part:
         if whole is None:
@@ -56,8 +56,13 @@ def joins(part: Sequence[Shape], right: bool) -> list[tuple[int, int, bool]]:
             continue
         one, other = (core, whole) if right else (whole, core)
         whole = merged([one, other])
-        found.append((math.prod(whole), other[0], not mergeable((*one[:3], *other[1:]), [(0,), (1, 3), (2, 4), (5,)])))
+        found.append((math.prod(whole), other[0], (one, other)))
     return found
+
+
+def sorts(one: Shape, other: Shape) -> bool:
+    """Whether the product of two neighboring cores must be copied to become one core."""
+    return not mergeable((*one[:3], *other[1:]), [(0,), (1, 3), (2, 4), (5,)])
 
 
 def from_right(part: Sequence[Shape]) -> bool:
@@ -101,9 +106,9 @@ class Live:
     def merge(self, part: Sequence[Shape], *, keep: bool) -> int:
         """Cores are merged into one, whose entries are held; with ``keep`` also those that backward will ask for."""
         before = 0
-        for entries, _, sort in joins(part, from_right(part)):
+        for entries, _, pair in joins(part, from_right(part)):
             self.add(entries)
-            self.sort(entries, needed=sort)
+            self.sort(entries, needed=sorts(*pair))
             self.drop(0 if keep else before)
             before = entries
         return before
@@ -113,8 +118,8 @@ class Live:
         right = from_right(part)
         ordered, found = part[::-1] if right else part, joins(part, right)
         for k in range(len(found) - 1, -1, -1):
-            entries, _, sort = found[k]
-            self.sort(entries, needed=sort)
+            entries, _, pair = found[k]
+            self.sort(entries, needed=sorts(*pair))
             before = found[k - 1][0] if k else math.prod(ordered[0])
             self.add(before, math.prod(ordered[k + 1]))
             self.drop(entries, before if k else 0)  # this gradient, and what was kept to compute it
@@ -132,46 +137,58 @@ class Live:
             self.drop(before)
             before = batch * slices * p * w
 
-    def train(self, way: str, shapes: Sequence[Shape], batch: int, *, fresh: bool = False) -> None:
+    def train(
+        self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, *, bias: int = 0, fresh: bool = False
+    ) -> None:
         """Forward and backward through ``contraction._recorded``; ``fresh`` cores are merged ones, and held already."""
-        left, saved, outputs, last = way == "left-to-right", [], 1, 1
+        left, found, outputs, last = way == "left-to-right", [], 1, 1
         ordered = shapes if left else shapes[::-1]
         for (slices, p, q, w), (r, m, n, bond) in zip(steps(way, shapes), ordered, strict=True):
-            state, matrix, first = batch * slices * q * w, 0, not saved
+            matrix = 0
             if left:
-                sort = not mergeable((batch, n, w, outputs, r), [(0, 2, 3), (4, 1)])
-                back = not mergeable((batch, w, outputs // last, last, r, n), [(0, 5, 1, 2), (3, 4)])
+                sort = not mergeable((chunk, n, w, outputs, r), [(0, 2, 3), (4, 1)])
+                back = not mergeable((chunk, w, outputs // last, last, r, n), [(0, 5, 1, 2), (3, 4)])
                 matrix = 0 if mergeable((r, m, n, bond), [(0, 2), (1, 3)]) else r * m * n * bond
                 outputs, last = outputs * m, m
             else:
-                sort = not mergeable((batch, slices, n, outputs, bond, last), [(0, 1, 5, 3), (2, 4)])
-                back = not mergeable((batch, slices, last, outputs, n, bond), [(0, 1, 4, 3), (5, 2)])
+                sort = not mergeable((chunk, slices, n, outputs, bond, last), [(0, 1, 5, 3), (2, 4)])
+                back = not mergeable((chunk, slices, last, outputs, n, bond), [(0, 1, 4, 3), (5, 2)])
                 outputs, last = outputs * last, m
-            self.add(state if sort else 0, matrix, batch * slices * p * w)
-            self.drop(0 if first or not sort else state)
-            saved.append((state, 0 if first and not sort else state, matrix, sort and back, r * m * n * bond))
-        answer = batch * merged(shapes)[1]
-        self.sort(answer, needed=not left and not mergeable((batch, outputs, last), [(0,), (2, 1)]))
-        upstream = 0 if left or mergeable((batch, last, outputs), [(0, 2), (1,)]) else answer
-        self.drop(sum([core for _, _, matrix, _, core in saved if matrix and fresh]))
+            found.append((slices * q * w, slices * p * w, sort, sort and back, matrix, r * m * n * bond))
+        (_, rows, cols, _), others = merged(shapes), batch - chunk
+        kept = [state if sort or k else 0 for k, (state, _, sort, *_) in enumerate(found)]
+        self.add(others * (sum(kept) + rows))  # of the chunks before the last
+        for k, (state, result, sort, _, matrix, _) in enumerate(found):
+            self.add(chunk * state if sort else 0, matrix, chunk * result)
+            self.drop(chunk * state if sort and k else 0)
+        self.sort(chunk * rows, needed=not left and not mergeable((chunk, outputs, last), [(0,), (2, 1)]))
+        self.sort(batch * rows, needed=others > 0)  # put together
+        self.sort(batch * rows, needed=bias > 0)
+        self.drop(sum([core for *_, matrix, core in found if matrix and fresh]))
+        self.add(bias)
+        upstream = 0 if left or mergeable((chunk, last, outputs), [(0, 2), (1,)]) else chunk * rows
         self.add(upstream)
-        for state, kept, matrix, back, core in reversed(saved):
-            self.add(state, core)
-            self.drop(upstream, kept, matrix, core if fresh and not matrix else 0)
+        for (state, _, _, back, matrix, core), keeping in zip(reversed(found), reversed(kept), strict=True):
+            self.add(chunk * state, core)
+            self.drop(upstream, chunk * keeping, matrix, core if fresh and not matrix else 0)
             self.sort(core, needed=matrix > 0)
-            self.sort(state, needed=back)
-            upstream = state
+            self.sort(chunk * state, needed=back)
+            upstream = chunk * state
+        self.drop(others * sum(kept))
+        self.add(others * cols)
+        self.sort(batch * cols, needed=others > 0)
 
 
 def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, block: int, kept: bool) -> int:
     """Numbers alive at once, at most, where no gradient is wanted; neither cores nor vectors are counted."""
     live, (_, rows, cols, _) = Live(), merged(shapes)
     if order == "dense":
-        live.merge(shapes[1:], keep=False)
-        built = rows * cols // shapes[0][1] * block
-        live.add(batch * rows if block < shapes[0][1] else 0, built if len(shapes) > 1 else 0)
-        live.sort(built, needed=sorts(shapes))
-        live.add(batch * rows if block == shapes[0][1] else 0)
+        rest, whole = live.merge(shapes[1:], keep=False), block == shapes[0][1]
+        built = rows * cols // shapes[0][1] * block if len(shapes) > 1 else 0
+        live.add(0 if whole else batch * rows, built)
+        live.sort(built, needed=len(shapes) > 1 and sorts(shapes[0], merged(shapes[1:])))
+        live.drop(rest)
+        live.add(batch * rows if whole else 0)
         return live.peak
     if order == "two-gemm":
         parts = halved(shapes, cut)
@@ -183,7 +200,7 @@ def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cu
 
 
 def training_peak(
-    order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, kept: bool, recompute: bool
+    order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, kept: bool, bias: int, recompute: bool
 ) -> int:
     """Numbers alive at once, at most, in a training step; neither cores, vectors nor the answer's gradient count."""
     live, (_, rows, cols, _), parts, fresh = Live(), merged(shapes), [], False
@@ -191,11 +208,13 @@ def training_peak(
         rest, alone = shapes[1:], len(shapes) == 1
         live.merge(rest, keep=True)
         live.add(0 if alone else rows * cols)
-        live.sort(rows * cols, needed=sorts(shapes))
-        live.add(batch * rows, batch * cols, rows * cols)
+        live.sort(rows * cols, needed=len(shapes) > 1 and sorts(shapes[0], merged(shapes[1:])))
+        live.add(batch * rows)
+        live.sort(batch * rows, needed=bias > 0)
+        live.add(bias, batch * cols, rows * cols)
         if not alone:
             live.drop(rows * cols)
-            live.sort(rows * cols, needed=sorts(shapes))
+            live.sort(rows * cols, needed=len(shapes) > 1 and sorts(shapes[0], merged(shapes[1:])))
             live.add(math.prod(shapes[0]), math.prod(merged(rest)))
             live.drop(rows * cols)
             live.unmerge(rest)
@@ -209,15 +228,12 @@ def training_peak(
         before = live.held
         live.walk(order, shapes, batch, chunk, kept)
         live.held = before
-        live.add(batch * (rows + cols), *map(math.prod, shapes))
-        live.train(order, shapes, chunk)
+        live.add(bias, batch * (rows + cols), *map(math.prod, shapes))
+        before = live.held - (sum(map(math.prod, shapes)) if fresh else 0)
+        live.train(order, shapes, chunk, chunk)
+        live.held = before
     else:
-        live.train(order, shapes, batch, fresh=fresh)
+        live.train(order, shapes, batch, chunk, bias=bias, fresh=fresh)
     for part in parts[::-1]:
         live.unmerge(part)
     return live.peak
-
-
-def sorts(shapes: Sequence[Shape]) -> bool:
-    """Whether the axes of a rebuilt matrix must be sorted."""
-    return len(shapes) > 1 and joins([shapes[0], merged(shapes[1:])], False)[0][2]

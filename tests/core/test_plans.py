@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttref.contraction import ttm_matvec
-from ttref.plans import LEAST_SHARE, ORDERS, WORKING_BYTES, Plan, cost, plan_contraction, price
+from ttref.plans import LEAST_SHARE, ORDERS, WORKING_BYTES, Plan, _modest, cost, plan_contraction, price
 
 ONE_AT_A_TIME = ORDERS[:2]
 SHAPES = [
@@ -111,7 +111,8 @@ def test_auto_is_the_cheapest_order(shape, batch, ranks, working):
     with working_memory(working):
         plans = {order: plan_contraction(cores, batch, order) for order in ORDERS}
         best = plan_contraction(cores, batch)
-        assert price(best) == min(price(plan) for plan in plans.values())
+        modest = [plan for plan in plans.values() if _modest(plan)] or plans.values()  # no more memory than dense
+        assert price(best) == min(price(plan) for plan in modest)
         assert best == plans[best.order]
         with FlopCounterMode(display=False) as flops:
             ttm_matvec(cores, vectors(cores, batch))
