@@ -173,6 +173,13 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
         >>> plan_contraction(cores, 1).macs, plan_contraction(cores, 1, "dense").macs
         (2048, 12288)
         >>> print(plan_contraction(cores, 1))
+        right-to-left, 1 of 1 vectors at a time
+                                 TT   dense
+        multiply-adds         2,048   4,096
+        bytes moved           2,560  16,896
+        peak bytes, forward     768     256
+        peak bytes, training  2,048  16,896
+        bytes of weights      1,024  16,384
     """
     cores = listed(cores)
     check_matrix_train(cores)

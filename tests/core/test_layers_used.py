@@ -316,3 +316,18 @@ def test_a_traced_layer_holds_no_memory_of_the_thread(how, monkeypatch):
         kept = {buffer.data_ptr() for buffer in getattr(scratch._KEPT, "buffers", ())}
         assert not kept & {tensor.data_ptr() for tensor in held}
         torch.testing.assert_close(traced(x), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_saved_layer_is_the_same_layer(bias, tmp_path):
+    layer = TTLinear(61, 60, 3, bias)
+    layer.order, layer.recompute = "two-gemm", True
+    layer.cores.requires_grad_(False)
+    layer.save(tmp_path / "layer.safetensors")
+    found = TTLinear.load(tmp_path / "layer.safetensors")
+    assert repr(found) == repr(layer) and (found.order, found.recompute) == ("two-gemm", True)
+    assert found.state_dict().keys() == layer.state_dict().keys()
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in layer.state_dict().items())
+    assert not any(core.requires_grad for core in found.cores) and (not bias or found.bias.requires_grad)
+    assert found.params * 4 == found.nbytes and found.dense_nbytes == 4 * 61 * 60 and found.dense().shape == (60, 61)
+    assert found.modes == tuple(zip(found.out_shape, found.in_shape, strict=True))
