@@ -1,6 +1,7 @@
-"""A TT-matrix times a batch of vectors. :mod:`ttref.plans` knows the orders and what each costs.
+"""A TT-matrix times a batch of vectors. :mod:`ttref.plans` has the orders and their costs.
 
-Every step is one matrix product on contiguous memory: with rank and mode adjacent, no axis of the state is transposed.
+Every step is one matrix product. Without gradients it runs on contiguous memory: with rank and mode adjacent, no axis
+of the state is transposed. With gradients the axes are sorted first, so that backward is matrix products too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
     Args:
         cores: d cores ``(r_{k-1}, m_k, n_k, r_k)``.
         x: Vectors ``(*batch, n)`` in the dtype of the cores.
-        plan: "auto" takes :func:`plan_contraction`, an order's name the plan of that order; a :class:`Plan` is carried
-            out as it is, with its chunk and its cut, whatever batch it was made for.
+        plan: "auto" takes the cheapest order (see :func:`plan_contraction`), an order's name that order; a
+            :class:`Plan` is carried out as it is, with its chunk and its cut, whatever batch it was made for.
 
     Returns:
         Tensor ``(*batch, m)``.
@@ -76,14 +77,14 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
 
 
 def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None = None) -> Tensor:
-    """:func:`ttm_matvec` for vectors ``(batch, n)`` and a plan made for them, nothing checked; ``bias`` is added."""
+    """:func:`ttm_matvec` for vectors ``(batch, n)`` and a plan made for them, without checks; ``bias`` is added."""
     for core in cores:
-        if core.is_meta and not x.is_meta:  # products into memory of one's own would leave it as it was
+        if core.is_meta and not x.is_meta:  # a product with out= would leave the target as it was, without an error
             raise RuntimeError(
                 "a core is on the meta device, where there are no numbers (offloaded and not brought back, or never "
                 f"loaded), and x on {x.device}"
             )
-    if under_autocast(x):  # half precision is contracted in float32 here, and so is this
+    if under_autocast(x):  # as half precision, autocast is contracted in float32
         with torch.autocast(x.device.type, enabled=False):
             return multiply(cores, x, plan, bias)
     dtype = x.dtype
@@ -103,7 +104,7 @@ def multiply(cores: Sequence[Tensor], x: Tensor, plan: Plan, bias: Tensor | None
         else:
             y = _recorded(way, cores, x, x.shape[0] if torch.compiler.is_compiling() else plan.chunk)
     if bias is not None:
-        # Into memory of our own only: backward copies what was written into a view.
+        # In place only where y is no view: backward copies a view that was written to.
         y = y.add_(computable(bias)) if own else y + computable(bias)
     return y.to(dtype)
 
@@ -133,7 +134,7 @@ def _right_to_left(matrices: Sequence[Tensor], cores: Sequence[Tensor], x: Tenso
 
 
 def _recorded(way: str, cores: Sequence[Tensor], x: Tensor, chunk: int) -> Tensor:
-    """Core after core. The axes of the state are sorted at every step, so that backward finds plain matrix products."""
+    """One core after the other. The state's axes are sorted at each step, so that backward is plain matrix products."""
     walk, matrices = _left_to_right if way == "left-to-right" else _right_to_left, _matrices(way, cores)
     if chunk >= x.shape[0]:
         return walk(matrices, cores, x)
@@ -144,10 +145,10 @@ _sizes = lru_cache(maxsize=4096)(steps)
 
 
 def _in_place(way: str, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tensor:
-    """The same where nothing is recorded: no axis is sorted, because a core may meet slices of the state.
+    """The same without gradients: no axis is sorted, because a core multiplies slices of the state.
 
     State ``(batch m_1 ... m_{k-1}, r n_k, n_{k+1} ... n_d)`` from the left, ``(batch n_1 ... n_{k-1}, n_k r, m_{k+1}
-    ... m_d)`` from the right. A few vectors at a time, intermediate results in memory that is kept.
+    ... m_d)`` from the right. One chunk of vectors at a time, with two buffers for the intermediate results.
     """
     shapes = tuple([tuple(core.shape) for core in cores])
     matrices = _matrices(way, cores)
@@ -162,7 +163,7 @@ def _in_place(way: str, cores: Sequence[Tensor], x: Tensor, plan: Plan) -> Tenso
 
 
 def _matrices(way: str, cores: Sequence[Tensor]) -> list[Tensor]:
-    """Each core as what multiplies a state: ``(m r_k, r_{k-1} n)``, from the right ``(r_{k-1} m, n r_k)``."""
+    """Each core as the matrix of its step: ``(m r_k, r_{k-1} n)``, from the right ``(r_{k-1} m, n r_k)``."""
     shapes = [core.shape for core in cores]
     if way == "right-to-left":
         return [core.reshape(r * m, n * q) for core, (r, m, n, q) in zip(cores, shapes, strict=True)]
@@ -171,7 +172,7 @@ def _matrices(way: str, cores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _walked(walk: Sequence[tuple], x: Tensor, targets: Sequence[Tensor | None]) -> Tensor:
-    """Matrix after matrix, each result into its target."""
+    """Multiply by one matrix after the other, each result into its target."""
     state = x
     for (matrix, (slices, _, q, width)), target in zip(walk, targets, strict=True):
         state = product(matrix, state.reshape(x.shape[0] * slices, q, width), target)
@@ -179,10 +180,10 @@ def _walked(walk: Sequence[tuple], x: Tensor, targets: Sequence[Tensor | None]) 
 
 
 class _Recomputed(torch.autograd.Function):
-    """A walk that keeps no intermediate result: on the way back, each chunk is walked through again.
+    """A contraction that keeps no intermediate result: backward computes each chunk again.
 
-    Checkpoints around the chunks (``torch.utils.checkpoint``) hold the answer and the gradient of x twice, where the
-    chunks are put together; that alone can be more than the dense layer holds.
+    ``torch.utils.checkpoint`` around the chunks would hold the answer and the gradient of x twice where the chunks are
+    concatenated; that alone can exceed the dense layer's memory.
     """
 
     @staticmethod
@@ -195,7 +196,7 @@ class _Recomputed(torch.autograd.Function):
     @full_precision
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         wanted, (x, *cores) = ctx.needs_input_grad[2:], ctx.saved_tensors
-        if torch.is_grad_enabled():  # the way back is itself to be differentiated
+        if torch.is_grad_enabled():  # a double backward: the gradients must be differentiable
             return None, None, *_gradients(ctx.way, [x, *cores], wanted, upstream, create_graph=True)
         found = [torch.zeros_like(tensor) if want else None for tensor, want in zip((x, *cores), wanted, strict=True)]
         for k in range(0, len(x), ctx.plan.chunk):
@@ -206,7 +207,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _add(found: Sequence[Tensor | None], part: slice, more: Sequence[Tensor | None]) -> None:
-    """Gradients of one chunk: that of x to its place, those of the cores onto the others."""
+    """Add the gradients of one chunk: that of x to its rows, those of the cores to their sums."""
     for whole, one in zip([None if found[0] is None else found[0][part], *found[1:]], more, strict=True):
         if one is not None:
             whole.add_(one)
@@ -215,7 +216,7 @@ def _add(found: Sequence[Tensor | None], part: slice, more: Sequence[Tensor | No
 def _gradients(
     way: str, inputs: Sequence[Tensor], wanted: Sequence[bool], upstream: Tensor, create_graph: bool = False
 ) -> list[Tensor | None]:
-    """Those of x and the cores, None where none is wanted."""
+    """Gradients of x and the cores, None where none is wanted."""
     with torch.enable_grad():
         y = _recorded(way, inputs[1:], inputs[0], len(inputs[0]))
     of = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
@@ -224,7 +225,7 @@ def _gradients(
 
 
 def _in_blocks(cores: Sequence[Tensor], x: Tensor, block: int) -> Tensor:
-    """The matrix in blocks of rows: each is rebuilt, used while it is still in the cache, and forgotten."""
+    """Multiply by the matrix in blocks of rows: each is rebuilt, used while it is in the cache, and dropped."""
     if not 0 < block < cores[0].shape[1]:
         return x @ _matrix(cores).mT
     rest, rows = _merge(cores[1:]), math.prod([core.shape[1] for core in cores[1:]])
@@ -242,14 +243,14 @@ def _matrix(cores: Sequence[Tensor]) -> Tensor:
 
 
 def _merge(cores: Sequence[Tensor]) -> Tensor:
-    """One TT-matrix core for several neighbours, from the side that takes fewer multiply-adds."""
+    """Several neighboring cores merged into one, from the side with fewer multiply-adds."""
     if from_right([tuple(core.shape) for core in cores]):
         return reduce(lambda right, core: _join(core, right), cores[-2::-1], cores[-1])
     return reduce(_join, cores)
 
 
 def _join(left: Tensor, right: Tensor) -> Tensor:
-    """One core for two neighbours."""
+    """Two neighboring cores merged into one."""
     r, m, n, bond = left.shape
     _, m_next, n_next, r_next = right.shape
     product = left.reshape(r * m * n, bond) @ right.reshape(bond, -1)

@@ -1,4 +1,4 @@
-"""What it costs to multiply a batch of vectors by a TT-matrix, in each of the orders there are: nothing is multiplied.
+"""Costs of multiplying a batch of vectors by a TT-matrix, in each order. Nothing is multiplied here.
 
 With cores ``(r_{k-1}, m_k, n_k, r_k)`` the product can be taken core by core from either end, or after some merging::
 
@@ -39,28 +39,28 @@ from .steps import (
 
 __all__ = ["Plan", "plan_contraction"]
 
-# Of two equal costs the first is taken: a walk from the right uses the cores as they lie in memory.
+# Of two equal costs the first is taken: a walk from the right reads the cores in their own memory order.
 ORDERS = ("right-to-left", "left-to-right", "two-gemm", "dense")
 
 # Intermediate results of this size stay near a processor's cores; a batch that would make larger ones is cut into
 # chunks of vectors. A GPU wants few, large products instead.
 WORKING_BYTES = 8 << 20
 WORKING_BYTES_CUDA = 256 << 20
-LEAST_SHARE = 32  # a chunk is no smaller than such a part of that: its matrix products would be too small
+LEAST_SHARE = 32  # a chunk is at least this part of the working bytes: smaller matrix products would be slow
 NOMINAL_BATCH = 32  # while a tracing compiler works, and the batch may be no number yet
 
 
 class Plan(NamedTuple):
-    """How a TT-matrix meets a batch of vectors, and what that costs; ``print`` shows it beside the dense matrix.
+    """An order of multiplying a batch of vectors by a TT-matrix, and its costs; ``print`` shows them beside dense ones.
 
     ``order``: "left-to-right" or "right-to-left" (one core after the other), "two-gemm" (merge the cores into two
-    halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. Where no gradient
-    is wanted, ``bytes``: float32 bytes that the matrix products read and write, an operand that meets many slices
-    counted for each of them; ``temporary``: float32 bytes of the largest intermediate result, the answer not among
-    them. ``chunk``: vectors handled at a time. ``cut``: cores merged into the left half, 0 if none are. ``block``:
-    slices of the first row mode that are rebuilt together, 0 if none are. ``recompute``: whether training computes
-    intermediate results twice instead of keeping them. ``shapes``, ``batch``, ``widths``, ``bias``: of the cores, of
-    the vectors, rows and columns without padding, entries of a bias.
+    halves first), "dense" (rebuild the matrix first). ``macs``: multiply-adds; twice as many flops. ``bytes``: float32
+    bytes that the matrix products read and write without gradients; an operand that multiplies several slices counts
+    once for each. ``temporary``: float32 bytes of the largest intermediate result without gradients, the answer not
+    included. ``chunk``: vectors handled at a time. ``cut``: number of cores merged into the left half, 0 if none are.
+    ``block``: slices of the first row mode that are rebuilt together, 0 if none are. ``recompute``: True if training
+    computes intermediate results twice instead of keeping them. ``shapes``: shapes of the cores. ``batch``: number of
+    vectors. ``widths``: rows and columns of the matrix without padding. ``bias``: entries of a bias, 0 without one.
     """
 
     order: str
@@ -78,10 +78,10 @@ class Plan(NamedTuple):
 
     @property
     def forward(self) -> int:
-        """Float32 bytes alive at once, at most, while the answer is computed without gradients.
+        """Peak of the float32 bytes alive at once while the answer is computed without gradients.
 
-        The answer and all that comes between count, parameters and ``x`` do not; of the memory that a thread keeps from
-        call to call, what this call uses. Half precision takes copies in float32 besides.
+        The answer and all intermediate results count, parameters and ``x`` do not; of the buffers that a thread keeps
+        from call to call, the part that this call uses. Half precision takes copies in float32 besides.
         """
         peak = forward_peak(self.order, self.shapes, self.batch, self.chunk, self.cut, self.block, self._kept)
         x, y = self._padding
@@ -89,10 +89,10 @@ class Plan(NamedTuple):
 
     @property
     def training(self) -> int:
-        """Float32 bytes alive at once, at most, in a training step: forward, then backward to x and all parameters.
+        """Peak of the float32 bytes alive at once in a training step: forward, then backward to x and all parameters.
 
-        What autograd keeps, the answer, and the gradients of ``x``, cores and bias count. Parameters, ``x``, the
-        gradient that comes from outside and an optimizer's state do not.
+        The tensors that autograd keeps, the answer, and the gradients of ``x``, cores and bias count. Parameters,
+        ``x``, the gradient of the answer and an optimizer's state do not.
         """
         given = self.order, self.shapes, self.batch, self.chunk, self.cut, self._kept
         x, y = self._padding
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
 
     @property
     def _kept(self) -> bool:
-        """Whether intermediate results go to memory set aside for them."""
+        """True if intermediate results are written into buffers set aside for them."""
         return self.recompute or self.chunk < self.batch or worth_keeping(self.temporary)
 
     @property
@@ -110,7 +110,7 @@ class Plan(NamedTuple):
 
     @property
     def dense(self) -> dict[str, int]:
-        """The same figures of a dense layer: macs, bytes, forward, training and weights."""
+        """The same figures of a dense layer of these widths: macs, bytes, forward, training and weights."""
         (rows, cols), batch = self.widths, self.batch
         weight, vectors = rows * cols, batch * (rows + cols)
         training = 4 * (vectors + weight + self.bias)
@@ -146,7 +146,9 @@ class Plan(NamedTuple):
 def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -> Plan:
     """The cost of multiplying ``batch`` vectors by a TT-matrix: in the cheapest order, or in the one you name.
 
-    Orders are compared by multiply-adds plus float32 numbers moved; merging cores first must be an eighth cheaper.
+    Orders are compared by multiply-adds plus float32 numbers moved; merging cores first must be an eighth cheaper. If
+    cores and peak bytes of the cheapest exceed a dense layer's by more than a tenth, the cheapest that stays within
+    is taken, if there is one.
 
     Args:
         cores: d cores ``(r_{k-1}, m_k, n_k, r_k)``.
@@ -191,15 +193,15 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
 
 
 def working_bytes(device: str) -> int:
-    """How large an intermediate result may be on a device of this type."""
+    """Bytes that an intermediate result may take on a device of this type."""
     return WORKING_BYTES_CUDA if device == "cuda" else WORKING_BYTES
 
 
 def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "auto", recompute: bool = False) -> Plan:
-    """The plan that a module takes for a batch of vectors on such a device, "auto" or the order that it names.
+    """The plan of a module for a batch of vectors on a device of this type: the cheapest order, or the named one.
 
-    While a tracing compiler works, the plan of a named order is that of no batch in particular: only the order and the
-    cut are used there, and a batch that is no number yet stays one.
+    While a compiler traces, a named order is planned for a nominal batch: only the order and the cut are used there,
+    and a symbolic batch size must stay symbolic.
     """
     if order not in ("auto", *ORDERS):
         raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
@@ -215,8 +217,8 @@ def cheapest(
 ) -> Plan:
     """The cheapest of all orders for cores of these shapes, or the plan of the one named.
 
-    Orders that take no more memory than a dense layer and a tenth go first. Where intermediate results are recomputed,
-    it is one core at a time: merged cores would get a gradient from every chunk.
+    Orders that take at most a tenth more memory than a dense layer are preferred. With recomputation only the two
+    one-core-at-a-time orders are compared: merged cores would get a gradient from every chunk.
     """
     orders = (order,) if order != "auto" else ORDERS[:2] if recompute else ORDERS
     plans = [cost(way, shapes, batch, working, recompute) for way in orders]
@@ -227,7 +229,7 @@ def cheapest(
 
 
 def _modest(plan: Plan) -> bool:
-    """Whether cores and what lives beside them stay within a dense layer and a tenth, or its training step."""
+    """True if cores and peak take at most a tenth more than a dense layer; with recomputation, than its training."""
     dense, weights = plan.dense, plan.dense["weights"]
     if plan.recompute:
         return plan.training + plan.weights <= dense["training"] + weights
@@ -244,10 +246,10 @@ def _cheaper(plans: Sequence[Plan]) -> Plan:
 
 
 def price(plan: Plan) -> int:
-    """What orders are compared by: multiply-adds, plus one for every float32 number that is read or written.
+    """The cost by which orders are compared: multiply-adds plus the number of float32 numbers read or written.
 
-    An order that merges cores first must be an eighth cheaper: its merged cores are large and freshly made, and it was
-    measured to lose where the sums are close. The performance page reports how good the choices are.
+    An order that merges cores first must be an eighth cheaper: its merged cores are large and not in the cache, and in
+    measurements it loses where the sums are close. The performance page reports how good the choices are.
     """
     total = plan.macs + plan.bytes // 4
     return total + total // 8 if plan.cut else total
@@ -256,7 +258,7 @@ def price(plan: Plan) -> int:
 def cost(
     order: str, shapes: Sequence[Shape], batch: int, working: int = WORKING_BYTES, recompute: bool = False
 ) -> Plan:
-    """One order's plan, summed over the matrix products that it takes."""
+    """The plan of one order, summed over its matrix products."""
     _, rows, cols, _ = merged(shapes)
     room = _room(shapes, batch, recompute)
     if order == "dense":
@@ -273,9 +275,9 @@ def cost(
 
 
 def _room(shapes: Sequence[Shape], batch: int, recompute: bool) -> int:
-    """Bytes for intermediate results, so that with cores and answer they stay below a dense layer and a tenth more.
+    """Bytes for intermediate results that keep cores, results and answer within a dense layer's bytes plus a tenth.
 
-    Where they are recomputed: below a dense layer with its gradient.
+    With recomputation: within a dense layer and its gradient.
     """
     _, rows, cols, _ = merged(shapes)
     saved = rows * cols - sum([math.prod(shape) for shape in shapes])
@@ -293,7 +295,7 @@ def _walk(
     before: Sequence[tuple[int, int, int]] = (),
     cut: int = 0,
 ) -> Plan:
-    """Core after core, once others were merged."""
+    """The plan of one core after the other; ``before`` holds the costs of merging cores first."""
     products = steps(way, shapes)
     widest = max([0] + [slices * p * w for slices, p, _, w in products[:-1]])
     each = sum(buffers(way, shapes))
@@ -304,10 +306,10 @@ def _walk(
     most = max(working // LEAST_SHARE, min(2 * working, room - sum([result for _, _, result in before])))
     chunk = min(batch, max(1, most // (4 * each))) if widest else batch
     passes = -(-batch // chunk)
-    chunk = -(-batch // passes)  # all about equal
+    chunk = -(-batch // passes)  # chunks of about equal size
     moved = 0
     for slices, p, q, w in products:
-        # For w = 1 the slices lie below each other and make one product, which reads the core once.
+        # For w = 1 the slices are rows of one matrix: one product, which reads the core once.
         moved += batch * slices * (q + p) * w + p * q * (passes if w == 1 else batch * slices)
     return Plan(
         order,
@@ -320,7 +322,7 @@ def _walk(
 
 
 def _merging(parts: Sequence[Sequence[Shape]]) -> tuple[list[Shape], list[tuple[int, int, int]]]:
-    """The merged cores; multiply-adds, bytes moved and bytes of the result of each product that merges them."""
+    """Shapes of the merged cores; multiply-adds, bytes moved and bytes of the result of each merging product."""
     found = []
     for part in parts:
         for entries, bond, _ in joins(part, from_right(part)):
@@ -329,7 +331,7 @@ def _merging(parts: Sequence[Sequence[Shape]]) -> tuple[list[Shape], list[tuple[
 
 
 def _rebuild(shapes: Sequence[Shape], batch: int, working: int, room: int) -> Plan:
-    """Merge all cores but the first, then for each block of rows: one product that rebuilds it, one that uses it."""
+    """The plan of "dense": merge all cores but the first; for each block of rows, one product rebuilds, one uses it."""
     (_, rows, cols, _), first = merged(shapes), shapes[0][1]
     block, before = first, []
     if len(shapes) > 1:  # a single core is the matrix

@@ -1,6 +1,6 @@
-"""Memory for intermediate results that a thread keeps from call to call, and products written into it.
+"""Buffers for intermediate results, which a thread keeps from call to call, and products written into them.
 
-Fresh pages from the system would cost time that shows beside the arithmetic that fills them.
+Fresh pages from the system would take a noticeable time beside the arithmetic that fills them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ KEPT_BYTES = 32 << 20  # of a buffer; larger ones are given back
 
 
 def worth_keeping(size: int) -> bool:
-    """Whether a result of so many bytes is written into memory that is kept."""
+    """True if an intermediate result of ``size`` bytes goes into a kept buffer."""
     return size >= WORTH_KEEPING
 
 
 def may_write(x: Tensor) -> bool:
-    """Whether results may be written into memory of one's own: nothing is recorded, mapped or traced."""
+    """True if results may be written into given buffers: no gradients, no functional transform, no tracing."""
     return not torch.is_grad_enabled() and plain(x)
 
 
 def plain(x: Tensor) -> bool:
-    """Whether this is a computation with numbers as they are: none that is mapped, traced or derived along the way."""
+    """True if no transform, tracer or forward-mode derivative follows the computation."""
     return not (
         forward_mode()  # records even without grad
         or type(x) is not Tensor  # a fake tensor's memory must not be kept
@@ -39,8 +39,8 @@ def plain(x: Tensor) -> bool:
 
 
 def scratch(entries: Sequence[int], x: Tensor, *, keep: bool = True) -> list[Tensor]:
-    """Two buffers, which each thread keeps from call to call on a CPU, unless they are large."""
-    # The allocator of another device keeps memory itself, and knows which stream still uses it.
+    """Two buffers of at least these sizes. On a CPU each thread keeps them from call to call, unless they are large."""
+    # Other devices have caching allocators, which know what stream still uses the memory.
     if not keep or x.device.type != "cpu":
         return [x.new_empty(count) for count in entries]
     kept = getattr(_KEPT, "buffers", None)
@@ -53,7 +53,7 @@ def scratch(entries: Sequence[int], x: Tensor, *, keep: bool = True) -> list[Ten
 
 
 def product(step: Tensor, state: Tensor, target: Tensor | None) -> Tensor:
-    """``step (p, q)`` times every ``(q, w)`` slice of a state, into the head of ``target`` if there is one.
+    """``step (p, q)`` times every ``(q, w)`` slice of a state, into the first entries of ``target`` if it is given.
 
     For w = 1 that is one plain matrix product.
     """

@@ -1,4 +1,4 @@
-"""The matrix products that a contraction takes, in sizes, and the numbers that live meanwhile: integer arithmetic."""
+"""Sizes of the matrix products of a contraction, and the peak of the numbers alive meanwhile: integer arithmetic."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ WAYS = ("right-to-left", "left-to-right")
 
 
 def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
-    """For one vector and each core in turn: how many slices its product has, and the product's p, q and w.
+    """For one vector and each core in turn: the number of slices of its product, and the product's p, q and w.
 
-    A core is a ``(p, q)`` matrix that meets ``(q, w)`` slices of the state.
+    A core is a ``(p, q)`` matrix that multiplies ``(q, w)`` slices of the state.
     """
     if way == "right-to-left":
         shapes = [(q, m, n, r) for r, m, n, q in reversed(shapes)]
@@ -26,13 +26,13 @@ def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
 
 
 def way_through(shapes: Sequence[Shape]) -> str:
-    """The direction with fewer multiply-adds; of two equal ones that from the right, which copies no core."""
+    """The direction with fewer multiply-adds; if equal, from the right, which copies no core."""
     right, left = [sum([math.prod(step) for step in steps(way, shapes)]) for way in WAYS]
     return "right-to-left" if right <= left else "left-to-right"
 
 
 def mergeable(sizes: Sequence[int], groups: Sequence[Sequence[int]]) -> bool:
-    """Whether axes of a tensor in one piece merge in these groups without a copy that sorts them."""
+    """True if the axes of a contiguous tensor, permuted into these groups, merge without a copy."""
     strides = [math.prod(sizes[k + 1 :]) for k in range(len(sizes))]
     for group in groups:
         axes = [axis for axis in group if sizes[axis] > 1]
@@ -61,50 +61,50 @@ def joins(part: Sequence[Shape], right: bool) -> list[tuple[int, int, tuple[Shap
 
 
 def sorts(one: Shape, other: Shape) -> bool:
-    """Whether the product of two neighboring cores must be copied to become one core."""
+    """True if the product of two neighboring cores must be copied to become one core."""
     return not mergeable((*one[:3], *other[1:]), [(0,), (1, 3), (2, 4), (5,)])
 
 
 def from_right(part: Sequence[Shape]) -> bool:
-    """Whether merging cores from the right takes fewer multiply-adds than from the left."""
+    """True if merging cores from the right takes fewer multiply-adds than from the left."""
     right, left = [sum([entries * bond for entries, bond, _ in joins(part, side)]) for side in (True, False)]
     return right < left
 
 
 def halved(shapes: Sequence[Shape], cut: int) -> list[Sequence[Shape]]:
-    """The two parts that "two-gemm" merges; one, where there is one core."""
+    """The two parts that "two-gemm" merges; a single part if there is one core."""
     return [part for part in (shapes[:cut], shapes[cut:]) if part]
 
 
 def buffers(way: str, shapes: Sequence[Shape]) -> list[int]:
-    """Entries for one vector of the two places in which intermediate results take turns."""
+    """Entries per vector of the two buffers between which intermediate results alternate."""
     results = [slices * p * w for slices, p, _, w in steps(way, shapes)][:-1]
     return [max([0, *results[k::2]]) for k in (0, 1)]
 
 
 class Live:
-    """How many numbers are held, and how many were held at most, while a product is computed."""
+    """Numbers alive now (``held``), and the most that were alive at once (``peak``), while a product is computed."""
 
     def __init__(self) -> None:
         self.held = self.peak = 0
 
     def add(self, *numbers: int) -> None:
-        """Results of these sizes come to be, one after the other."""
+        """Allocate results of these sizes, one after the other."""
         self.held += sum(numbers)
         self.peak = max(self.peak, self.held)
 
     def drop(self, *numbers: int) -> None:
-        """They are forgotten."""
+        """Free results of these sizes."""
         self.held -= sum(numbers)
 
     def sort(self, entries: int, *, needed: bool = True) -> None:
-        """A copy with its axes in another order takes the place of a result."""
+        """Replace a result by a copy with its axes permuted."""
         if needed:
             self.add(entries)
             self.drop(entries)
 
     def merge(self, part: Sequence[Shape], *, keep: bool) -> int:
-        """Cores are merged into one, whose entries are held; with ``keep`` also those that backward will ask for."""
+        """Merge cores into one, which stays alive; with ``keep`` also the partial products, which backward needs."""
         before = 0
         for entries, _, pair in joins(part, from_right(part)):
             self.add(entries)
@@ -114,7 +114,7 @@ class Live:
         return before
 
     def unmerge(self, part: Sequence[Shape]) -> None:
-        """Backward from the gradient of the merged core, which is held, to those of the cores."""
+        """Backward through :meth:`merge`: from the gradient of the merged core to those of the cores."""
         right = from_right(part)
         ordered, found = part[::-1] if right else part, joins(part, right)
         for k in range(len(found) - 1, -1, -1):
@@ -125,7 +125,7 @@ class Live:
             self.drop(entries, before if k else 0)  # this gradient, and what was kept to compute it
 
     def walk(self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, kept: bool) -> None:
-        """Forward without gradients: see ``contraction._in_place``."""
+        """Forward without gradients, as ``contraction._in_place``."""
         if way == "left-to-right":  # the axes of the cores are sorted
             self.add(*[0 if mergeable(shape, [(0, 2), (1, 3)]) else math.prod(shape) for shape in shapes])
         if kept:
@@ -140,7 +140,7 @@ class Live:
     def train(
         self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, *, bias: int = 0, fresh: bool = False
     ) -> None:
-        """Forward and backward through ``contraction._recorded``; ``fresh`` cores are merged ones, and held already."""
+        """Forward and backward through ``contraction._recorded``; ``fresh`` cores are merged ones, alive already."""
         left, found, outputs, last = way == "left-to-right", [], 1, 1
         ordered = shapes if left else shapes[::-1]
         for (slices, p, q, w), (r, m, n, bond) in zip(steps(way, shapes), ordered, strict=True):
@@ -180,7 +180,7 @@ class Live:
 
 
 def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, block: int, kept: bool) -> int:
-    """Numbers alive at once, at most, where no gradient is wanted; neither cores nor vectors are counted."""
+    """Peak of the numbers alive at once without gradients; neither cores nor vectors count."""
     live, (_, rows, cols, _) = Live(), merged(shapes)
     if order == "dense":
         rest, whole = live.merge(shapes[1:], keep=False), block == shapes[0][1]
@@ -202,7 +202,7 @@ def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cu
 def training_peak(
     order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, kept: bool, bias: int, recompute: bool
 ) -> int:
-    """Numbers alive at once, at most, in a training step; neither cores, vectors nor the answer's gradient count."""
+    """Peak of the numbers alive at once in a training step; cores, vectors and the answer's gradient do not count."""
     live, (_, rows, cols, _), parts, fresh = Live(), merged(shapes), [], False
     if order == "dense":
         rest, alone = shapes[1:], len(shapes) == 1
