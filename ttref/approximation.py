@@ -1,4 +1,4 @@
-"""A matrix and what is stored of it by a method that is no tensor train: factors, or codes with scales or codebooks."""
+"""Compressed matrices of the classical methods: factors, or codes with scales or codebooks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ FLOATS = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, tor
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A compressed matrix: what is stored of it, what that costs, and the matrix that it stands for.
+    """A compressed matrix: the stored tensors, their numbers and bytes, and the matrix that they represent.
 
     Attributes:
         name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
-        stored: The tensors that stand for the matrix: factors ``left`` and ``right``; or ``codes`` with ``scales``
-            (a row or group each) or ``codebooks`` ``(pieces, 2^bits, width of a piece)``.
-        dtype: Of the matrix.
-        bits: Of a code; None for factors.
-        approximation: The matrix that the stored numbers stand for, same shape and dtype as the original.
-        params, nbytes: How many numbers are stored, codes included; how many bytes they take, codes packed bit to bit.
+        stored: The stored tensors: factors ``left`` and ``right``; or ``codes`` with ``scales`` (one per row or group)
+            or ``codebooks`` ``(pieces, 2^bits, width of a piece)``.
+        dtype: The dtype of the matrix.
+        bits: Width of a code; None for factors.
+        approximation: The matrix that the stored tensors represent, same shape and dtype as the original.
+        params, nbytes: Numbers stored, codes included; bytes stored, with codes packed bit by bit.
         dense_nbytes, ratio: Bytes of the matrix, and its numbers for each number stored.
         ranks, modes: ``(1, r, 1)`` and ``((m, 1), (1, n))`` for factors, else empty.
 
@@ -54,11 +54,11 @@ class Baseline:
     @full_precision
     @torch.no_grad()
     def approximation(self) -> Tensor:
-        """The matrix that the stored numbers stand for, computed once."""
+        """The matrix that the stored tensors represent, computed once."""
         held = {name: computable(tensor) for name, tensor in self.stored.items()}
         if "left" in held:
             left, right = held["left"], held["right"]
-            # The short side goes first, as its Gram matrix did when the factors were made.
+            # The short side goes first, as when the factors were made.
             product = left @ right if len(left) <= right.shape[1] else (right.mT @ left.mT).mT
             return product.to(self.dtype).contiguous()
         codes = self.stored["codes"]
@@ -81,7 +81,7 @@ class Baseline:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored, codes packed bit to bit."""
+        """Bytes stored, codes packed bit by bit."""
         return sum(
             packed_size(tensor.numel(), self.bits) if name == "codes" else tensor.numel() * tensor.element_size()
             for name, tensor in self.stored.items()
@@ -108,7 +108,7 @@ class Baseline:
         return ((len(self.stored["left"]), 1), (1, self.stored["right"].shape[1])) if "left" in self.stored else ()
 
     def save(self, path: str | Path) -> None:
-        """Write what is stored to one safetensors file, whole or not at all; errors as :meth:`MPSEmbedding.save`."""
+        """Write the stored tensors to one safetensors file, whole or not at all; errors as :meth:`TTLinear.save`."""
         tensors = {name: tensor.detach() for name, tensor in self.stored.items()}
         header = {"name": self.name, "dtype": str(self.dtype)[6:], "bits": self.bits, "shape": None}
         if "codes" in tensors:
@@ -118,7 +118,7 @@ class Baseline:
 
     @classmethod
     def load(cls, path: str | Path) -> Baseline:
-        """Read what :meth:`save` wrote; errors as :meth:`MPSEmbedding.load`."""
+        """Read a file of :meth:`save`; errors as :meth:`TTLinear.load`."""
         return read(path, KIND, cls._restore)
 
     @classmethod
@@ -132,7 +132,7 @@ class Baseline:
             (m, r), n = tensors["left"].shape, tensors["right"].shape[1]
             wanted = {"left": (dtype, m, r), "right": (dtype, r, n)}
         else:
-            # Nothing is made of numbers that are not those of the tensors that lie there.
+            # Sizes in the header are checked against the tensors before any memory is taken for them.
             books = tensors.get("codebooks")
             axes = 3 if books is None else 2
             if not 1 <= bits <= 8 or [type(size) for size in shape] != [int] * axes or min(shape) < 1:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: beside their place, then renamed."""
+"""Files written whole or not at all: under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows, where nobody can remove or rename a file that is open
+except ModuleNotFoundError:  # Windows, where a file that is open can be neither removed nor renamed
     fcntl = None
 
 
 def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all: beside its place, then renamed. It is on the disk when this returns.
+    """Write a file whole or not at all: under a temporary name, then renamed. It is on the disk when this returns.
 
-    The rights of an existing file stay, and a link stays a link: what it leads to is replaced. What earlier saves of
-    this name left in the folder when they were killed is removed.
+    The permissions of an existing file stay, and a link stays a link: its target is replaced. Temporary files that
+    killed saves of this name have left in the folder are removed.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: No such folder; a folder; a pipe or a device, a full disk,
-            missing rights. They name the file, which is as it was.
+            missing permissions. They name the file, which is as it was.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir() or os.fspath(path).endswith(("/", os.sep)):
@@ -41,7 +41,7 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
         if before is not None and not stat.S_ISREG(before.st_mode):  # a pipe or a device would be gone afterwards
             raise OSError(errno.EINVAL, "this is no ordinary file")
         _sweep(target)
-        # Private until it is complete, if the old file may be private. A new one gets what the umask leaves.
+        # Private until it is complete, if the old file may be private. A new one gets the permissions of the umask.
         with _begun(fresh, 0o666 if before is None else 0o600) as file:
             for part in parts:
                 file.write(part)
@@ -61,12 +61,12 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def _stem(name: str) -> str:
-    """How the temporary files of a name begin, short enough that the whole is a name wherever the name itself is."""
+    """The beginning of a temporary file's name, cut so that the whole is no longer than file systems allow."""
     return os.fsencode(name)[:100].decode("utf-8", "ignore")
 
 
 def _begun(fresh: Path, mode: int) -> BinaryIO:
-    """A new file, locked as long as it is open: the system frees the lock when this process dies."""
+    """A new file, locked while it is open: the system frees the lock when this process dies."""
     while True:
         file = open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
         if fcntl is None:
@@ -79,7 +79,7 @@ def _begun(fresh: Path, mode: int) -> BinaryIO:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed saves of this name left; those that go on hold a lock. To tidy up is no reason to fail."""
+    """Remove temporary files of killed saves; running saves hold a lock. No error here may fail the save."""
     left = re.compile(re.escape(_stem(target.name)) + r"\.[0-9a-f]{16}\.part")
     with suppress(OSError):
         for path in [target.with_name(name) for name in os.listdir(target.parent) if left.fullmatch(name)]:
@@ -93,7 +93,7 @@ def _sweep(target: Path) -> None:
 
 
 def _as_before(fresh: Path, before: os.stat_result) -> None:
-    """Owner, as far as that is allowed, and rights of the file that is replaced."""
+    """Give the new file the permissions, and as far as allowed the owner, of the old one."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             os.chown(fresh, before.st_uid, before.st_gid)
@@ -101,7 +101,7 @@ def _as_before(fresh: Path, before: os.stat_result) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """The new name is on the disk too, where a folder can be asked for that."""
+    """Flush the folder, so that the new name is on the disk too, where the system can."""
     if fcntl is not None:
         with suppress(OSError):
             number = os.open(folder, os.O_RDONLY)

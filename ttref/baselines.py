@@ -1,8 +1,8 @@
-"""What a tensor train has to beat: truncated SVD, integer and product quantization, and a null of Gaussian noise.
+"""The methods that a tensor train must beat: truncated SVD, integer and product quantization; and a Gaussian null.
 
-Each baseline compresses one matrix and returns a :class:`Baseline`: the dense approximation, so that it can be put
-back into a model, and an honest count of what would be stored: factors, codes packed bit to bit, scales, codebooks.
-Byte counts hold for the dtype of the matrix: a float16 factor takes two bytes, a float32 factor four.
+Each baseline compresses one matrix and returns a :class:`Baseline`: the stored tensors, the dense approximation, which
+can be put back into a model, and exact counts of all that is stored: factors, codes packed bit by bit, scales,
+codebooks. Factors have the dtype of the matrix: a float16 factor takes two bytes, a float32 factor four.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
 def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0) -> Baseline:
     """Cut each row into ``subvectors`` pieces and replace each piece by the nearest of ``2^bits`` k-means centers.
 
-    Every position has a codebook of its own, learned from all rows by scikit-learn's k-means (random start, at most
-    25 rounds, as in the common libraries for vector search).
+    Each of the ``subvectors`` positions has one codebook, learned from all rows by scikit-learn's k-means (random
+    start, at most 25 iterations, as in the common libraries for vector search).
 
     Args:
         w: Matrix ``(m, n)``.
@@ -151,7 +151,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
             matrix, is empty, or holds NaN or Inf.
 
     Cost:
-        O(m n 2^bits) for each of at most 25 rounds: with 50,000 rows and 8 bits about a second for each piece.
+        O(m n 2^bits) for each of at most 25 iterations: with 50,000 rows and 8 bits about a second for each piece.
 
     Source:
         Jégou, Douze and Schmid (2011), Product Quantization for Nearest Neighbor Search, section II.B.
@@ -182,7 +182,7 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
     codes = torch.empty(m, subvectors, dtype=torch.uint8)
     books = torch.zeros(subvectors, 2**bits, n // subvectors, dtype=w.dtype)
     for k, piece in enumerate(computable(w).cpu().chunk(subvectors, dim=1)):
-        # Fewer distinct pieces than centers would only leave centers unused, so distinct pieces are counted first.
+        # With no more distinct pieces than centers, the pieces are the codebook; k-means would leave centers unused.
         rows = piece.contiguous().numpy()
         distinct, place = piece.unique(dim=0, return_inverse=True)
         if len(distinct) <= 2**bits:
@@ -197,9 +197,9 @@ def product_quantize(w: Tensor, *, subvectors: int, bits: int = 8, seed: int = 0
 @full_precision
 @torch.no_grad()
 def gaussian_null(w: Tensor, *, seed: int = 0) -> Tensor:
-    """Gaussian noise with the row norms of ``w``: what a method achieves where there is nothing to find.
+    """Gaussian noise with the row norms of ``w``: a matrix without structure, as the null of a compression method.
 
-    A method that compresses ``w`` no better than this has found no structure beyond the lengths of the rows.
+    A method that compresses ``w`` no better than this noise has found no structure beyond the norms of the rows.
 
     Args:
         w: Matrix ``(m, n)``.

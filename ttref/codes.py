@@ -1,4 +1,4 @@
-"""Integer codes: rounding to them with one scale for each slice, and packing them bit to bit."""
+"""Integer codes: rounding with one scale for each slice, and packing bit by bit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _codes(values: Tensor, scales: Tensor, top: int) -> Tensor:
 
 
 def _least_error(values: Tensor, scales: Tensor, top: int) -> Tensor:
-    """Of 33 scales from a fifth of the largest to the largest, the one that errs least in each slice."""
+    """The scale of least squared error in each slice, of 33 from a fifth of the largest to the largest."""
     best, least = scales, None
     for step in range(33):
         tried = (scales.to(values.dtype) * (1 - 0.025 * step)).bfloat16()
@@ -60,7 +60,7 @@ def _least_error(values: Tensor, scales: Tensor, top: int) -> Tensor:
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Integers of ``bits`` bits each, least significant first and without gaps: uint8 ``(packed_size(codes, bits),)``.
 
-    Negative ones as two's complement.
+    Negative integers are packed as two's complement.
     """
     packed = [torch.empty(0, dtype=torch.uint8, device=codes.device)]
     for part in codes.reshape(-1).split(AT_ONCE):

@@ -1,4 +1,4 @@
-"""What everything compressed answers: one account of a matrix that is stored as something smaller."""
+"""The protocol of compressed matrices: one account of numbers, bytes, ranks and modes for layers, tables and others."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["Compressed"]
 
 @runtime_checkable
 class Compressed(Protocol):
-    """A dense matrix that is stored as fewer numbers: a layer, table, adapter, baseline or train of integers.
+    """A dense matrix stored as fewer numbers: the protocol of layers, tables, adapters, baselines and integer trains.
 
-    The numbers that stand for the matrix are counted, and nothing else: not the bias of a layer, nor the frozen weight
-    beside an adapter. ``isinstance(x, Compressed)`` asks whether all of this is there. What multiplies vectors without
-    being rebuilt has ``plan(batch)`` besides.
+    Only the numbers that represent the matrix are counted: neither the bias of a layer nor the frozen weight beside an
+    adapter. ``isinstance(x, Compressed)`` is True if all members are there. Classes that multiply vectors without
+    rebuilding the matrix also have ``plan(batch)``.
 
     Attributes:
-        params: How many numbers are stored, codes, scales and indices included.
-        nbytes: How many bytes they take; codes of less than a byte are counted bit to bit.
-        dense_nbytes: How many bytes the dense matrix takes, in the dtype that it is computed in. For integers those of
-            the widest core.
+        params: Numbers stored, codes, scales and indices included.
+        nbytes: Bytes of these numbers; codes of less than a byte are counted bit by bit.
+        dense_nbytes: Bytes of the dense matrix, in the dtype that it is computed in. For integers those of the widest
+            core.
         ratio: Numbers of the dense matrix for each number stored. In bytes it is ``dense_nbytes / nbytes``.
-        ranks: TT-ranks, with ones at both ends. Where rows have trains of their own, the largest of any row, bond by
-            bond. Empty for codes without factors.
+        ranks: TT-ranks, with ones at both ends. Where each row is a train, the largest of any row, bond by bond. Empty
+            for codes without factors.
         modes: A pair ``(m_k, n_k)`` of row and column mode for each core. A row of a table is a train of pairs
             ``(n_k, 1)``, truncated SVD one of two cores, ``((m, 1), (1, n))``. Empty for codes without factors.
 

@@ -1,9 +1,9 @@
 """Safetensors files: written whole or not at all, read only if they are what was written.
 
-The metadata of a file are ``format`` (its kind), ``version``, ``header`` (JSON), ``each`` (of every tensor the first
-digits of its :func:`digest`, in the order of their names, enough to say which is damaged) and ``sha256``, over these
-and the names and whole digests of all tensors. Files of version 2, with one hash over everything, and of version 1,
-without any, are read too. The same content gives the same bytes, in every process.
+The metadata of a file are ``format`` (its kind), ``version``, ``header`` (JSON), ``each`` (the first digits of the
+:func:`digest` of every tensor, in the order of their names, to name a damaged one) and ``sha256``, over these and the
+names and full digests of all tensors. Files of version 2, with one hash over everything, and of version 1, without any,
+are read too. The same content gives the same bytes, in every process.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .atomic import replace
 __all__ = ["load"]
 
 VERSION = "3"
-# By version, the metadata beside format, version and header.
+# Metadata of each version beside format, version and header.
 SEALS: dict[str, set[str]] = {"1": set(), "2": {"sha256"}, VERSION: {"each", "sha256"}}
-DIGITS = 8  # of each tensor's own hash: an adapter has hundreds of tensors, and its file should stay small
-# By kind, the module and the function that makes an object from tensors and header; imported when it is needed. A kind
-# is part of the format: it stays when a class gets another name.
+DIGITS = 8  # of each tensor's hash: an adapter has hundreds of tensors, and its file should stay small
+# Module and function that make an object of each kind from tensors and header; imported when needed. A kind is part of
+# the format: it stays when a class is renamed.
 KINDS = {
     "Baseline": ("approximation", "Baseline._restore"),
     "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
@@ -43,14 +43,14 @@ KINDS = {
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
 }
 MOST_HEADER = 32 << 20  # bytes; more would take seconds to parse, and no table or adapter needs a tenth of it
-MOST_MODES = 1024  # of one train; a header may claim any number, and what is made of it takes time that grows
+MOST_MODES = 1024  # of one train; a damaged header may claim any number, and its checks take time that grows with it
 Restore = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
 
 def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any], restore: Restore) -> None:
     """Write tensors and a JSON header to ``path``; a run that dies leaves the old file, or none.
 
-    What ``restore`` would refuse to read never takes the place of a good file: its errors come now.
+    Content that ``restore`` would refuse to read never replaces a good file: its errors are raised now.
     """
     _safetensors()
     for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
 
 
 def load(path: str | Path) -> Any:
-    """Read any file that ttref has written, whatever class wrote it.
+    """Read any file written by ttref, of whatever class.
 
     Returns:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
@@ -73,7 +73,10 @@ def load(path: str | Path) -> Any:
     Raises:
         FileNotFoundError, OSError: No such file; a folder, missing rights.
         ModuleNotFoundError: safetensors is not installed; the message holds the install line.
-        ValueError: A file that is not what was written, or that ttref did not write; the message names it.
+        ValueError: A damaged file, or one that ttref did not write; the message names it.
+
+    Cost:
+        O(size of the file), its hash included; twice its size in memory meanwhile.
 
     Example:
         >>> import tempfile, ttref
@@ -91,8 +94,8 @@ def load(path: str | Path) -> Any:
 def read(path: str | Path, kind: str | None, restore: Restore | None) -> Any:
     """The object that ``restore`` makes of tensors and header, or a ValueError that names the file.
 
-    Without a kind, the file's own decides. The tensors are copies in memory of their own, aligned as fresh tensors are:
-    nothing that happens to the file afterwards reaches them. Meanwhile they take their memory twice.
+    Without a kind, the kind in the file decides. The tensors are copies, aligned as fresh tensors are and independent
+    of the file; meanwhile they take their memory twice.
     """
     safetensors = _safetensors()
     path = Path(path)
@@ -101,7 +104,7 @@ def read(path: str | Path, kind: str | None, restore: Restore | None) -> Any:
         found, loaded, header = _unsealed(content, kind)
         del content
         restore = restore or restorer(found)
-        # Those that are read lie wherever the reader's buffers lie, and products round differently there.
+        # Fresh tensors: those of the reader are aligned differently, and products of them round differently.
         return restore({name: loaded.pop(name).clone() for name in sorted(loaded)}, header)
     except (
         safetensors.SafetensorError,
@@ -128,10 +131,10 @@ def restorer(kind: str) -> Restore:
 
 
 def sealed(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
-    """A safetensors file in parts, its hash among the metadata; the same bytes for the same content."""
+    """A safetensors file in parts, with its hash in the metadata; the same bytes for the same content."""
     content = _safetensors().torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
     held, body = _opened(content)
-    # The library writes metadata in an order that it draws anew each time.
+    # The library writes metadata in random order, so the header is written here.
     hashes = {name: _digest(tensors[name], body, held[name]) for name in sorted(held)}
     about = {**about, "each": "".join(found[:DIGITS] for found in hashes.values())}
     metadata = dict(sorted({**about, "sha256": _seal(about, hashes)}.items()))
@@ -143,7 +146,7 @@ def sealed(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[byte
 
 
 def check_header(header: Any, wanted: Mapping[str, tuple[type, ...]], optional: Iterable[str] = ()) -> None:
-    """Every setting is there, in one of the types it is written in, and no other."""
+    """Refuse a header that lacks a setting, has another one, or a value of another type than is written."""
     if not isinstance(header, dict):
         raise TypeError(f"its header is {reprlib.repr(header)}")
     for name in [name for name in wanted if name not in header and name not in optional]:
@@ -156,25 +159,25 @@ def check_header(header: Any, wanted: Mapping[str, tuple[type, ...]], optional: 
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """NaN and infinity among numbers that are multiplied are those of a training that failed."""
+    """Refuse NaN and infinity, which a failed training leaves in cores and factors."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has entries that are NaN or infinite, as after a training that went wrong")
 
 
 def digest(tensor: Tensor) -> str:
-    """sha256 over dtype, shape and bytes of one tensor: 64 digits, equal for equal tensors on any device."""
+    """sha256 of dtype, shape and bytes of one tensor: 64 digits, equal for equal tensors on any device."""
     held, body = _opened(_safetensors().torch.save({"": tensor.detach().contiguous()}))
     return _digest(tensor, body, held[""])
 
 
 def digest_of_version_1(tensor: Tensor) -> str:
-    """What files of version 1 hold instead: the hash of a safetensors file of the tensor, header included."""
+    """The digest in files of version 1: the hash of a safetensors file of the tensor, header included."""
     return hashlib.sha256(_safetensors().torch.save({"": tensor.detach().contiguous()})).hexdigest()
 
 
 def _unsealed(content: bytes, wanted: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """Kind, tensors and header of a file, once all of it is known to be what was written."""
+    """Kind, tensors and header of a file, after its hash is checked."""
     if (size := int.from_bytes(content[:8], "little")) > MOST_HEADER:
         raise ValueError(f"its header would take {size} bytes")
     loaded = _safetensors().torch.load(content)  # refuses tensors that overlap, leave gaps or end elsewhere
@@ -201,13 +204,13 @@ def _unsealed(content: bytes, wanted: str | None) -> tuple[str, dict[str, Tensor
 
 
 def _opened(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """What a safetensors file says of its tensors, and their bytes."""
+    """The header of a safetensors file, and the bytes of its tensors."""
     end = 8 + int.from_bytes(content[:8], "little")
     return _parsed(content[8:end].decode()), memoryview(content)[end:]
 
 
 def _digest(tensor: Tensor, body: memoryview, held: Mapping[str, Any]) -> str:
-    """:func:`digest` of a tensor whose bytes lie at ``data_offsets`` of ``body``."""
+    """:func:`digest` of a tensor whose bytes are at ``data_offsets`` of ``body``."""
     start, end = held["data_offsets"]
     found = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
     found.update(body[start:end])
@@ -236,7 +239,7 @@ def _parsed(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two equal keys, readers take one or the other."""
+    """Refuse duplicate keys: readers differ in which of two they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("it names something twice")
@@ -244,7 +247,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy, and tensors of one entry, are numbers in JSON."""
+    """Plain numbers in place of NumPy's and of tensors with one entry, for JSON."""
     if not hasattr(value, "item"):
         raise TypeError(f"{reprlib.repr(value)} of type {type(value).__name__} cannot be written as JSON")
     return value.item()
@@ -255,7 +258,7 @@ def _content(path: Path) -> bytes:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file in it", str(path))
-        if not stat.S_ISREG(mode):  # to read a pipe might never end
+        if not stat.S_ISREG(mode):  # reading a pipe might never end
             raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
         return path.read_bytes()  # not mapped: a file that shrinks while it is read must not kill the process
     except (FileNotFoundError, NotADirectoryError):

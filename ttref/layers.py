@@ -1,4 +1,4 @@
-"""A linear layer whose weight is a TT-matrix: fewer numbers, fewer operations, the same interface as ``nn.Linear``."""
+"""A linear layer whose weight is a TT-matrix: fewer numbers, and the interface of ``nn.Linear``."""
 
 from __future__ import annotations
 
@@ -25,29 +25,32 @@ _INSTEAD = "compress another weight with TTLinear.from_linear, or write to the c
 
 
 class TTLinear(TTMatrix):
-    """``y = x W^T + b`` with W kept as the cores of a TT-matrix; ``forward`` rebuilds it only where that is cheaper.
+    """``y = x W^T + b`` with W stored as the cores of a TT-matrix; ``forward`` rebuilds W only where that is cheaper.
 
     Args:
         in_shape: Input modes ``(n_1, ..., n_d)``, or the width as an int. For an int, three balanced modes are chosen
             (a width with a large prime factor is padded with zeros, and ``extra_repr`` says so), in the order that
-            needs the fewest operations. The order also decides what a given rank can represent.
+            needs the fewest operations. The order also decides which matrices a given rank can represent.
         out_shape: Output modes ``(m_1, ..., m_d)``, or the width as an int.
-        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. What exceeds the largest useful rank
-            is clipped; ``ranks`` holds what is left.
-        bias: Whether to add a bias.
+        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. A cap above the largest useful rank
+            is clipped; ``ranks`` holds the ranks used.
+        bias: Add a bias if True.
         device, dtype: As in ``nn.Linear``.
 
     Attributes:
         cores: ``ParameterList`` of d cores ``(r_{k-1}, m_k, n_k, r_k)``.
         bias: ``(out_features,)`` or None.
-        in_features, out_features, in_shape, out_shape, ranks, ratio: Widths, modes, ranks, and how many times fewer
-            numbers the cores hold than the dense weight.
+        in_features, out_features, in_shape, out_shape, ranks: Widths, modes and ranks.
+        params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense weight in their dtype,
+            and its numbers for each number in the cores; the bias is in none of them.
         order: "auto", or the order that ``forward`` must contract in (see :func:`plan_contraction`). Name one before
-            exporting with a dynamic batch, which "auto" would cut at the sizes where the cheapest order changes.
+            exporting with a dynamic batch: with "auto" the graph would hold only for the batch sizes of one order.
+        recompute: False. If True, a training step computes intermediate results twice instead of keeping them: less
+            memory, more time, as ``plan`` tells. Without effect while a compiler traces.
 
     Raises:
         TypeError, ValueError: Modes or ranks that are no positive integers, or unequally many modes.
-        RuntimeError: While computing: numbers on the meta device, which an offloading tool has not brought.
+        RuntimeError: While computing: cores on the meta device, offloaded and not brought back.
 
     Initialization:
         Gaussian cores, scaled so that the entries of W have exactly the mean square 1 / (3 in_features) that
@@ -55,14 +58,15 @@ class TTLinear(TTMatrix):
         on average. The bias starts as that of ``nn.Linear``.
 
     Cost:
-        ``layer.plan(batch)`` tells. Contracting takes the cheapest order for each batch size; shapes are fixed once.
-        Half precision, autocast's too, is contracted in float32 and rounded at the end: no faster than float32, also on
-        a GPU whose tensor cores that leaves idle. A thread that computes without gradients on a CPU keeps up to
-        2 x 32 MB of working memory from call to call, as :func:`ttm_matvec`.
+        ``layer.plan(batch)`` tells multiply-adds and peak bytes. The cheapest order is chosen for each batch size.
+        Half precision, under autocast too, is contracted in float32 and rounded at the end: no faster than float32,
+        also on a GPU, whose tensor cores stay idle. A thread that computes without gradients on a CPU keeps up to
+        2 x 32 MB of buffers from call to call, as in :func:`ttm_matvec`.
 
     Saving:
-        ``state_dict`` holds the cores and the bias and goes into a layer made with the same modes and ranks, which are
-        worth saving with it. If a width is padded, :meth:`from_cores` takes the cores, the bias and the two widths.
+        ``layer.save(path)`` writes one safetensors file with cores, bias, widths, ``order`` and ``recompute``;
+        ``ttref.load(path)`` makes the layer from it. ``state_dict`` holds the cores and the bias only: it loads into a
+        layer made with the same modes and ranks, or, if a width is padded, into one made by :meth:`from_cores`.
 
     Source:
         Novikov et al. (2015), Tensorizing Neural Networks.
@@ -73,18 +77,13 @@ class TTLinear(TTMatrix):
         >>> layer(torch.randn(5, 768)).shape, layer.ranks, round(layer.ratio)
         (torch.Size([5, 3072]), (1, 8, 8, 1), 225)
 
-        Saved and loaded, here by torch; ``safetensors.torch.save_file`` and ``load_file`` do as well:
+        Saved and loaded:
 
-        >>> import io
-        >>> made = TTLinear.from_linear(torch.nn.Linear(64, 48), eps=0.5)
-        >>> file = io.BytesIO()
-        >>> torch.save({"arguments": (made.in_shape, made.out_shape, made.ranks), "state": made.state_dict()}, file)
-        >>> _ = file.seek(0)
-        >>> found = torch.load(file)
-        >>> loaded = TTLinear(*found["arguments"])
-        >>> loaded.load_state_dict(found["state"])
-        <All keys matched successfully>
-        >>> x = torch.randn(5, 64)
+        >>> import tempfile, ttref
+        >>> made, x = TTLinear.from_linear(torch.nn.Linear(64, 48), eps=0.5), torch.randn(5, 64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made.save(f"{folder}/layer.safetensors")
+        ...     loaded = ttref.load(f"{folder}/layer.safetensors")
         >>> torch.allclose(loaded(x), made(x))
         True
     """
@@ -119,7 +118,7 @@ class TTLinear(TTMatrix):
         in_features: int | None = None,
         out_features: int | None = None,
     ) -> TTLinear:
-        """A layer around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix, after rounding them say.
+        """A layer with copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix, after rounding for example.
 
         Args:
             cores: d cores.
@@ -163,7 +162,7 @@ class TTLinear(TTMatrix):
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
     ) -> TTLinear:
-        """Compress a trained layer by TT-SVD. The layer itself stays as it is, and shares nothing with the result.
+        """Compress a trained layer by TT-SVD. The layer itself stays as it is and shares no memory with the result.
 
         Args:
             layer: ``nn.Linear`` or GPT-2's ``Conv1D`` (whose weight is stored in x out).
@@ -176,7 +175,7 @@ class TTLinear(TTMatrix):
             A layer with the dtype, device, training mode and ``requires_grad`` of the old one.
 
         Raises:
-            TypeError: Some other kind of layer; one computing more than ``x W^T + b`` (a forward of its own, forward
+            TypeError: Another kind of layer; one that computes more than ``x W^T + b`` (an overridden forward, forward
                 hooks); one whose weight is no plain tensor, or not built yet. Masks and parametrizations are applied.
             ValueError: Modes that do not multiply to the widths, NaN or Inf in the weight, a weight on the meta device
                 (offloaded), and as :func:`ttm_svd`.
@@ -261,22 +260,22 @@ class TTLinear(TTMatrix):
         y = self._multiplied(cores, x.reshape(-1, self.in_features), self.bias)
         if self._padding[0]:
             y = y.contiguous()
-        if autocast and y.dtype != torch.float64:  # as nn.Linear answers, which leaves float64 alone too
+        if autocast and y.dtype != torch.float64:  # as nn.Linear, which leaves float64 as it is
             y = y.to(torch.get_autocast_dtype(x.device.type))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def plan(self, batch: int) -> Plan:
-        """How ``forward`` multiplies ``batch`` vectors and what that costs; ``print`` shows it beside a dense layer."""
+        """The order and costs of ``forward`` for ``batch`` vectors; ``print`` shows them beside a dense layer's."""
         return super().plan(batch)._replace(bias=0 if self.bias is None else self.out_features)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight ``(out_features, in_features)``, rebuilt at every access; ``forward`` does without it.
 
-        For code that looks at this attribute of ``nn.Linear``, such as torch's transformer layers, which then pay for
-        the rebuilding. Nothing can be written into it (RuntimeError), nor assigned to it (AttributeError), because
-        nothing would come of it: compress another weight with :meth:`from_linear`, or write to ``cores``.
-        ``weight.clone()`` is a plain tensor.
+        For code that reads this attribute of ``nn.Linear``, such as torch's transformer layers, which then pay for
+        the rebuilding. Writing into it is a RuntimeError and assigning to it an AttributeError, because the layer
+        would not change: compress another weight with :meth:`from_linear`, or write to ``cores``. ``weight.clone()``
+        is a plain tensor.
         """
         return rebuilt(self.dense(), self, _INSTEAD)
 
@@ -287,7 +286,7 @@ class TTLinear(TTMatrix):
 
     @property
     def out_features(self) -> int:
-        """Width of the answer."""
+        """Width of the output."""
         return self._widths[0]
 
     @property

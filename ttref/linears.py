@@ -1,4 +1,4 @@
-"""Dense layers and tables of other packages: the numbers that one computes with, and whether it does no more."""
+"""Dense layers and tables of torch and other packages: reading their parameters, and refusing those that do more."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The matrix ``(out, in)`` and the bias that a layer computes with now, masks and parametrizations applied.
 
     Raises:
-        TypeError: Another kind of layer, one that computes more than ``x W^T + b``, one without plain numbers.
-        ValueError: Its numbers are elsewhere (on the meta device).
+        TypeError: Another kind of layer, one that computes more than ``x W^T + b``, a weight that is no plain tensor.
+        ValueError: Parameters on the meta device.
     """
     conv1d = conv1d_of(layer)
     if not isinstance(layer, nn.Linear) and conv1d is None:
@@ -32,7 +32,7 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any]:
     """The parameters that a layer computes with now, masks and parametrizations applied.
 
-    They know whether they are trained, under ``no_grad`` too.
+    Their ``requires_grad`` is right under ``no_grad`` too.
 
     Args:
         layer: The layer, of this kind or a subclass.
@@ -40,8 +40,8 @@ def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any
         names: Its parameters; any but the first may be None.
 
     Raises:
-        TypeError: A layer that computes more than its kind, one without plain numbers.
-        ValueError: Its numbers are elsewhere (on the meta device).
+        TypeError: A layer that computes more than its kind, one whose weight is no plain tensor.
+        ValueError: Parameters on the meta device.
 
     Example:
         >>> [weight] = numbers_of(nn.Embedding(3, 2), nn.Embedding, "weight")
@@ -51,7 +51,7 @@ def numbers_of(layer: nn.Module, kind: type[nn.Module], *names: str) -> list[Any
     own = type(layer).__name__
     if any(isinstance(getattr(layer, name, None), _UNBUILT) for name in names):
         raise TypeError(f"this {own} has no weight yet: call it once with a batch, which tells it its width")
-    with torch.enable_grad():  # what is parametrized is computed here, and would look frozen otherwise
+    with torch.enable_grad():  # a parametrized tensor is computed here, and would look frozen otherwise
         found = [computed(layer, name) for name in names]
     if type(found[0]) not in _PLAIN:
         raise TypeError(
@@ -81,10 +81,10 @@ def conv1d_of(layer: nn.Module) -> type | None:
 
 
 def computes_more(layer: nn.Module, forward: Callable) -> str | None:
-    """Whether a call does something that the class with this ``forward`` does not: what, for a message, or None.
+    """The reason, for a message, why a call computes more than the class with this ``forward``; None if it does not.
 
-    What torch itself hangs onto a layer to compute its parameters (pruning, weight and spectral norm) does not count:
-    :func:`computed` does the same. Nor does what accelerate puts around a forward to move tensors.
+    Hooks of torch that compute a layer's parameters (pruning, weight and spectral norm) do not count, because
+    :func:`computed` applies them. Nor does accelerate's wrapper of a forward, which only moves tensors.
 
     Example:
         >>> computes_more(nn.Linear(2, 2), nn.Linear.forward) is None
@@ -108,7 +108,7 @@ def computes_more(layer: nn.Module, forward: Callable) -> str | None:
 
 
 def computed(layer: nn.Module, name: str) -> Any:
-    """The parameter ``name`` as the layer's next call would compute it, and the layer left as it is."""
+    """The parameter ``name`` as the layer's next call would compute it; the layer stays as it is."""
     for hook in layer._forward_pre_hooks.values():  # those of torch leave what the last call computed as the attribute
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
             return hook.apply_mask(layer)

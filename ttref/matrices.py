@@ -64,7 +64,7 @@ def ttm_svd(
         >>> [tuple(core.shape) for core in ttm_svd(w, (4, 3), (2, 5), eps=1e-5)]
         [(1, 4, 2, 1), (1, 3, 5, 1)]
     """
-    check_input("w", w)  # again in tt_svd, but there the index would be that of the folded tensor
+    check_input("w", w)  # tt_svd checks again, but would name an index of the folded tensor
     modes = paired_modes(row_shape, col_shape)
     rows, cols = check_modes("row_shape", row_shape), check_modes("col_shape", col_shape)
     if w.ndim != 2 or w.shape != (math.prod(rows), math.prod(cols)):

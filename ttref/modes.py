@@ -1,4 +1,4 @@
-"""Modes of a TT-matrix, chosen where a width is given: balanced, in the order that takes the fewest operations."""
+"""Choice of the modes of a TT-matrix where a width is given: balanced, in the order with the fewest operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .checks import check_modes, paired_modes, several, whole
 from .shapes import balanced_modes, tt_ranks
 from .steps import WAYS, steps
 
-NOMINAL_RANK = 16  # stands for the ranks that eps will find, when the mode order must be chosen before
+NOMINAL_RANK = 16  # in place of the ranks that eps will give, because the mode order is chosen before
 FEW_ARRANGEMENTS = 1000  # pairs of orders of modes that are all compared, which takes some hundredths of a second
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
@@ -23,7 +23,7 @@ def choose_modes(
 ) -> Pair:
     """Modes of both sides; where a width was given instead, balanced ones in the order with fewest operations.
 
-    Up to a thousand pairs of orders are compared; of more, those that a swap of two modes improves until none does.
+    Up to a thousand pairs of orders are all compared; above, a local search swaps two modes while that is cheaper.
     """
     given = dict(zip(names, (in_shape, out_shape), strict=True))
     fixed = {name: check_modes(name, side) for name, side in given.items() if several(side)}
@@ -56,12 +56,12 @@ def choose_modes(
 
 
 def _count(modes: tuple[int, ...]) -> int:
-    """How many arrangements there are."""
+    """Number of distinct orders of the modes."""
     return math.factorial(len(modes)) // math.prod(math.factorial(modes.count(mode)) for mode in set(modes))
 
 
 def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All orders of the modes, equal modes not told apart: twelve twos have one, not 12!."""
+    """All distinct orders of the modes: twelve twos have one, not 12!."""
     if len(modes) == 1:
         return [modes]
     places = [modes.index(mode) for mode in sorted(set(modes))]
@@ -69,7 +69,7 @@ def _arrangements(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _improved(pair: Pair, free: Sequence[bool], macs: Callable[[Pair], tuple[int, int]]) -> Pair:
-    """The best that is reached by swaps of two modes of a side, each the first that makes things cheaper."""
+    """Local search: swap two modes of a side while that is cheaper, always the first such swap."""
     least = macs(pair)
     places = [(side, i, j) for side in (0, 1) if free[side] for j in range(len(pair[side])) for i in range(j)]
     while True:

@@ -1,4 +1,4 @@
-"""Reading the cores that a module holds as torch means them: masks, parametrizations, hooks, replicas."""
+"""Cores as parameters of a module, read with masks, parametrizations, hooks and replicas respected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NAMES = tuple(str(k) for k in range(64))
 
 
 class Cores(nn.ParameterList):
-    """A ``ParameterList`` that may be called, and answers with its tensors.
+    """A ``ParameterList`` that can be called and returns its tensors.
 
-    Tools hang what they do to parameters on the call of the module that owns them: pruning and weight norm compute them
-    in a hook before it, offloading loads them there and drops them after it. A plain ``ParameterList`` refuses to be
-    called, and none of this would happen. The names in a ``state_dict`` are the same, and so is ``print``.
+    Tools attach to the call of the module that owns a parameter: pruning and weight norm compute it in a hook before
+    the call, offloading loads it there and drops it afterwards. A plain ``ParameterList`` cannot be called, so its
+    hooks would never run. ``state_dict`` and ``print`` are those of a ``ParameterList``.
     """
 
     __call__ = nn.Module.__call__
@@ -29,18 +29,18 @@ class Cores(nn.ParameterList):
 
 
 def cores_of(held: nn.ParameterList) -> list[Tensor]:
-    """The tensors of a :class:`Cores` as torch means them: masked, parametrized, loaded, replicated.
+    """The current tensors of a :class:`Cores`: masked, parametrized, loaded, replicated.
 
-    A module makes its list by ``Cores(tensors)`` and reads it by this function at every computation, each core once;
-    what it keeps beside them (``bias``) it reads as an attribute, as ever. Right under ``nn.utils.prune``,
-    ``nn.utils.parametrize``, weight and spectral norm of either kind, ``functional_call``, in the replicas of
-    ``nn.DataParallel`` and under the offloading of accelerate, whose tensors are on the meta device before and after.
+    A module makes its list by ``Cores(tensors)`` and reads it by this function in every computation, each core once.
+    Correct under ``nn.utils.prune``, ``nn.utils.parametrize``, weight and spectral norm of either kind,
+    ``functional_call``, in the replicas of ``nn.DataParallel`` and under the offloading of accelerate, whose tensors
+    are on the meta device before and after a call.
 
     Args:
-        held: The list. A plain ``ParameterList`` will do where nothing hooks into it.
+        held: The list; a plain ``ParameterList`` if it has no hooks.
 
     Cost:
-        A microsecond at most, a fraction of ``list(held)``; some more where there is something to be done.
+        A microsecond at most, a fraction of ``list(held)``; more where hooks run.
 
     Example:
         >>> import torch
@@ -49,23 +49,23 @@ def cores_of(held: nn.ParameterList) -> list[Tensor]:
         >>> [core.sum().item() for core in cores_of(held)]
         [2.0, 4.0]
     """
-    if held._forward_pre_hooks or "forward" in held.__dict__:  # "forward": somebody put his own around it
+    if held._forward_pre_hooks or "forward" in held.__dict__:  # accelerate replaces forward on the instance
         return held()
     parameters = held._parameters
     names = _NAMES[: len(held)] if len(held) <= len(_NAMES) else map(str, range(len(held)))
     try:
-        return [parameters[name] for name in names]  # not .values(): what was taken out and put back comes last there
+        return [parameters[name] for name in names]  # not .values(): a parameter removed and set again comes last there
     except KeyError:  # parametrized, or the plain attributes of a replica
         return list(held)
 
 
 def listed(cores: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A ``ParameterList``, which layers hand out, as the list of its tensors; anything else as it is."""
+    """The tensors of a ``ParameterList``, such as ``layer.cores``; any other sequence as it is."""
     return cores_of(cores) if isinstance(cores, nn.ParameterList) else cores
 
 
 def owned(tensor: Tensor) -> nn.Parameter:
-    """A parameter with a copy of these numbers, for a module to hold. A parameter that was frozen stays frozen.
+    """A parameter with a copy of these numbers. A frozen parameter stays frozen.
 
     Example:
         >>> import torch

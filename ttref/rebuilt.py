@@ -1,4 +1,4 @@
-"""Dense weights that are rebuilt at every access: what is written into one would be lost, so writing is an error."""
+"""Dense weights that are rebuilt at every access: a write into one would be lost, so it is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tracing import recorded
 
 _HARMLESS = {"requires_grad_", "detach_", "share_memory_"}  # in-place by name, yet nothing is written
 _WRITING = {"__setitem__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor".split())}
-# What shows the same memory, which torch.nn.init and .data write through.
+# Views, through which torch.nn.init and .data write.
 _VIEWS = set(
     "detach view view_as reshape __getitem__ t transpose permute flatten ravel unflatten squeeze unsqueeze narrow "
     "select expand expand_as diagonal unbind split chunk swapaxes movedim".split()
@@ -28,15 +28,15 @@ class _OfEveryTensor(type(Tensor)):
 
 
 class Rebuilt(Tensor, metaclass=_OfEveryTensor):
-    """A tensor of which reading makes plain tensors, and writing an error."""
+    """A tensor that can be read but not written: results are plain tensors, a write raises."""
 
     advice: str
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Carry the function out on plain tensors, unless it writes into one of these."""
+        """Run the function on plain tensors, unless it writes into one of this class."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # given to a compiled function: nothing to be seen through there
+        if torch.compiler.is_compiling():  # an argument of a compiled function, which traces plain tensors
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         name, target = func.__name__, args[0] if args else next(iter(kwargs.values()), None)
@@ -72,12 +72,12 @@ class Rebuilt(Tensor, metaclass=_OfEveryTensor):
 
 
 def rebuilt(weight: Tensor, owner: object, instead: str) -> Tensor:
-    """A freshly rebuilt weight as a tensor that refuses to be written to: nobody would see what was written.
+    """A freshly rebuilt weight as a tensor that refuses writes, which would be lost.
 
     Args:
         weight: The weight, plain.
         owner: The module, whose class the message names.
-        instead: What to do instead, for the message.
+        instead: The remedy, for the message.
 
     Returns:
         The same numbers, differentiable as before. Reading, computing and ``clone()`` make plain tensors.
@@ -96,7 +96,7 @@ def rebuilt(weight: Tensor, owner: object, instead: str) -> Tensor:
         RuntimeError: the weight of this ReLU is rebuilt at every access, so what is written into it is lost; write ...
     """
     if torch.compiler.is_compiling() or recorded() or type(weight) is not Tensor or weight.is_meta:
-        return weight  # tracers follow plain tensors, and where there are no numbers none can be lost
+        return weight  # tracers need plain tensors, and a meta tensor has no numbers to lose
     return _marked(
         weight,
         f"the weight of this {type(owner).__name__} is rebuilt at every access, so what is written into it is lost; "

@@ -1,4 +1,4 @@
-"""How the cores of a layer or table start: Gaussian, with a norm that is known exactly."""
+"""Initialization of the cores of a layer or table: Gaussian, scaled to an exact norm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw(cores: Sequence[Tensor], norm: float) -> None:
     for core in cores:
         core.normal_()
     found = tt_norm([core.double().flatten(1, 2) for core in cores]).item()
-    # Every core takes an equal share of the factor that brings the Frobenius norm to where it belongs.
+    # The factor to the wanted Frobenius norm, in equal shares to all cores.
     share = (norm / found) ** (1 / len(cores))
     for core in cores:
         core.mul_(share)

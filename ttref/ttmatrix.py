@@ -1,4 +1,4 @@
-"""The module that layers and tables stand on: one matrix as the cores of a TT-matrix, with padding and account."""
+"""Base module of TT layers and tables: a matrix as the cores of a TT-matrix, with padding, counts, plan and files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from .shapes import tt_ranks
 
 
 class TTMatrix(nn.Module):
-    """A matrix kept as cores ``(r_{k-1}, m_k, n_k, r_k)``, rows and columns padded where the modes multiply to more.
+    """A matrix stored as cores ``(r_{k-1}, m_k, n_k, r_k)``, rows and columns padded where the modes multiply to more.
+
+    The base class of :class:`TTLinear` and :class:`TTMEmbedding`, not made by itself.
 
     Attributes:
         cores: ``ParameterList`` of d cores.
@@ -30,19 +32,20 @@ class TTMatrix(nn.Module):
         params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense matrix in that dtype,
             and its numbers for each number in the cores.
         order: "auto", or the order that vectors must be multiplied in (see :func:`plan_contraction`).
-        recompute: Whether training computes what lies between the cores twice, a few vectors at a time, instead of
-            keeping it for the way back: less memory, more time. ``plan`` says how much. Not while a compiler traces.
+        recompute: If True, training computes intermediate results twice, one chunk of vectors at a time, instead of
+            keeping them for backward: less memory, more time, as ``plan`` tells. Without effect while a compiler
+            traces.
     """
 
     order = "auto"
     recompute = False
-    _SHAPES: ClassVar[tuple[str, str]] = ("row_shape", "col_shape")  # how rows and columns are called in messages
+    _SHAPES: ClassVar[tuple[str, str]] = ("row_shape", "col_shape")  # names of the modes in messages
     _WIDTHS: ClassVar[tuple[str, str]]
-    _KIND: ClassVar[str]  # in files, whatever a subclass is called
-    _SETTINGS: ClassVar[dict[str, tuple[type, ...]]]  # attributes that a file holds
+    _KIND: ClassVar[str]  # the kind in files, also for subclasses
+    _SETTINGS: ClassVar[dict[str, tuple[type, ...]]]  # attributes in a file's header, with their types
 
     def plan(self, batch: int) -> Plan:
-        """How ``batch`` vectors are multiplied and what that costs; ``print`` shows it beside the dense matrix."""
+        """The order and costs of multiplying ``batch`` vectors; ``print`` shows them beside the dense matrix's."""
         device = cores_of(self.cores)[0].device.type
         return plan_for(self._shapes, batch, device, self.order, self.recompute)._replace(widths=self._widths)
 
@@ -51,7 +54,7 @@ class TTMatrix(nn.Module):
         return ttm_to_matrix(cores_of(self.cores))[: self._widths[0], : self._widths[1]]
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all.
+        """Write one safetensors file, whole or not at all; :meth:`load` and ``ttref.load`` read it.
 
         Raises:
             FileNotFoundError, OSError: No such folder, a full disk, missing rights.
@@ -102,7 +105,7 @@ class TTMatrix(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the cores are."""
+        """The device of the cores."""
         return cores_of(self.cores)[0].device
 
     def _begin(
@@ -112,7 +115,7 @@ class TTMatrix(nn.Module):
         widths: Sequence[int | None] = (None, None),
         **options: Any,
     ) -> None:
-        """Take cores without numbers yet; of rows and columns, modes are chosen where a width is given instead."""
+        """Allocate cores; modes of rows and columns are chosen where a width is given instead."""
         widths = [
             whole(name, shape, least=1) if width is None and not several(shape) else width
             for name, shape, width in zip(self._SHAPES, shapes, widths, strict=True)
@@ -123,7 +126,7 @@ class TTMatrix(nn.Module):
         self._adopt([torch.empty(*size, **options) for size in sizes], *widths)
 
     def _adopt(self, cores: Sequence[Tensor], rows: int | None, cols: int | None) -> None:
-        """Take copies of these cores; widths left out are the products of the modes."""
+        """Store copies of these cores; widths left out are the products of the modes."""
         *shapes, self.ranks = check_matrix_train(cores)
         widths = []
         for name, width, modes in zip(self._WIDTHS, (rows, cols), shapes, strict=True):
@@ -141,7 +144,7 @@ class TTMatrix(nn.Module):
     def _decomposed(
         cls, dense: Tensor, shapes: Sequence[Sequence[int] | None], rank: int | Sequence[int] | None, eps: float | None
     ) -> list[Tensor]:
-        """TT-SVD of a matrix, padded with zeros where modes, chosen where they are left out, multiply to more."""
+        """TT-SVD of a matrix, padded with zeros where the modes multiply to more; modes left out are chosen."""
         given = [size if modes is None else modes for size, modes in zip(dense.shape, shapes, strict=True)]
         shapes = choose_modes(*given[::-1], NOMINAL_RANK if rank is None else rank, cls._SHAPES[::-1])[::-1]
         padding = []
@@ -152,7 +155,7 @@ class TTMatrix(nn.Module):
         return ttm_svd(F.pad(dense, padding), *shapes, rank=rank, eps=eps)
 
     def _multiplied(self, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Vectors ``(batch, columns)`` times the matrix, padded where it is: ``(batch, rows)``."""
+        """Vectors ``(batch, columns)`` times the transposed matrix: ``(batch, rows)``, padding cut off."""
         rows, cols = self._padding
         if cols:
             x = F.pad(x, (0, cols))
@@ -163,12 +166,12 @@ class TTMatrix(nn.Module):
         return y[:, : self._widths[0]] if rows else y
 
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a file holds: tensors and settings."""
+        """Tensors and settings for a file."""
         tensors = {f"cores.{k}": core.detach() for k, core in enumerate(cores_of(self.cores))}
         header = {name: getattr(self, name) for name in self._SETTINGS}
         return tensors, header | {"trainable": any(core.requires_grad for core in self.cores)}
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Self:
-        """A module from what a file holds."""
+        """The module of a file's tensors and settings."""
         raise NotImplementedError
