@@ -1,4 +1,4 @@
-"""What stands around a compressed table in a model: the output head that shares it, and a look-up that scales."""
+"""Modules around a compressed table in a model: the output head that shares it, and a look-up that scales its rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ __all__ = ["ScaledTable", "TiedHead"]
 
 
 class TiedHead(nn.Module):
-    """Scores for every token from a compressed table, which the look-up and the head share: ``table.logits(hidden)``.
+    """Scores for every token from a compressed table shared with the look-up: ``table.logits(hidden)``.
 
-    The look-up owns the table. Whoever walks over modules, parameters or the state of a model meets it there, once.
-    A head that :func:`replace_embedding` put into a model scores with whatever table the model looks rows up in: with
-    the copy that PEFT trains for ``modules_to_save``, while that is active.
+    The look-up owns the table: iteration over modules, parameters or the state of a model finds it there, once. A head
+    that :func:`replace_embedding` put into a model always scores with the table of the model's look-up, also with the
+    copy that PEFT trains for ``modules_to_save``, while that is active.
 
     Args:
-        table: The compressed table; it stays the one that the model looks rows up in.
-        bias: ``(num_embeddings,)``, as the dense head had it, or None.
+        table: The compressed table, which is also the model's look-up.
+        bias: ``(num_embeddings,)``, such as the dense head's, or None.
+
+    Cost:
+        As ``table.logits``; the dense table is never rebuilt as a whole.
 
     Example:
         >>> import torch
@@ -38,9 +41,9 @@ class TiedHead(nn.Module):
         super().__init__()
         if not isinstance(table, CompressedTable):
             raise TypeError(f"a TiedHead needs an MPSEmbedding or a TTMEmbedding, got {type(table).__name__}")
-        # A child, so that nn.DataParallel gives each replica's head that replica's table, but one that no walk meets.
+        # A child, so that nn.DataParallel gives each replica's head that replica's table; named_modules leaves it out.
         self._modules["table"] = table
-        self._place: tuple[nn.Module, str] | None = None  # where the model's look-up stands: its parent and its name
+        self._place: tuple[nn.Module, str] | None = None  # parent and name of the model's look-up
         self.register_parameter("bias", bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class TiedHead(nn.Module):
         scores = self.table.logits(hidden)
         if self.bias is None:
             return scores
-        bias = F.pad(self.bias, (0, self.out_features - len(self.bias)))  # tokens added since have none
+        bias = F.pad(self.bias, (0, self.out_features - len(self.bias)))  # 0 for tokens appended since
         return scores + bias.to(scores.dtype)
 
     @property
@@ -65,7 +68,7 @@ class TiedHead(nn.Module):
         return own
 
     def shares(self) -> tuple[nn.Module, ...]:
-        """The modules whose numbers this one uses and does not own: replacing one of them alone would break the tie."""
+        """Modules that this one uses without owning them: replacing one of them alone would break the tie."""
         return (self.table,)
 
     @property
@@ -80,7 +83,7 @@ class TiedHead(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """How many tokens are scored: what has been appended to the table counts."""
+        """Number of tokens scored, appended rows included."""
         return self.table.num_embeddings
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TiedHead:
@@ -92,7 +95,7 @@ class TiedHead(nn.Module):
         return made
 
     def _replicate_for_data_parallel(self) -> TiedHead:
-        _ = self.table  # the one that the replicas shall share is the one in use
+        _ = self.table  # updates the child, which the replicas copy, to the table in use
         return super()._replicate_for_data_parallel()
 
     def named_modules(
@@ -117,13 +120,13 @@ class TiedHead(nn.Module):
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, tensor in self.table.state_dict().items():  # what it holds anyway, so that nothing is missed
+        for name, tensor in self.table.state_dict().items():  # its current state, so that no key is missing
             state_dict[f"{prefix}table.{name}"] = tensor
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ScaledTable(nn.Module):
-    """A look-up whose rows are multiplied on their way in, as Gemma and BART do; a head scores with them as they are.
+    """A look-up that multiplies the rows of a table by a factor, as in Gemma and BART; a tied head scores unscaled.
 
     Args:
         table: The compressed table.
@@ -151,7 +154,7 @@ class ScaledTable(nn.Module):
         rows, scale = self.table(ids), self.embed_scale
         return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
-    weight = property(attrgetter("table.weight"), doc="``table.weight``, not scaled: rebuilt at every access.")
+    weight = property(attrgetter("table.weight"), doc="``table.weight``, unscaled, rebuilt at every access.")
     num_embeddings = property(attrgetter("table.num_embeddings"), doc="Rows of the table.")
     embedding_dim = property(attrgetter("table.embedding_dim"), doc="Width of a row.")
     padding_idx = property(attrgetter("table.padding_idx"), doc="As the table's.")
@@ -163,7 +166,7 @@ class ScaledTable(nn.Module):
 
 
 def _table_in(look_up: nn.Module | None) -> CompressedTable:
-    """The table that a look-up reads, be it scaled or a copy that PEFT trains."""
+    """The table of a look-up, also of a scaled one or of one that PEFT has copied to train it."""
     if isinstance(look_up, ScaledTable):
         return look_up.table
     if hasattr(look_up, "modules_to_save") and hasattr(look_up, "original_module"):

@@ -21,17 +21,17 @@ from .tables import table_of
 
 __all__ = ["MPSEmbedding"]
 
-TURN = threading.RLock()  # threads that append take turns: each would start from the rows that the others replace
+TURN = threading.RLock()  # appends are serialized: each must start from the store of the one before
 
 
 class MPSEmbedding(RowTable):
-    """A look-up table like ``nn.Embedding`` whose rows are tensor trains of their own.
+    """A look-up table like ``nn.Embedding`` with one tensor train for each row.
 
-    Made from a trained table by :meth:`from_embedding`, or with random rows to be trained. Rows whose trains have the
-    same ranks lie together in one bucket. With more than one bucket, an index of 5 bytes a row says where each lies.
+    Made from a trained table by :meth:`from_embedding`, or with random rows to be trained. Rows whose trains have equal
+    ranks share a bucket. With more than one bucket, an index of 5 bytes a row holds the bucket and place of each.
 
-    ``state_dict`` loads into any table of the same sizes and ``shape``, however that was made: it takes ranks, mean,
-    rotation and pieces from the state, all or nothing. Where they differ from its own, its parameters are new ones, so
+    ``state_dict`` loads into any table of the same sizes and ``shape``, however it was made: ranks, mean, rotation and
+    pieces are taken from the state, all or nothing. If they differ from the table's, its parameters are replaced, so
     load before making an optimizer.
 
     Args:
@@ -42,16 +42,16 @@ class MPSEmbedding(RowTable):
     Attributes:
         num_embeddings, embedding_dim, padding_idx, sparse: As in ``nn.Embedding``. Looking up row ``padding_idx``
             gives it no gradient; it is approximated like any other row.
-        shape: Modes of a row; what they multiply to beyond the width is zeros.
+        shape: Modes of a row, which is padded with zeros if they multiply to more than the width.
         core_bits: 8 for int8 cores, 32 for cores in the dtype of the table.
         store: ``store.buckets`` with the cores, ``store.frame`` with ``mean`` and ``rotation`` or None for either (a
-            row is ``train @ rotation + mean``, unless it is kept as it is), and the index.
+            row is ``train @ rotation + mean``, unless it is stored densely), and the index.
         params, nbytes, ratio: Numbers and bytes stored, everything included (cores, scales, mean, rotation, index),
             and numbers of the dense table for each number stored.
         ranks, modes, dense_nbytes: As in :class:`Compressed`.
 
     Initialization:
-        Gaussian rows as those of ``nn.Embedding`` (zeros at ``padding_idx``), and of each what TT-SVD finds at these
+        Gaussian rows as those of ``nn.Embedding`` (zeros at ``padding_idx``), each decomposed by TT-SVD at these
         ranks.
 
     Source:
@@ -91,7 +91,7 @@ class MPSEmbedding(RowTable):
     @full_precision
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new rows in place, each in the ranks it has; a mean becomes zeros, a rotation the identity."""
+        """Draw new rows in place; every row keeps its ranks, a mean becomes zeros, a rotation the identity."""
         self.store.draw(self.padding_idx, self.dtype)
 
     @classmethod
@@ -109,7 +109,7 @@ class MPSEmbedding(RowTable):
         rotate: bool = False,
         core_bits: int = 32,
     ) -> MPSEmbedding:
-        """Compress a trained table, each row by TT-SVD. The table stays as it is and shares nothing with the result.
+        """Compress a trained table, each row by TT-SVD. The table stays as it is and shares no memory with the result.
 
         Args:
             embedding: ``nn.Embedding``. ``padding_idx`` and ``sparse`` are kept; ``max_norm`` and
@@ -117,12 +117,12 @@ class MPSEmbedding(RowTable):
             rank: Cap on the TT-ranks of all rows, one int or d+1 of them. From some rank on a train holds as many
                 numbers as the row (12 for a width of 768); ``ratio`` tells.
             eps: Error allowed for **each** row, relative to its norm, in [0, 1).
-            row_ranks: A cap for each row. Give exactly one of rank, eps and row_ranks. A cap at which nothing is cut
-                keeps a row as it is, without the padding.
+            row_ranks: A cap for each row. Give exactly one of rank, eps and row_ranks. A row whose cap truncates
+                nothing is stored densely, without padding.
             shape: Modes of a row. Left out, modes of 2, the row padded with zeros to the next power of two. Modes
                 that multiply to the width, such as ``factorize(width)``, need no padding.
             center: Subtract the mean row first; it is stored once.
-            rotate: Turn the rows to their principal axes first; the matrix is stored once.
+            rotate: Rotate the rows to their principal axes first; the matrix is stored once.
             core_bits: 8 rounds the cores to int8. Orthogonal cores need no scale; the core that carries the norm has
                 one for each row, a bfloat16. Such cores are not trainable.
 
@@ -130,8 +130,8 @@ class MPSEmbedding(RowTable):
             The compressed table, in the dtype, on the device and in the training mode of the old one.
 
         Raises:
-            TypeError: No ``nn.Embedding``, one computing more than a look-up (a forward of its own, hooks), or an
-                argument of wrong type. Masks and parametrizations are applied.
+            TypeError: No ``nn.Embedding``, one that computes more than a look-up (an overridden forward, hooks), or
+                an argument of wrong type. Masks and parametrizations are applied.
             ValueError: Not exactly one of rank, eps, row_ranks; eps with int8 cores, whose rounding it does not
                 bound; modes that multiply to less than the width; max_norm or scale_grad_by_freq; NaN or Inf; a weight
                 on the meta device.
@@ -139,7 +139,7 @@ class MPSEmbedding(RowTable):
         Guarantee:
             With eps, ``||row - stored|| <= (eps + 10 d u) ||row||`` for each row, d modes, u the machine epsilon of
             the dtype (float32's for halves); also with centering and rotation, where it is the norm of the original
-            row. Each row takes the smallest cap that keeps the bound, or stays as it is where no train is smaller.
+            row. Each row takes the smallest cap that keeps the bound, or is stored densely where no train is smaller.
 
         Cost:
             One TT-SVD for each row: a second or two for 50,000 rows of 768 at rank 4. With eps, one for each cap
@@ -179,12 +179,13 @@ class MPSEmbedding(RowTable):
     @full_precision
     @torch.no_grad()
     def append(self, rows: Tensor, *, row_ranks: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Add rows at the end, compressed as the table was. What is stored of the old rows stays bit for bit.
+        """Append rows, compressed as the table was. The stored numbers of the old rows stay bit for bit.
 
-        The table is as before or has all new rows, whatever interrupts: threads that append take turns, and a look-up
-        meanwhile sees the old rows or all. ``state_dict`` names the pieces that rows came in; :meth:`save` does not.
+        After any exception the table is as before or has all new rows. Concurrent appends are serialized, and a
+        concurrent look-up sees the old rows or all. ``state_dict`` keeps the pieces of each append apart; :meth:`save`
+        does not.
 
-        Mean and rotation stay those of the first rows, so that nothing old changes.
+        Mean and rotation stay those of the first rows, so that no old row changes.
 
         Args:
             rows: ``(count, embedding_dim)`` in the dtype of the table.
@@ -198,10 +199,10 @@ class MPSEmbedding(RowTable):
             ValueError: Rows of another width, NaN or Inf, row_ranks missing or not wanted. The table is unchanged.
 
         Cost:
-            One TT-SVD for each new row. Later, earlier additions are copied now and then, each at most log2(rows)
-            times; the first rows only when as many have been added. An index, where there is one, is copied.
-            Parameters are replaced when pieces merge: give an optimizer the new ones. Pieces under a pruning mask, a
-            parametrization or an offloading hook are never merged.
+            One TT-SVD for each new row. Earlier appends are merged into larger pieces, so each row is copied at most
+            log2(rows) times; the first rows only after as many have been appended. An index, if there is one, is
+            copied. Parameters are replaced when pieces merge: give an optimizer the new ones. Pieces under a pruning
+            mask, a parametrization or an offloading hook are never merged.
 
         Example:
             >>> mps = MPSEmbedding.from_embedding(nn.Embedding(100, 48), rank=2)

@@ -1,4 +1,4 @@
-"""Putting another token table into a transformers model, all of it or nothing."""
+"""Replacing the token table of a transformers model, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["replace_embedding"]
 def replace_embedding(
     model: nn.Module, embedding: nn.Module, *, head: Literal["tied", "dense"] | nn.Module | None = None
 ) -> tuple[nn.Module, nn.Module | None]:
-    """Put another token table into a transformers model. Nothing changes if it does not fit.
+    """Replace the token table of a transformers model. Nothing changes if the new one does not fit.
 
-    A language model often scores tokens with the same matrix that it looks them up in. Then compressing the table has
-    two meanings, and the caller must choose one. Every place that looks rows up in the table gets the new one: encoder
-    and decoder, where both read it.
+    The head of a language model is often tied: it scores tokens with the table itself. Compressing the table then
+    compresses the head too, or unties it, and the caller must choose. Every look-up in the table gets the new one:
+    encoder's and decoder's, if they share it.
 
     Args:
-        model: A model with ``get_input_embeddings`` and ``get_output_embeddings``; changed in place. One that
-            ``torch.compile`` or PEFT has wrapped will do; one for parallel training is replaced before it is wrapped.
+        model: A model with ``get_input_embeddings`` and ``get_output_embeddings``; changed in place. It may be wrapped
+            by ``torch.compile`` or PEFT; for parallel training, replace before wrapping.
         embedding: :class:`MPSEmbedding`, :class:`TTMEmbedding`, or an ``nn.Embedding`` (to put the dense one back).
         head: ``"tied"`` scores with the new table too, ``"dense"`` keeps the old matrix for the scores. A module, such
-            as the head that was replaced before, becomes the head. May be left out for a model whose head shares
-            nothing with its table, and for one without a head.
+            as the head that was replaced before, becomes the head. May be left out for a model whose head is not tied
+            to its table, and for one without a head.
 
     Returns:
         The look-up and the head (or None) that the model had:
@@ -40,22 +40,23 @@ def replace_embedding(
 
     Raises:
         TypeError: A model without token table, an embedding of another kind, or a look-up or head that computes more
-            than torch's own, which would be lost, hooks included.
-        ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` where the head has a
-            matrix of its own, or where there is none; a module that uses the old table or head in hiding.
+            than torch's own (hooks included), which would be lost.
+        ValueError: Another size or dtype; ``head`` left out though the head is tied; ``"tied"`` for a head that is not
+            tied, or without a head; a module that uses the old table or head without registering it.
 
     Warns:
-        UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so nothing is saved. The message
-            tells the bytes.
+        UserWarning: ``"dense"`` on a tied model: the dense matrix stays for the head, so no memory is saved. The
+            message tells the bytes.
 
     Scaled rows:
-        Gemma, BART and their like multiply each row by ``embed_scale`` after the look-up. A compressed table is put
-        into a module that does the same: ``model.get_input_embeddings().table`` is the table, and a tied head scores
-        with it unscaled, as the model's own did. A subclass of a table with a ``forward`` of its own is taken as it is.
+        Gemma, BART and similar models multiply each row by ``embed_scale`` after the look-up. A compressed table is
+        wrapped in a module that does the same: ``model.get_input_embeddings().table`` is the table, and a tied head
+        scores with it unscaled, as the model's own did. A table subclass that overrides ``forward`` is not wrapped.
 
     Weights that are read:
-        Some models read ``weight`` of table or head while they compute (Mamba for its dtype, MobileBERT and DeBERTa for
-        their scores). It is rebuilt at each access, whole: they run, slower and with the memory of a dense table.
+        Some models read ``weight`` of table or head in their forward pass (Mamba for its dtype, MobileBERT and DeBERTa
+        for their scores). The whole matrix is rebuilt at each access: they run, slower and with the memory of a dense
+        table.
 
     Saving:
         ``save_pretrained``, and with it the checkpoints of a Trainer, writes a compressed table once, under names that
@@ -65,16 +66,16 @@ def replace_embedding(
 
     PEFT:
         ``modules_to_save`` with the name of the table trains a copy of it, and a tied head scores with that copy while
-        it is active; the head's own name trains its bias only. PEFT's warning that it found nothing tied is about
-        dense weights.
+        it is active; with the name of the head only its bias is trained. PEFT's warning that it found nothing tied is
+        about dense weights.
 
     More tokens:
         After ``embedding.append(rows)`` look-up and head know the new tokens, their bias is 0. A loss computed by
         the model itself also needs ``model.config.vocab_size = embedding.num_embeddings``.
-        ``resize_token_embeddings`` works on dense tables only, and says so.
+        ``resize_token_embeddings`` works on dense tables only, and raises a TypeError here.
 
     Cost:
-        None to speak of.
+        O(number of modules and parameters); rows are looked up only to recognize a scaled look-up.
 
     Example:
         >>> import torch
@@ -118,7 +119,7 @@ def replace_embedding(
     elif head == "tied" and scores not in swapped:
         swapped[scores] = _tied_head(made, scores)
     for module, new in swapped.items():
-        # A head that was given knows what it is for.
+        # A head given by the caller may compute anything.
         more = None if module is scores and new is head else computes_more(module, type(module).forward)
         if more:
             raise TypeError(
@@ -197,7 +198,7 @@ def _check_fit(look_up: nn.Module, embedding: nn.Module) -> None:
 
 def _scaled_alike(look_up: nn.Module, embedding: nn.Module) -> nn.Module:
     """The embedding, scaled as the model's own look-up scales; TypeError where that does more than scale."""
-    if _is_plain(look_up) or not _is_plain(embedding):  # one with a forward of its own knows what it stands for
+    if _is_plain(look_up) or not _is_plain(embedding):  # an overridden forward may scale by itself
         return embedding
     scale = _scale(look_up)
     if scale is not None and isinstance(embedding, CompressedTable):
@@ -233,14 +234,14 @@ def _scale(look_up: nn.Module) -> float | Tensor | None:
 
 
 def _numbers(table: nn.Module) -> nn.Module | nn.Parameter | None:
-    """What a look-up computes with: a compressed table, or the weight."""
+    """The numbers of a look-up: a compressed table, or the dense weight."""
     if isinstance(table, ScaledTable):
         return table.table
     return table if isinstance(table, CompressedTable) else table._parameters.get("weight")
 
 
 def _reads(module: nn.Module | None, numbers: nn.Module | nn.Parameter | None) -> bool:
-    """Whether a look-up or a head computes with these numbers."""
+    """True if a look-up or a head computes with these numbers."""
     if isinstance(module, (ScaledTable, TiedHead)):
         return module.table is numbers
     held = [] if module is None else [module, *module._parameters.values()]
@@ -248,7 +249,7 @@ def _reads(module: nn.Module | None, numbers: nn.Module | nn.Parameter | None) -
 
 
 def _places(model: nn.Module, look_up: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Where the model holds modules that compute with the numbers of the look-up: parent, name and module."""
+    """Parent, name and module of each look-up and head that computes with the numbers of the look-up."""
     numbers = _numbers(look_up)
     return [
         (parent, name, module)
@@ -260,7 +261,7 @@ def _places(model: nn.Module, look_up: nn.Module) -> list[tuple[nn.Module, str, 
 
 
 def _check_places(places: list[tuple[nn.Module, str, nn.Module]], look_up: nn.Module) -> None:
-    """Refuse a model that looks up in one table in several ways."""
+    """Refuse a model whose look-ups in one table compute differently."""
     for _, name, module in places:
         if _looks_up(module) and module is not look_up:
             one, other = (None if _is_plain(part) else _scale(part) for part in (look_up, module))

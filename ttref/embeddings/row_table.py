@@ -1,4 +1,4 @@
-"""A table whose rows are trains of their own, as it is stored: counts, files and states."""
+"""The stored part of a table with one train for each row: counts, files and states."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..rows.store import RowStore
 from .settings import checked
 from .tables import CompressedTable
 
-KIND = "MPSEmbedding"  # in files, whatever a subclass is called
+KIND = "MPSEmbedding"  # the kind in files, also for subclasses
 
 
 class RowTable(CompressedTable):
-    """What :class:`MPSEmbedding` stores, and how it is saved and loaded."""
+    """Base class of :class:`MPSEmbedding`: the store of its rows, its counts, files and states."""
 
     store: RowStore
 
@@ -57,11 +57,11 @@ class RowTable(CompressedTable):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all: the same bytes for the same table.
 
-        The rights of an existing file stay, and of a link what it leads to is replaced.
+        The permissions of an existing file stay; of a link, the target is replaced.
 
         Raises:
             ValueError: Numbers that are NaN or infinite.
-            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing rights. The old file stays.
+            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing permissions. The old file stays.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         """
         header = {
@@ -81,12 +81,12 @@ class RowTable(CompressedTable):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote; from then on the table and its file are independent of each other.
+        """Read a file of :meth:`save`; the table does not depend on the file afterwards.
 
         Raises:
-            FileNotFoundError, OSError: No such file; a folder, missing rights.
+            FileNotFoundError, OSError: No such file; a folder, missing permissions.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
-            ValueError: A file that is not what was written, or holds something else; the message names it.
+            ValueError: A damaged file, or one of something else; the message names it.
 
         Example:
             >>> import tempfile
@@ -112,7 +112,7 @@ class RowTable(CompressedTable):
         return made
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """The ranks are metadata of the state, as torch keeps them there: no key, and no number that counts."""
+        """Put the ranks into the state's metadata, where they are no key and not counted in ``params``."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if (metadata := getattr(destination, "_metadata", None)) is not None:
             ranks = [list(bucket.layout.ranks) for bucket in self.store.buckets]
@@ -121,7 +121,7 @@ class RowTable(CompressedTable):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        """Replace the store by one made of the state where ranks or pieces differ, so that names and sizes agree."""
+        """If ranks or pieces differ, replace the store by one made of the state, so that names and sizes agree."""
         inside, changed = f"{prefix}store.", True
         held = {key.removeprefix(inside): value for key, value in state_dict.items() if key.startswith(inside)}
         about = local_metadata.get("rows", {})
@@ -144,7 +144,7 @@ class RowTable(CompressedTable):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _store_for(self, held: dict[str, Tensor], about: Mapping[str, Any], assign: bool) -> RowStore:
-        """The own store if torch can load these tensors into it as it is, else a new one made of them."""
+        """The table's store if torch can load these tensors into it, else a new one made of them."""
         own, buckets = self.store.state_dict(), self.store.buckets
         ranks = about.get("ranks") or [bucket.layout.ranks for bucket in buckets]
         sizes = {name: tensor.shape for name, tensor in held.items()}
@@ -184,7 +184,7 @@ class RowTable(CompressedTable):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """TT-ranks: the largest of any row, bond by bond; a row that is kept as it is counts with full ranks."""
+        """TT-ranks: the largest of any row, bond by bond; a row that is stored densely counts with full ranks."""
         return tuple(map(max, zip(*(bucket.layout.ranks for bucket in self.store.buckets), strict=True)))
 
     @property
@@ -194,7 +194,7 @@ class RowTable(CompressedTable):
 
     @property
     def sparse(self) -> bool:
-        """Whether a look-up gives sparse gradients."""
+        """True if look-ups give sparse gradients."""
         return self.store.sparse
 
 

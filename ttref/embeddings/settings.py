@@ -1,4 +1,4 @@
-"""The header of a table's file, checked before any memory is taken for it."""
+"""Modes of a row, and the header of a table's file, checked before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def checked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[t
         raise ValueError(f"its header has {len(header['ranks'])} buckets, and it holds {stored}")
     layouts: list[RowLayout] = []
     for ranks in header["ranks"]:
-        # A cap that no bond can use is clipped in the making, so what a table has is what its modes can have.
+        # The constructor clips caps that no bond can use, so ranks above those are no table's.
         if not isinstance(ranks, list) or any(type(rank) is not int for rank in ranks):
             raise TypeError(f"its header's ranks are {reprlib.repr(header['ranks'])}")
         if tt_ranks(shape, ranks) != tuple(ranks):

@@ -1,4 +1,4 @@
-"""The base of compressed tables: checks of ids, each id looked up once, and exact counts of numbers and bytes."""
+"""The base class of compressed tables: checked ids, each id looked up once, exact counts of numbers and bytes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOOK_UP = 512  # rows rebuilt at once
 
 
 class CompressedTable(nn.Module):
-    """A table like ``nn.Embedding`` that rebuilds only the rows it is asked for.
+    """A table like ``nn.Embedding`` that rebuilds only the rows of the given ids.
 
     Attributes:
         num_embeddings, embedding_dim, padding_idx: As in ``nn.Embedding``: looking up row ``padding_idx`` gives it no
             gradient (scoring with it does, as with a dense matrix).
     """
 
-    _repeats = True  # if a row costs enough to look for repeated ids first
+    _repeats = True  # True if a row costs so much that repeated ids are looked up once
 
     num_embeddings: int
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class CompressedTable(nn.Module):
         self.embedding_dim, self.padding_idx = embedding_dim, padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``(*ids)`` to ``(*ids, embedding_dim)``. The whole table is never rebuilt.
+        """The rows of ids, ``(*ids)`` to ``(*ids, embedding_dim)``. The whole table is never rebuilt.
 
         Args:
             ids: int32 or int64, any shape.
@@ -110,7 +110,7 @@ class CompressedTable(nn.Module):
         """The dense table ``(num_embeddings, embedding_dim)``, rebuilt at every access.
 
         For models that read this attribute of ``nn.Embedding``, and then pay for the rebuilding. Differentiable;
-        writing into it is a RuntimeError, because nothing would come of it. ``weight.clone()`` is a plain tensor.
+        writing into it is a RuntimeError, because the table would not change. ``weight.clone()`` is a plain tensor.
         """
         return rebuilt(self.dense(), self, "compress another table with from_embedding")
 
@@ -120,7 +120,7 @@ class CompressedTable(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As in ``nn.Module``; ``weight`` is taken."""
-        if name == "weight":  # the way of every assignment of an nn.Parameter
+        if name == "weight":  # every assignment of an nn.Parameter comes through here
             raise AttributeError(self._no_weight())
         super().register_parameter(name, param)
 
@@ -164,7 +164,7 @@ class CompressedTable(nn.Module):
         if traced() or torch.is_grad_enabled() or not len(ids):
             return rows(slice(None), None)
         out = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=ids.device)
-        for start in range(0, len(ids), LOOK_UP):  # so few at once that intermediate results stay in the cache
+        for start in range(0, len(ids), LOOK_UP):  # blocks whose intermediate results stay in the cache
             part = slice(start, start + LOOK_UP)
             rows(part, out[part])
         return out
@@ -178,7 +178,7 @@ class CompressedTable(nn.Module):
         if traced():
             found = (flat >= 0) & (flat < self.num_embeddings)
             torch._assert_async(found.all(), f"an id is out of range: the table has {self.num_embeddings} rows")
-            if torch.jit.is_tracing():  # which drops assertions: the look-up of such an id must fail
+            if torch.jit.is_tracing():  # it drops assertions, so the look-up of such an id must fail
                 flat = torch.where(found, flat, 2**62)
         elif len(flat) and not flat.is_meta:
             least, most = torch.aminmax(flat)

@@ -1,4 +1,4 @@
-"""An embedding table that is one TT-matrix as a whole: the rows share all cores."""
+"""An embedding table as one TT-matrix: all rows share the cores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["TTMEmbedding"]
 
 
 class TTMEmbedding(CompressedTable, TTMatrix):
-    """A look-up table like ``nn.Embedding``, kept as the cores of one TT-matrix.
+    """A look-up table like ``nn.Embedding``, stored as the cores of one TT-matrix.
 
     An id is written in mixed radix, one digit for each row mode; digit k picks a slice of core k, and the row is the
     product of the slices::
@@ -36,14 +36,15 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         col_shape: Column modes ``(n_1, ..., n_d)`` or the width, likewise for ``embedding_dim``.
         rank: Cap on the TT-ranks, one int or d+1 of them.
         num_embeddings, embedding_dim: Sizes of the table; left out, the products of the modes.
-        padding_idx: A row that gets no gradient of its own. The cores are shared, so it cannot be kept at zero: its
-            values are those of any other row.
+        padding_idx: A row whose look-up gives no gradient. The cores are shared, so it cannot be kept at zero and
+            changes with the other rows.
         device, dtype: As in ``nn.Embedding``.
 
     Attributes:
         cores: ``ParameterList`` of d cores ``(r_{k-1}, m_k, n_k, r_k)``.
         row_shape, col_shape, ranks: Modes and ranks.
-        params, nbytes, ratio: As in :class:`MPSEmbedding`.
+        params, nbytes, dense_nbytes, ratio, modes: As in :class:`Compressed`.
+        order, recompute: For ``logits``, as in :class:`TTLinear`.
 
     Initialization:
         Gaussian cores, scaled so that the mean square of the entries is 1, as ``nn.Embedding`` starts.
@@ -61,7 +62,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
     _KIND = "TTMEmbedding"
     _SETTINGS = {"num_embeddings": (int,), "embedding_dim": (int,), "padding_idx": (int, type(None))}
     dtype, device = TTMatrix.dtype, TTMatrix.device
-    _repeats = False  # the ends are shared by all ids; what is left for a row costs no more than finding it again
+    _repeats = False  # the ends are shared by all ids; the rest of a row costs no more than finding repeated ids
 
     def __init__(
         self,
@@ -92,14 +93,14 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         rank: int | Sequence[int] | None = None,
         eps: float | None = None,
     ) -> TTMEmbedding:
-        """Compress a trained table by TT-SVD. The table stays as it is and shares nothing with the result.
+        """Compress a trained table by TT-SVD. The table stays as it is and shares no memory with the result.
 
         Args:
             embedding: ``nn.Embedding``; ``padding_idx`` is kept, ``max_norm``, ``scale_grad_by_freq`` and ``sparse``
                 are refused.
-            row_shape: Row modes, multiplying to at least the number of rows; what exceeds it is zeros. Left out, they
-                are chosen as in the constructor, three or as many as ``col_shape`` has; the order of the modes also
-                decides what a given rank can represent.
+            row_shape: Row modes, multiplying to at least the number of rows, the rest padded with zeros. Left out,
+                they are chosen as in the constructor, three or as many as ``col_shape`` has; the order of the modes
+                also decides which tables a given rank can represent.
             col_shape: Column modes, as many, multiplying to at least the width; likewise.
             rank: Cap on the TT-ranks.
             eps: Error allowed for the whole table, relative to its Frobenius norm, in [0, 1). Give exactly one.
@@ -108,8 +109,8 @@ class TTMEmbedding(CompressedTable, TTMatrix):
             The compressed table, in the dtype, on the device and in the training mode of the old one.
 
         Raises:
-            TypeError: No ``nn.Embedding``, or one computing more than a look-up (a forward of its own, hooks). Masks
-                and parametrizations are applied.
+            TypeError: No ``nn.Embedding``, or one that computes more than a look-up (an overridden forward, hooks).
+                Masks and parametrizations are applied.
             ValueError: Modes that multiply to too little, a weight on the meta device, and as :func:`ttm_svd`.
 
         Guarantee:
@@ -146,7 +147,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         *,
         padding_idx: int | None = None,
     ) -> TTMEmbedding:
-        """A table around copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix; a frozen core stays frozen.
+        """A table with copies of the cores ``(r_{k-1}, m_k, n_k, r_k)`` of a TT-matrix; a frozen core stays frozen.
 
         Raises:
             TypeError, ValueError: Cores that are no TT-matrix, or sizes beyond the products of their modes.
@@ -189,7 +190,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         return made.requires_grad_(header["trainable"])
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
-        """Contract the slices from both ends to the middle; an end with few digits is contracted for all of them."""
+        """Contract slices from both ends to the middle; an end with few digits is contracted for all combinations."""
         held = cores_of(self.cores)
         cores, dtype = [computable(core) for core in held], held[0].dtype
         half = _meeting(self.col_shape)
@@ -211,7 +212,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         return rows
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """A TT-matrix times vectors: the order that costs least, no row is ever rebuilt unless that is cheapest."""
+        """A TT-matrix times vectors, in the cheapest order: rows are rebuilt only if that is cheapest."""
         return self._multiplied(cores_of(self.cores), hidden)
 
     def _adopt(self, cores: Sequence[Tensor], rows: int | None, cols: int | None) -> None:
@@ -225,15 +226,15 @@ class TTMEmbedding(CompressedTable, TTMatrix):
 
 
 def _meeting(widths: Sequence[int]) -> int:
-    """How many leading cores make the front: the cut whose two sides are closest in width."""
+    """Number of leading cores in the front: the cut whose two sides are closest in width."""
     return min(range(1, max(len(widths), 2)), key=lambda k: math.prod(widths[:k]) + math.prod(widths[k:]))
 
 
 def _front(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Products of the slices of the leading cores that the digits of ids pick: ``(some, n_1 ... n_k, r_k)``, and where.
+    """Products of the leading cores' slices, ``(some, n_1 ... n_k, r_k)``, and the index into them for each id.
 
-    If all combinations of digits are no more than the ids, each is contracted once. ``shapes`` are those of the cores,
-    in numbers, which tracing would take from the cores as tensors.
+    If there are no more combinations of digits than ids, each combination is contracted once. ``shapes`` are those of
+    the cores as numbers, because a tracer would make them tensors.
     """
     if len(cores) == 1:
         return cores[0].squeeze(0), ids
@@ -254,7 +255,7 @@ def _front(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]]
 
 
 def _back(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """The same for the trailing cores: ``(some, r_k, n_{k+1} ... n_d)``, and where."""
+    """The same for the trailing cores: ``(some, r_k, n_{k+1} ... n_d)``, and the index for each id."""
     if len(cores) == 1:
         return cores[0].squeeze(3).transpose(0, 1).contiguous(), ids
     first, *behind = cores
@@ -272,5 +273,5 @@ def _back(cores: Sequence[Tensor], ids: Tensor, shapes: Sequence[Sequence[int]])
 
 
 def _enough(ids: Tensor) -> int:
-    """How many combinations of digits are contracted in advance: no more than ids, which tracing leaves open."""
+    """Most combinations of digits contracted in advance: the number of ids, or a constant while it is symbolic."""
     return LOOK_UP if traced() else len(ids)

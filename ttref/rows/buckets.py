@@ -1,4 +1,4 @@
-"""Rows with equal ranks: a bucket of packed rows, and how a look-up is shared out to several of them."""
+"""Buckets of packed rows with equal ranks, and how a look-up is distributed to several of them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..precision import computable
 from .packed import RowLayout, traced
 
 Module = TypeVar("Module", bound=nn.Module)
-Share = tuple[int, Tensor, Tensor | None]  # an owner, places of its rows, and the mask or positions of their ids
+Share = tuple[int, Tensor, Tensor | None]  # an owner, row indices in it, and the mask or positions of their ids
 
 
 class Held(nn.Module):
     """A module whose tensors are read by :meth:`tensors`, never by its attributes alone.
 
     Pruning computes tensors in a hook before the call of the module that owns them, offloading loads them there and
-    drops them after it. So where there is such a hook, reading is a call.
+    drops them afterwards. So a module with such a hook is called to read it.
     """
 
     def tensors(self) -> list[Tensor | None]:
-        """The tensors as torch means them: masked, parametrized, loaded, replicated."""
+        """The current tensors: masked, parametrized, loaded, replicated."""
         return self() if self._forward_pre_hooks or "forward" in self.__dict__ else self.forward()
 
 
 class PackedRows(Held):
-    """Packed rows that were added together: cores as a parameter, or int8 codes and scales as buffers."""
+    """Packed rows of one addition or several merged ones: cores as a parameter, or int8 codes and scales as buffers."""
 
     def __init__(self, packed: Sequence[Tensor], *, trainable: bool) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class PackedRows(Held):
         return not self._forward_pre_hooks and (self.coded or "cores" in self._parameters)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> PackedRows:
-        """Scales keep their dtype when the model changes its own: float16 would lose small ones."""
+        """As in ``nn.Module``, but scales keep their dtype: float16 would lose small ones."""
         scales = self._buffers.get("scales")
         super()._apply(fn, recurse)
         if scales is not None:
@@ -88,7 +88,7 @@ class Bucket(nn.Module):
         return [torch.cat((orthogonal, codes), 1), scales.squeeze(1)]
 
     def grown(self, packed: Sequence[Tensor], *, trainable: bool) -> Bucket:
-        """These rows and those that :meth:`compress` packed, at the end; this bucket stays as it is."""
+        """A bucket of these rows and, behind them, of those that :meth:`compress` packed; this one stays as it is."""
         pieces, packed = list(self.pieces), list(packed)
         # Merging only pieces that are no larger than what comes makes every row move at most log2(rows) times.
         while pieces and len(pieces[-1]) <= len(packed[0]) and pieces[-1].plain():
@@ -106,12 +106,12 @@ class Bucket(nn.Module):
     def rows(
         self, place: Tensor, *, padding: int | None = None, sparse: bool = False, out: Tensor | None = None
     ) -> Tensor:
-        """Rows ``(count, width)`` at ``place``, in at least float32; no gradient reaches the row at ``padding``."""
+        """Rows ``(count, width)`` at indices ``place``, in at least float32; row ``padding`` gets no gradient."""
         shares, starts = [(0, place, None)], [0]
         if len(self.pieces) > 1:
             starts += list(itertools.accumulate(map(len, self.pieces)))[:-1]
             owner, local = torch.zeros_like(place), place
-            for piece, end in zip(self.pieces, starts[1:], strict=False):  # a table of ends would have to be traced
+            for piece, end in zip(self.pieces, starts[1:], strict=False):  # a tensor of ends would have to be traced
                 owner, local = owner + (place >= end), local - len(piece) * (place >= end)
             shares = dispatch(owner, local, len(self.pieces), every=self.bits == 32)
         packed = []
@@ -126,7 +126,7 @@ class Bucket(nn.Module):
         return self.layout.unpack(computable(combine(packed, shares)), out)
 
     def blocks(self, rows: int) -> Iterator[Tensor]:
-        """All packed cores in the order stored, at most ``rows`` at a time."""
+        """All packed cores in storage order, in blocks of at most ``rows`` rows."""
         for piece in self.pieces:
             for parts in zip(*(tensor.split(rows) for tensor in piece.tensors()), strict=True):
                 yield self._decoded(*parts) if self.bits == 8 else parts[0]
@@ -143,19 +143,19 @@ class Bucket(nn.Module):
 
 
 def dispatch(owner: Tensor, place: Tensor, count: int, *, every: bool) -> list[Share]:
-    """Share ids out to the owners of their rows.
+    """Distribute ids to the owners of their rows.
 
     Args:
-        owner: The owner of each row, int64 ``(ids,)``.
+        owner: Owner of the row of each id, int64 ``(ids,)``.
         place: Index of the row within its owner, likewise.
         count: Number of owners.
-        every: While gradients are recorded, give owners of no row an empty share: their parameters then get a gradient
-            of zeros, as in a dense table, and parallel training does not wait for them.
+        every: With gradients, give an owner without rows an empty share: its parameters then get a gradient of zeros,
+            as in a dense table, and parallel training does not wait for it.
 
     Returns:
         Shares for :func:`combine`.
     """
-    if traced():  # no shape may depend on how many rows an owner has: everyone gives all rows, masked
+    if traced():  # no shape may depend on the number of rows of an owner: each owner gives all rows, masked
         return [(k, torch.where(owner == k, place, 0), owner == k) for k in range(count)]
     found = [(k, (owner == k).nonzero().squeeze(1)) for k in range(count)]
     asked = found if every and torch.is_grad_enabled() else [share for share in found if len(share[1])] or found[:1]
@@ -165,7 +165,7 @@ def dispatch(owner: Tensor, place: Tensor, count: int, *, every: bool) -> list[S
 
 
 def combine(rows: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
-    """The rows of all shares in the order of the ids."""
+    """Gather the rows of all shares, in the order of the ids."""
     if len(rows) == 1:
         return rows[0]
     if traced():
@@ -177,7 +177,7 @@ def combine(rows: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
 
 
 def shallow_copy(module: Module) -> Module:
-    """A module with the same settings, hooks, tensors and parts, each of which can be replaced."""
+    """A copy that shares settings, hooks, tensors and submodules, each of which can be replaced in the copy alone."""
     other = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
         other.__dict__[name] = dict(module.__dict__[name])

@@ -1,4 +1,4 @@
-"""What many rows share: their mean, and the principal axes along which they are decomposed."""
+"""The frame of many rows: their mean, and the principal axes along which they are decomposed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .buckets import Held
 from .packed import traced
 
 AT_ONCE = 16384  # rows decomposed together: bounds the working memory, and keeps the threads busy
-TOGETHER = 16  # many processors round a row otherwise in a product of fewer rows
+TOGETHER = 16  # on many processors a row is rounded differently in a product of fewer rows
 
 
 class Frame(Held):
@@ -31,7 +31,7 @@ class Frame(Held):
     @classmethod
     @torch.no_grad()
     def of(cls, table: Tensor, *, center: bool, rotate: bool) -> Frame:
-        """Mean and principal axes of the rows (largest variance first), summed in float64 a few rows at a time."""
+        """The frame of a table: mean and principal axes (largest variance first), accumulated in float64 by blocks."""
         if not (center or rotate):
             return cls()
         width = table.shape[1]
@@ -45,19 +45,19 @@ class Frame(Held):
         mean = total / len(table)
         if center:
             square -= len(table) * torch.outer(mean, mean)
-        # An axis has no sign of its own, but what a train keeps of a turned row depends on it.
+        # The sign of an axis is arbitrary, but the truncated train of a rotated row depends on it.
         axes = fix_signs(torch.linalg.eigh(square)[1]).flip(1).mT.to(table.dtype).contiguous() if rotate else None
         return cls((mean * scale).to(table.dtype) if center else None, axes)
 
     def inner(self, rows: Tensor) -> Tensor:
-        """Coordinates of rows along the axes, from the mean; in at least float32."""
+        """Coordinates of rows minus the mean along the axes, in at least float32."""
         rows, (mean, rotation) = computable(rows), self.tensors()
         if mean is not None:
             rows = rows - mean
         if rotation is None:
             return rows
         back = rotation.mT
-        if back.dtype in (torch.float16, torch.bfloat16):  # rounding has left these axes a little oblique
+        if back.dtype in (torch.float16, torch.bfloat16):  # rounded axes are not quite orthogonal
             back = torch.linalg.inv(rotation.double())
         return rows @ back.to(rows.dtype)
 
@@ -77,8 +77,7 @@ class Frame(Held):
 def _turned(inner: Tensor, rotation: Tensor) -> Tensor:
     """``inner @ rotation``, padded with rows of zeros to a multiple of ``TOGETHER``.
 
-    So the result of a row hardly ever depends on how many are multiplied with it. What is promised is agreement to
-    rounding.
+    So the result of a row hardly ever depends on the number of rows. Only agreement to rounding is guaranteed.
     """
     count = inner.shape[0]
     if traced() or count % TOGETHER == 0:

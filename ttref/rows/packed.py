@@ -1,14 +1,14 @@
-"""Many short vectors as tensor trains of equal ranks, packed row by row: what :class:`MPSEmbedding` keeps its rows in.
+"""Many short vectors as tensor trains of equal ranks, packed row by row: the storage format of :class:`MPSEmbedding`.
 
-Two facts make rows smaller and faster than the ten cores of a binary train, without changing what they stand for.
-A bond that is as large as its side can fill truncates nothing, and the cores beyond it are slices of the identity, the
-same for every row: they are not stored. And two neighboring cores of mode 2 between equal ranks hold as many numbers
-as their product, so the product is stored. What remains of a row at rank 4 over ten binary modes::
+Two facts make rows smaller and faster than the ten cores of a binary train, without changing the vectors. A bond with
+the full rank of its side truncates nothing, and the cores beyond it are slices of the identity, the same for every row:
+they are not stored. And two neighboring cores of mode 2 between equal ranks hold as many numbers as their product, so
+the product is stored. A row of rank 4 over ten binary modes then takes::
 
     4 x [2] - [2] - [2] - [2] - [2] - [2] x 4        six cores of 4 x 2 x 4
     4 x [ 4 ] - [ 4 ] - [ 4 ] x 4                    three of 4 x 4 x 4, 192 numbers
 
-The free index at either end runs over the modes that the identity stands for.
+The free index at either end runs over the modes whose cores are slices of the identity.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ..trains import tt_svd
 
 
 class RowLayout:
-    """Which cores of a train with these modes and ranks are stored, and where they lie in a packed row.
+    """The stored cores of a train with these modes and ranks, and their layout in a packed row.
 
     Attributes:
         shape, ranks: Modes and ranks of the train.
-        width: Entries of a row; modes that multiply to more mean zeros behind it.
+        width: Entries of a row; if the modes multiply to more, the row is padded with zeros.
         cores: Stored cores ``(left, n, right)``, neighbors merged; the first left and the last right index are free.
-        dense: True if these ranks cut nothing: then the row itself is stored, without the zeros.
+        dense: True if these ranks truncate nothing: then the row itself is stored, without the padding.
         numbers: Numbers stored for one row, ``last_size`` of them in the last core, which carries the norm.
     """
 
     def __init__(self, shape: Sequence[int], rank: int | Sequence[int], width: int) -> None:
         self.shape, self.ranks, self.width = tuple(shape), tt_ranks(shape, rank), width
-        # Bonds that a side fills by itself, counted from either end; the core that carries the norm is always stored.
+        # Bonds of full rank, from either end; the core that carries the norm is always stored.
         last = len(self.shape) - 1
         while last and self.ranks[last] == math.prod(self.shape[last:]):
             last -= 1
@@ -88,7 +88,7 @@ class RowLayout:
         parts = packed.split([math.prod(core) for core in self.cores], dim=1)
         train = [part.unflatten(1, core) for part, core in zip(parts, self.cores, strict=True)]
         front, back = train[0].flatten(1, 2), train[-1].flatten(2)
-        count = packed.shape[0]  # not len, which tracing would take for a constant
+        count = packed.shape[0]  # not len, which a tracer would make a constant
         for core, (_, n, right) in zip(train[1 : self._half], self.cores[1 : self._half], strict=True):
             front = torch.bmm(front, core.flatten(2)).view(count, front.shape[1] * n, right)
         for core, (left, n, _) in zip(train[self._half : -1][::-1], self.cores[self._half : -1][::-1], strict=True):
@@ -117,5 +117,5 @@ def meet(front: Tensor, back: Tensor, width: int, out: Tensor | None = None) -> 
 
 
 def traced() -> bool:
-    """Whether a compiler or an exporter follows this call: then no branch may depend on numbers or on their count."""
+    """True under a compiler or an exporter: then no branch may depend on numbers or on their count."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

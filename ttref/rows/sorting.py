@@ -1,4 +1,4 @@
-"""Which ranks each row takes: by a cap for each row, or by the error that each row may have."""
+"""Choice of the ranks of each row: by a cap for each row, or by a bound on the error of each row."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
     """Rows by the smallest cap that keeps their relative error within ``eps``, measured on the packed cores."""
     width = table.shape[1]
     rounding = min(torch.finfo(table.dtype).eps, torch.finfo(torch.float32).eps)
-    allowed = eps + 5 * len(shape) * rounding  # half of what is granted: contracting in other blocks rounds otherwise
+    allowed = eps + 5 * len(shape) * rounding  # half of the guarantee: contracting in other blocks rounds differently
     left, cap, before = torch.arange(len(table), device=table.device), 0, None
     while len(left):
         cap += 1
@@ -38,7 +38,7 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
         if layout.ranks == before:
             continue
         before = layout.ranks
-        if layout.dense or layout.numbers >= width:  # from here on the row itself is smaller
+        if layout.dense or layout.numbers >= width:  # from this cap on the row itself takes no more numbers
             yield RowLayout(shape, math.prod(shape), width), left, None
             return
         kept, good = [], []
@@ -48,16 +48,16 @@ def sort_by_error(eps: float, shape: Sequence[int], table: Tensor, frame: Frame)
             kept.append(packed[good[-1]])
         mine = torch.cat(good)
         if mine.any():
-            yield layout, left[mine], [torch.cat(kept)]  # what was measured is what is stored
+            yield layout, left[mine], [torch.cat(kept)]  # the cores that were measured are the ones stored
         left = left[~mine]
 
 
 def _errors(layout: RowLayout, packed: Tensor, rows: Tensor, frame: Frame) -> Tensor:
-    """Relative error of each row of a look-up; 0 for a zero row that is rebuilt as zeros."""
+    """Relative error of each row as a look-up rebuilds it; 0 for a zero row that is rebuilt as zeros."""
     found = frame.outer(layout.unpack(computable(packed)))
     scale = peak(rows, (1,)).double()  # squares of float64 extremes would leave the range
     wanted, looked_up = rows.double() / scale, [found]
-    if rows.dtype != found.dtype:  # where a half is nearly between two, another order of summing may take either
+    if rows.dtype != found.dtype:  # between two halves, another order of summing may round to either
         slack = 4 * torch.finfo(found.dtype).eps * found.abs().amax(1, keepdim=True)
         looked_up = [found - slack, found + slack]
     gap = torch.stack([(one.to(rows.dtype).double() / scale - wanted).abs() for one in looked_up]).amax(0)
@@ -84,7 +84,7 @@ def sorted_rows(
 def layouts_by_size(
     sizes: Sequence[int], shape: Sequence[int], width: int, known: Iterable[RowLayout]
 ) -> list[RowLayout]:
-    """The layout of each bucket from the numbers that it stores for a row: a known one, else that of a cap on ranks."""
+    """The layout of each bucket from its count of numbers per row: a known one, else that of a cap on the ranks."""
     caps: list[RowLayout] = []
     while not caps or not caps[-1].dense:
         caps.append(RowLayout(shape, len(caps) + 1, width))

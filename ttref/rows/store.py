@@ -1,4 +1,4 @@
-"""Rows in buckets of equal ranks, the index of bucket and place of each row, and the frame that they share."""
+"""Rows in buckets of equal ranks, an index with bucket and place of each row, and the frame of all rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .buckets import Bucket, Held, PackedRows, combine, dispatch, shallow_copy
 from .frame import AT_ONCE, Frame
 from .packed import RowLayout, traced
 
-Group = tuple[RowLayout, Tensor, list[Tensor] | None]  # a layout, the rows that take it, int64, and their packed cores
+Group = tuple[RowLayout, Tensor, list[Tensor] | None]  # a layout, indices of its rows, int64, their packed cores
 BLOCK = 2048  # rows rebuilt at once to score vectors with them
 
 
@@ -21,10 +21,10 @@ class RowStore(Held):
     """The rows of a table, each as a train in the bucket of its ranks.
 
     With one bucket, row i is at place i. With more, an index holds the bucket (uint8) and the place (int32) of each
-    row. A dense row, whose ranks cut nothing, is stored without mean and rotation.
+    row. A dense row, whose ranks truncate nothing, is stored as it is: without subtracting the mean, not rotated.
 
     Attributes:
-        width, bits, sparse: Entries of a row; 8 for int8 cores or 32; whether gradients are sparse.
+        width, bits, sparse: Entries of a row; 8 for int8 cores or 32; True for sparse gradients.
         buckets: ``ModuleList`` of :class:`Bucket`.
         frame: Mean row and axes.
         bucket, place: The index, or None.
@@ -50,7 +50,7 @@ class RowStore(Held):
     def grown(self, table: Tensor, groups: Iterable[Group], *, trainable: bool = True) -> RowStore:
         """A store of these rows and of more, compressed into the buckets of their ranks. This one stays as it is.
 
-        Both share what does not change, so a failure on the way leaves this store complete.
+        Both share the pieces that do not change, so an error on the way leaves this store complete.
         """
         grown, found = list(self.buckets), []
         if grown and self.bits == 32:  # new rows are frozen if the old ones are
@@ -72,7 +72,7 @@ class RowStore(Held):
         return longer
 
     def rows(self, ids: Tensor, part: slice, out: Tensor | None, *, padding: int | None, dtype: torch.dtype) -> Tensor:
-        """Rows at ``ids[part]`` in ``dtype``, into ``out`` if given; no gradient reaches row ``padding``."""
+        """Rows of ``ids[part]`` in ``dtype``, into ``out`` if given; row ``padding`` gets no gradient."""
         ids, (bucket, place) = ids[part], self.tensors()
         stopped = padding if traced() else None  # no branch may depend on the numbers of a traced index
         padding = None if traced() else padding
@@ -122,7 +122,7 @@ class RowStore(Held):
         return scores if place is None else scores.index_select(1, self._slots(bucket, place))
 
     def named(self) -> dict[str, Tensor]:
-        """All tensors by their names in a file, the pieces of each bucket in one."""
+        """All tensors by their names in a file, the pieces of each bucket concatenated."""
         names = "frame.mean", "frame.rotation", "bucket", "place"
         named = zip(names, [*self.frame.tensors(), *self.tensors()], strict=True)
         found = {name: tensor for name, tensor in named if tensor is not None}
@@ -134,7 +134,7 @@ class RowStore(Held):
     def filled(
         self, held: dict[str, Tensor], layouts: Sequence[RowLayout], rows: int, dtype: torch.dtype, trainable: bool
     ) -> RowStore:
-        """This store, until now empty, around tensors by their names in a state; an error where they do not fit."""
+        """Fill this empty store with tensors by their names in a state; ValueError if they do not fit."""
 
         def take(name: str, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
             tensor = held.pop(name)
@@ -171,7 +171,7 @@ class RowStore(Held):
 
     @torch.no_grad()
     def draw(self, padding: int | None, dtype: torch.dtype) -> None:
-        """Replace all rows by Gaussian ones, in place; after ``to_empty`` the index holds no numbers either."""
+        """Replace all rows by Gaussian ones, in place; also the index, if ``to_empty`` has left it without numbers."""
         if self.first().is_meta:  # no numbers yet: to_empty and another call make them
             return
         for held, of in ((self.frame.mean, torch.zeros), (self.frame.rotation, torch.eye)):
@@ -198,7 +198,7 @@ class RowStore(Held):
         return self.buckets[0].pieces[0].tensors()[0]
 
     def _compressed(self, bucket: Bucket, table: Tensor, mine: Tensor) -> list[Tensor]:
-        """Rows ``mine`` as :meth:`Bucket.compress` packs them, a few at a time."""
+        """Rows ``mine`` of the table, packed by :meth:`Bucket.compress` in blocks."""
         packed: list[Tensor] = []
         for start in range(0, len(mine), AT_ONCE):
             rows = table[mine[start : start + AT_ONCE]]
@@ -211,10 +211,10 @@ class RowStore(Held):
         return packed
 
     def _check_range(self, bucket: Bucket, rows: Tensor, packed: list[Tensor], mine: Tensor) -> None:
-        """ValueError with the id of a row that a look-up would rebuild as infinite, or as zero below all scales."""
+        """ValueError with the id of a row that a look-up would rebuild as infinite, or that underflows its scale."""
         kind = torch.float32 if self.bits == 8 else rows.dtype
         largest = rows.abs().amax(1)
-        doubtful = largest > torch.finfo(kind).max / 16  # below that, no cut and no rounding reaches the end
+        doubtful = largest > torch.finfo(kind).max / 16  # below that, truncation and rounding cannot overflow
         if self.bits == 8:
             doubtful |= largest > torch.finfo(rows.dtype).max / 16
             lost = packed[1] < torch.finfo(torch.float32).tiny
@@ -241,7 +241,7 @@ class RowStore(Held):
     def _grown_index(
         self, grown: list[Bucket], found: list[tuple[int, Tensor, list[Tensor]]], count: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Bucket and place of the old rows and of ``count`` new ones, which the buckets do not hold yet."""
+        """Bucket and place of the old rows and of ``count`` new ones, before the buckets are extended."""
         old, (old_bucket, old_place) = self.count, self.tensors()
         bucket = torch.zeros(old + count, dtype=torch.uint8, device=device)
         place = torch.arange(old + count, dtype=torch.int32, device=device)
@@ -254,7 +254,7 @@ class RowStore(Held):
         return bucket, place
 
     def names_every_row_once(self, bucket: Tensor, place: Tensor) -> bool:
-        """True for an index in which every place of every bucket is that of one row."""
+        """True if the index maps the rows one to one to the places of all buckets."""
         sizes = torch.tensor([*map(len, self.buckets)], device=place.device)
         beyond = (place < 0) | (bucket >= len(sizes))
         beyond |= place >= sizes[bucket.long().clamp(max=len(sizes) - 1)]
@@ -267,7 +267,7 @@ class RowStore(Held):
 
 
 def gaussian(table: Tensor, padding: int | None) -> Tensor:
-    """Draw rows in place as a new ``nn.Embedding`` does."""
+    """Draw rows in place, as a new ``nn.Embedding``: Gaussian, zeros at ``padding``."""
     table.normal_()
     if padding is not None:
         table[padding] = 0
