@@ -1,4 +1,8 @@
-"""Changing a model that is there already: one transaction, and the names that modules have in it."""
+"""Changing an existing model: one transaction with undo, and one rule for the names of its modules.
+
+`edit` has :class:`edit` and :func:`swap_layer`, `wrappers` the names of modules without wrappers, `ties` the parameters
+that several modules share.
+"""
 
 from .edit import edit, swap_layer
 

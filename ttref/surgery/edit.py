@@ -1,16 +1,17 @@
-"""Changing a model that is there already: all of it or nothing, and back again."""
+"""Changing an existing model: all changes or none, with undo."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import is_
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .ties import check_unshared, leaving, parts, untie
-from .wrappers import bare_modules, named, put, synchronizing
+from .ties import check_unshared, declares, leaving, parts, untie
+from .wrappers import bare_modules, named, put, synchronizing, way
 
 __all__ = ["edit", "swap_layer"]
 
@@ -23,18 +24,18 @@ _CHANGED = (
 
 
 class edit:
-    """A change of a model that happens as a whole or not at all, and can be undone.
+    """A transaction on a model: all changes are made or none, and they can be undone.
 
-    Whatever is done inside of the ``with`` to modules, parameters, buffers, hooks, attributes and ``requires_grad`` is
-    taken back if anything is raised there, ``KeyboardInterrupt`` included. Numbers are taken back where :meth:`fill`
-    wrote them.
+    If anything is raised inside the ``with``, ``KeyboardInterrupt`` included, all changes of modules, parameters,
+    buffers, hooks, attributes and ``requires_grad`` are rolled back. Numbers of tensors are rolled back only where
+    :meth:`fill` wrote them.
 
     Args:
-        model: The model, changed in place; whatever ``torch.compile``, parallel training or PEFT put around it or its
-            parts stays around them.
+        model: The model, changed in place; wrappers of ``torch.compile``, parallel training or PEFT around it or its
+            parts stay.
 
     Cost:
-        O(number of modules and parameters), twice. The old modules are kept as long as the edit is.
+        O(number of modules and parameters), twice. The edit keeps the old modules alive for :meth:`undo`.
 
     Example:
         >>> from ttref import TTLinear
@@ -56,28 +57,31 @@ class edit:
 
     def __enter__(self) -> edit:
         self._changes, self._numbers = None, []
-        self._seen: dict[int, tuple[nn.Module, str, dict, dict]] = {}
-        self._see(self.model)
+        self._seen: dict[int, tuple[nn.Module, str, list[tuple[Any, dict]]]] = {}
+        self._see(self._touched())
         return self
 
+    def _touched(self) -> Iterable[tuple[str, nn.Module]]:
+        return self.model.named_modules()
+
     def put(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Put modules where others stand.
+        """Replace modules by name.
 
         Args:
-            layers: From names to modules. A name is a whole name, or the end of one after a dot if only one module's
-                name ends so; wrappers are not part of it. Widths must be those of the old module; bias, dtype and
-                device are yours to match.
+            layers: From names to new modules. A name is a module's full name, or the end of it after a dot if no other
+                module's name ends so; wrappers are not part of it. Widths must be those of the old module; bias, dtype
+                and device are not checked.
 
         Returns:
             The modules that were replaced, by their whole names.
 
         Raises:
-            TypeError: No module.
+            TypeError: A replacement that is no module.
             ValueError: No module of this name or several, other widths, or a parameter, a buffer or the module itself
                 that other modules use too and that the new module does not hold: the tie would break.
 
         Ties:
-            Where transformers ties weights by name, it is told of names that are gone.
+            The names of ties that no longer exist are removed from a transformers model's declared ties.
         """
         there = bare_modules(self.model, remove_duplicate=False)
         names = [key if key and key in there else named(self.model, key, one=True)[0] for key in layers]
@@ -92,23 +96,24 @@ class edit:
                 if before is not None and after is not None and before != after:
                     raise ValueError(f"{name} has {width} = {before}, but the replacement has {after}")
         check_unshared(there, {name: leaving(there[name], layer) for name, layer in new.items()}, aliases=True)
+        self._see((name, part) for name, part in there.items() if declares(part))
         for name, layer in new.items():
-            self._see(layer, name)
+            self._see([(name, way(self.model, name)[-1][0]), *layer.named_modules(prefix=name)])
             put(self.model, name, layer)
         untie(there, new)
         return {name: there[name] for name in new}
 
     @torch.no_grad()
     def fill(self, tensor: Tensor, numbers: Tensor) -> None:
-        """Copy numbers into a tensor of the model; those that were there are kept for as long as the edit is."""
+        """Copy numbers into a tensor of the model; the edit keeps a copy of the old ones."""
         self._numbers.append((tensor, tensor.detach().clone()))
         tensor.copy_(numbers)
 
     def undo(self) -> None:
-        """Put everything back that the edit changed, once. What was taken out comes back as it was left, mode included.
+        """Undo all changes of the edit, once. Replaced modules return as they are now, training mode included.
 
         Raises:
-            RuntimeError: The edit was not completed, or was undone before; or the model was changed since in a place
+            RuntimeError: The edit was not completed, or is undone already; or the model was changed since in a place
                 that the edit had changed. Nothing is undone then.
         """
         if self._changes is None:
@@ -142,47 +147,47 @@ class edit:
         self._changes = [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
         self._seen = {}
 
-    def _see(self, module: nn.Module, prefix: str = "") -> None:
-        """Take down what the modules hold before it is changed."""
-        for name, part in module.named_modules(prefix=prefix):
+    def _see(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        """Record the contents of the modules before they are changed."""
+        for name, part in modules:
             if id(part) not in self._seen:
-                own = dict(vars(part))
-                held = {key: _entries(one) for key, one in own.items() if isinstance(one, _CONTAINERS) and one}
-                flags = {one: _entries(one) for one in part._parameters.values() if one is not None}
-                self._seen[id(part)] = part, name, own, held | flags
+                own = vars(part)
+                held = [own, *[one for one in own.values() if isinstance(one, _CONTAINERS)]]
+                held += [one for one in part._parameters.values() if one is not None]
+                self._seen[id(part)] = part, name, [(one, _entries(one)) for one in held]
 
     def _first(self) -> Iterator[tuple[nn.Module, str, Any, dict]]:
-        """What was taken down: module, its name, a container or parameter, and the entries."""
-        for part, name, own, held in self._seen.values():
-            yield part, name, vars(part), own
-            for key, one in own.items():
-                if isinstance(one, _CONTAINERS):
-                    yield part, name, one, held.get(key, {})
-            for one, entries in held.items():
-                if not isinstance(one, str):
-                    yield part, name, one, entries
+        """The recorded contents: module, its name, a container or parameter, and its entries."""
+        return ((part, name, one, entries) for part, name, held in self._seen.values() for one, entries in held)
 
     @torch.no_grad()
     def _write(self, wanted: list[tuple[Any, dict]]) -> None:
-        for held, entries in reversed(wanted):  # what two modules share is as it was when the first was seen
+        for held, entries in reversed(wanted):  # of shared contents the first record counts, which is written last
             if not _holds(held, entries):
                 _write(held, entries)
         for tensor, numbers in reversed(self._numbers):
             tensor.copy_(numbers)
 
 
+class _Swap(edit):
+    """An edit in which nothing but ``put`` is called: what that touches is all that is taken down."""
+
+    def _touched(self) -> Iterable[tuple[str, nn.Module]]:
+        return ()
+
+
 def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Put ``layer`` where the module called ``name`` stands. Nothing changes if it does not fit.
+    """Replace the module called ``name`` by ``layer``. Nothing changes if it does not fit.
 
     Args:
         model: The model, changed in place.
-        name: The module's name in the bare model, whatever ``torch.compile``, ``nn.DataParallel`` or PEFT has put
-            around it or its parts: the whole name, or the end of it after a dot if no other module's name ends so.
-        layer: The replacement, of the same widths. Bias, dtype and device are yours to match.
+        name: The module's name in the bare model, without the wrappers of ``torch.compile``, ``nn.DataParallel`` or
+            PEFT: the full name, or the end of it after a dot if no other module's name ends so.
+        layer: The replacement, of the same widths; bias, dtype and device are not checked.
 
     Returns:
-        The module that was replaced: keep it, and swapping it back undoes the change. :class:`edit` changes several at
-        once and undoes them.
+        The module that was replaced; swapping it back undoes the change. :class:`edit` changes several modules at once
+        and undoes that.
 
     Raises:
         TypeError: ``layer`` is no module.
@@ -191,8 +196,8 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
             :class:`TiedHead`): replacing one of them alone would break the tie.
 
     Ties:
-        Where transformers ties weights by name, it is told of names that are gone, and ``tie_weights`` leaves a head
-        alone that was untied and then swapped. Swapped back, it stays untied.
+        The names of ties that no longer exist are removed from a transformers model's declared ties, and
+        ``tie_weights`` does not tie a head again that was untied and then swapped. Swapped back, it stays untied.
 
     Cost:
         O(number of modules and of parameters' names).
@@ -204,7 +209,7 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         >>> type(model[0]).__name__, type(dense).__name__
         ('TTLinear', 'Linear')
     """
-    with edit(model) as change:
+    with _Swap(model) as change:
         [(place, old)] = change.put({name: layer}).items()
         if kind := synchronizing(model, place):
             raise ValueError(
@@ -215,7 +220,7 @@ def swap_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
 
 def to_the_end(work: Callable[[], None]) -> None:
-    """Do work that may be begun again from its start: an interrupt begins it again, and is raised when it is done."""
+    """Run idempotent work to its end: an interrupt restarts it, and is raised when it is done."""
     interrupt: BaseException | None = None
     for _ in range(_MOST_INTERRUPTS):
         try:
@@ -230,7 +235,7 @@ def to_the_end(work: Callable[[], None]) -> None:
 
 
 def _entries(held: dict | list | set | nn.Parameter) -> dict:
-    """What a module holds, as a dict: containers entry by entry, and of a parameter whether it is trained."""
+    """The entries of a container as a dict; of a parameter, its ``requires_grad``."""
     if isinstance(held, dict):
         return dict(held)
     if isinstance(held, (list, set)):
@@ -239,12 +244,13 @@ def _entries(held: dict | list | set | nn.Parameter) -> dict:
 
 
 def _holds(held: dict | list | set | nn.Parameter, entries: dict) -> bool:
-    """Whether these are still the entries: the same objects in the same order."""
-    if not entries and not held:  # most: the hooks that a module does not have
+    """True if these are still the entries: the same objects in the same order."""
+    if not entries and not held:  # the most frequent case: a module without such hooks
         return True
-    now = _entries(held)
-    same = list(map(id, now.values())) == list(map(id, entries.values()))
-    return same and list(map(hash, now)) == list(map(hash, entries))
+    if isinstance(held, list):
+        return len(held) == len(entries) and all(map(is_, held, entries.values()))
+    now = held if isinstance(held, dict) else _entries(held)
+    return len(now) == len(entries) and all(map(is_, now, entries)) and all(map(is_, now.values(), entries.values()))
 
 
 def _write(held: dict | list | set | nn.Parameter, entries: dict) -> None:

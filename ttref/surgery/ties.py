@@ -1,6 +1,6 @@
-"""What modules of a model share: numbers that several use, and what transformers is told about tied weights.
+"""Ties of a model: parameters and modules that several modules use, and the ties that a transformers model declares.
 
-transformers ties weights by name. A compressed table has no such weight, nor has a layer that was put around another.
+transformers ties weights by name. A compressed table has no weight of that name, nor has a layer around another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # a parameter's; other entries are patterns, and not of tables
+_REGISTERED = ("_modules", "_parameters", "_buffers")
+_PLAIN_NAME = re.compile(r"[\w.]+\.(weight|bias)")  # of a parameter; other entries are patterns, never of tables
 
 
 def check_unshared(
@@ -22,12 +23,15 @@ def check_unshared(
     *,
     aliases: bool = False,
 ) -> None:
-    """Refuse to change what other modules of the model use too.
+    """Refuse to change tensors and modules that other modules of the model use too.
 
     Args:
-        modules: All modules of the model by their bare names, shared ones under all of theirs.
+        modules: All modules of the model by their bare names, shared ones under each of their names.
         used: By such names, the tensors and modules in them that are to be changed or replaced.
-        aliases: Whether one place that has two names, in a block that is held twice, counts as one.
+        aliases: True if the two names of a module inside a shared block count as one.
+
+    Raises:
+        ValueError: Another module uses one of them.
     """
     same = {name: (f"{name}.",) for name in used}
     if aliases:
@@ -58,50 +62,51 @@ def check_unshared(
 
 
 def _place(modules: Mapping[str, nn.Module], name: str) -> tuple[int, str]:
-    """Where the module of this name is held."""
+    """Parent and attribute name of the module of this name."""
     up, _, leaf = name.rpartition(".")
     return id(modules[up]), leaf
 
 
 def leaving(old: nn.Module, new: nn.Module) -> list[Tensor | nn.Module]:
-    """The old module, and what goes with it because the new one does not hold it."""
+    """The old module and those of its parts that the new one does not hold."""
     stays = {id(part) for part in parts(new)}
     goes = [part for part in parts(old) if id(part) not in stays]
     return [old, *(part for part in goes if not isinstance(part, nn.Module) or any(True for _ in part.parameters()))]
 
 
 def parts(module: nn.Module) -> list[Tensor | nn.Module]:
-    """All that a module consists of: modules, parameters and buffers."""
+    """All parts of a module: modules, parameters and buffers."""
     return [*module.modules(), *module.parameters(), *module.buffers()]
 
 
 def _keys(part: Tensor | nn.Module | None) -> list[object]:
-    """By what a part is known: itself, and where its numbers begin, which another parameter may have too."""
+    """Keys that identify a part: its id, and the address of its numbers, which another parameter may share."""
     if not isinstance(part, Tensor):
         return [] if part is None else [id(part)]
     if part.is_meta or isinstance(part, nn.parameter.UninitializedTensorMixin) or not part.numel():
         return [id(part)]
     try:
         return [id(part), (part.device, part.data_ptr())]
-    except RuntimeError:  # a kind of tensor without memory of its own
+    except RuntimeError:  # a tensor subclass without storage
         return [id(part)]
 
 
 def hidden(module: nn.Module) -> list[nn.Module]:
-    """The modules that a module uses without registering them, as far as can be seen."""
-    found = list(module.shares()) if hasattr(module, "shares") else []
+    """The modules that a module uses without registering them: from ``shares()`` and its attributes."""
+    found = list(module.shares()) if hasattr(type(module), "shares") else []
     for name, value in vars(module).items():
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, dict):  # first, because most are: empty ones
+            if value and name not in _REGISTERED:
+                found += value.values()
+        elif isinstance(value, (list, tuple)):
             found += value
-        elif isinstance(value, dict):
-            found += value.values() if name != "_modules" else ()
-        else:
+        elif not isinstance(value, (bool, int, str)):
             found.append(value() if isinstance(value, weakref.ref) else value)
     return [value for value in found if isinstance(value, nn.Module)]
 
 
 class _Declared(dict):
-    """Ties as they hold now, with those that the model declared itself, and the ends of those that were untied."""
+    """The ties that hold now, with those that the model declared itself, and the targets that were untied."""
 
     def __init__(
         self, now: dict[str, str], declared: dict[str, str] | None, own: bool, parted: frozenset[str] = frozenset()
@@ -111,15 +116,15 @@ class _Declared(dict):
 
 
 def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
-    """Let every part of the model declare the ties that hold with this look-up, and no resizing it cannot do.
+    """Let every part of the model declare the ties that hold with this look-up, and refuse resizing if compressed.
 
-    transformers ties weights by name whenever it loads, saves or resizes. The names are taken out here, and not by
-    ``config.tie_word_embeddings``, which some models read while they compute.
+    transformers ties weights by name whenever it loads, saves or resizes. The names are removed here, and not by
+    ``config.tie_word_embeddings``, which some models read in their forward pass.
 
     Args:
-        model: The model, with the look-up put in.
-        look_up: The new one.
-        untied: Whether the head was told to keep its own matrix: then nothing may tie it again, as long as it has one.
+        model: The model, with the new look-up.
+        look_up: The new look-up.
+        untied: True if the head keeps a dense matrix: then it may not be tied again while it has one.
     """
     # Rows without a weight that could be tied by its name, or resized.
     rows = hasattr(look_up, "num_embeddings") and not isinstance(look_up, nn.Embedding)
@@ -156,10 +161,15 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
         model.get_expanded_tied_weights_keys(all_submodels=True)  # fails now, if at all, and not when it is saved
 
 
+def declares(part: nn.Module) -> bool:
+    """Whether a bare module is a model that transformers ties by names."""
+    return hasattr(type(part), "get_expanded_tied_weights_keys")  # the class is fast to ask
+
+
 def untie(modules: Mapping[str, nn.Module], names: Collection[str]) -> None:
-    """Declare what holds after modules of these bare names were replaced, where ties were declared for one of them."""
+    """Redeclare ties after modules of these bare names were replaced, if ties were declared for one of them."""
     for prefix, part in modules.items():
-        if not hasattr(part, "get_expanded_tied_weights_keys"):
+        if not declares(part):
             continue
         ties = getattr(part, "_tied_weights_keys", None)
         declared = {**(ties or {}), **(getattr(ties, "declared", None) or {})}
@@ -174,7 +184,7 @@ def untie(modules: Mapping[str, nn.Module], names: Collection[str]) -> None:
 
 
 def _repeated(part: nn.Module, look_up: nn.Module) -> dict[str, str]:
-    """The names of a look-up that encoder and decoder share, as patterns: a file may hold its numbers once."""
+    """Ties between the names of a look-up shared by encoder and decoder, as patterns: a file holds its numbers once."""
     names = [name for name, module in part.named_modules(remove_duplicate=False) if module is look_up]
     return {f"{name}.": f"{names[0]}." for name in names[1:]}
 
@@ -190,7 +200,7 @@ def _resizing(part: nn.Module, look_up: nn.Module | None) -> None:
 def _cannot_resize(
     look_up: nn.Module, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
 ) -> nn.Module:
-    """What stands for ``resize_token_embeddings`` meanwhile."""
+    """In place of ``resize_token_embeddings`` while the table is compressed."""
     rows = look_up.num_embeddings
     wanted = rows if new_num_tokens is None else new_num_tokens
     if pad_to_multiple_of is not None:

@@ -1,9 +1,9 @@
-"""Names of modules as the bare model has them, whatever ``torch.compile``, parallel training or PEFT put around it.
+"""Names of modules in the bare model, without the wrappers of ``torch.compile``, parallel training or PEFT.
 
-Each wrapper is a module that holds the wrapped one under a name of its own: ``_orig_mod.`` or ``module.`` then stands
-in front of, or amid, every name. A file that kept such names would fit only models wrapped the same way.
+A wrapper is a module with the wrapped one as a child: ``_orig_mod.`` or ``module.`` then stands at the beginning of
+every name, or within it. A file with such names would fit only models wrapped in the same way.
 
-One rule for names everywhere: a module is named by its whole name in the bare model, or by the end of it after a dot.
+One rule for names everywhere: a module is named by its full name in the bare model, or by the end of it after a dot.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "named", "names_it", "put", "rebind"]
+__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "named", "names_it", "put", "rebind", "way"]
 
 # By name, because importing the classes would load torch's compiler, its distributed package, and PEFT.
 _INSIDE = {
@@ -28,7 +28,7 @@ _INSIDE = {
     "PeftMixedModel": "base_model",
     "BaseTuner": "model",
 }
-# They took down the parameters when they were made.
+# These register the parameters when they are made, and synchronize no new ones.
 _SYNCHRONIZING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -46,12 +46,12 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def bare_names(model: nn.Module) -> dict[str, str]:
-    """From the name that torch has for a module to the one without wrappers, for all modules, shared ones included."""
+    """From torch's name of each module to the one without wrappers, for all modules, shared ones included."""
     return {full: name for full, name, _ in _walk(model)}
 
 
 def bare_modules(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Module]:
-    """The modules by their names without wrappers, wrappers left out; a shared one under its first name, or all."""
+    """Modules by their names without wrappers; a shared one under its first name, or under all its names."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for _, name, module in _walk(model):
@@ -64,12 +64,12 @@ def bare_modules(model: nn.Module, remove_duplicate: bool = True) -> dict[str, n
 
 
 def bare_state(model: nn.Module, **options: Any) -> dict[str, Any]:
-    """The ``state_dict(**options)`` of what is inside the wrappers, with names that know none."""
+    """The ``state_dict(**options)`` of the model inside the wrappers, with names without wrappers."""
     model, state = bare(model), {}
     names = bare_names(model)
     for key, value in model.state_dict(**options).items():
         owner, _, own = key.rpartition(".")
-        while owner not in names:  # some wrappers take their name out by themselves, and buffers may have dots
+        while owner not in names:  # some wrappers remove their names themselves, and names of buffers may have dots
             owner, _, leaf = owner.rpartition(".")
             own = f"{leaf}.{own}"
         state[f"{names[owner]}.{own}".removeprefix(".")] = value
@@ -77,21 +77,21 @@ def bare_state(model: nn.Module, **options: Any) -> dict[str, Any]:
 
 
 def names_it(target: str, name: str) -> bool:
-    """Whether a module of this bare name is called ``target``, or its name ends in "." and ``target``."""
+    """True if ``target`` is this bare name, or the end of it after a dot."""
     return name == target or name.endswith(f".{target}")
 
 
 def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[str, ...] = ()) -> list[str]:
-    """The bare names that ``target`` names, in the order of the model; else those that it names with wrappers in it.
+    """The bare names that ``target`` matches, in the order of the model; if none, it is read as a name with wrappers.
 
     Args:
         model: The model.
-        target: A whole name, or the end of one after a dot.
-        one: Only one is meant: that of the whole name, or the only one that ends so.
-        outside: Beginnings of names that do not count.
+        target: A full name, or the end of one after a dot.
+        one: Exactly one match is wanted: the module with this full name, or the only one whose name ends so.
+        outside: Prefixes of names to ignore.
 
     Raises:
-        ValueError: There is none, or more than the one that is meant.
+        ValueError: No match, or several where one is wanted.
     """
     modules = bare_modules(model, remove_duplicate=False)
     names = [name for name in modules if name and not name.startswith(outside)]
@@ -114,26 +114,26 @@ def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[st
 
 def find(model: nn.Module, name: str) -> nn.Module:
     """The module of this bare name; AttributeError if there is none."""
-    way = _way(model, name)
-    return getattr(*way[-1]) if way else model
+    steps = way(model, name)
+    return getattr(*steps[-1]) if steps else model
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Let the module of this bare name be another one. Wrappers around the old one are then around the new one."""
-    holder, leaf = _way(model, name)[-1]
+    """Replace the module of this bare name. Wrappers around the old one are then around the new one."""
+    holder, leaf = way(model, name)[-1]
     setattr(holder, leaf, module)
     if leaf == "_orig_mod":
         rebind(holder)
 
 
 def synchronizing(model: nn.Module, name: str) -> str | None:
-    """The class of a wrapper around this module that would not synchronize the gradients of new parameters, or None."""
-    kinds = [type(holder).__name__ for holder, _ in _way(model, name)]
+    """Class name of a wrapper around this module that would not synchronize gradients of new parameters, or None."""
+    kinds = [type(holder).__name__ for holder, _ in way(model, name)]
     return next((kind for kind in kinds if kind in _SYNCHRONIZING), None)
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Every module with the name that torch has for it and the one without wrappers."""
+    """Every module with torch's name and the name without wrappers."""
     names: dict[str, str] = {}
     wrapped: dict[str, str | None] = {}
     for full, module in model.named_modules(remove_duplicate=False):
@@ -144,8 +144,8 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         yield full, names[full], module
 
 
-def _way(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
-    """Holder and attribute of each step down to the module of a bare name, steps into wrappers included."""
+def way(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
+    """Parent and attribute name of each step down to the module of a bare name, steps into wrappers included."""
     steps: list[tuple[nn.Module, str]] = []
     for part in ("", *name.split(".")):
         if part:
@@ -158,12 +158,12 @@ def _way(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
 
 
 def rebind(compiled: nn.Module) -> None:
-    """Let what ``torch.compile`` made call the module that it holds now: it has the call of an earlier one bound."""
+    """Let a module made by ``torch.compile`` call its current inner module: it has bound the call of the old one."""
     compiled._initialize()
 
 
 def _inside(module: nn.Module) -> str | None:
-    """Under which name a wrapper holds its module, None for what is no wrapper."""
+    """Attribute name under which a wrapper holds its module; None for other modules."""
     for kind in type(module).__mro__:
         if kind.__name__ in _INSIDE and kind.__module__.startswith(("torch.", "peft.")):
             return _INSIDE[kind.__name__]
