@@ -1,9 +1,9 @@
 """Tensor trains for compressing neural networks: a small, tested reference.
 
-Functions on plain lists of cores come first; layers and tools are thin shells around them. What torch alone is enough
-for is taken from here: ``from ttref import tt_svd``. Fixed point has a top of its own, :mod:`ttref.fixedpoint` (NumPy,
-and Amaranth for circuits); the adapter for PEFT is in :mod:`ttref.lora.peft`. Nothing is imported until it is asked
-for, so ``import ttref`` is instant and needs no torch.
+Functions on plain lists of cores come first; layers and tools are thin shells around them. Names that need only torch
+are imported from here: ``from ttref import tt_svd``. Fixed point is :mod:`ttref.fixedpoint` (NumPy, and Amaranth for
+circuits); the adapter for PEFT is in :mod:`ttref.lora.peft`. A module is imported when one of its names is first used,
+so ``import ttref`` is instant and needs no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The frozen layer under an adapter: which layers qualify, their weight, and what layer and update make together."""
+"""The frozen layer under an adapter: which layers qualify, their weight, and the sum of layer and update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNBUILT = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffe
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """``(out_features, in_features)`` of a layer that can be adapted, or an error that says what is wrong with it."""
+    """``(out_features, in_features)`` of a layer that can be adapted; TypeError for another one, with the reason."""
     if hasattr(layer, "base_layer"):
         raise TypeError(f"it is already adapted (a {type(layer).__name__}); merge that adapter first")
     if quantized(layer):
@@ -44,9 +44,9 @@ def widths(layer: nn.Module) -> tuple[int, int]:
 
 
 def quantized(layer: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight in a form of its own, as packages that quantize do.
+    """True for a linear layer whose weight is no plain floating-point tensor, as those of quantizing packages.
 
-    Such a layer is only ever called: nothing reads its weight, so nothing can be added to it either.
+    Such a layer is only called: its weight is never read, so no update can be added to it.
     """
     kept = [getattr(layer, name, None) for name in ("weight", "qweight", "W_q")]
     held = next((tensor for tensor in kept if isinstance(tensor, Tensor)), None)
@@ -56,20 +56,20 @@ def quantized(layer: nn.Module) -> bool:
 
 
 def _plain(weight: Tensor) -> bool:
-    """Whether arithmetic with a weight means what it says; torch's own tracers put a kind of tensor in, too."""
+    """True for a plain floating-point tensor, or one of torch's tracers, with which arithmetic can be done."""
     own = type(weight) in (nn.Parameter, Tensor) or type(weight).__module__.startswith("torch._subclasses")
     return own and weight.dtype in _FLOATS
 
 
 def delta_for(layer: nn.Module, **options: object) -> TTDelta:
-    """The update for a layer: its widths, its device, and its dtype, float32 beside half precision."""
+    """A new update for a layer, with its widths, device and dtype; float32 beside half precision."""
     out_features, in_features = widths(layer)
     dtype = torch.float64 if not quantized(layer) and layer.weight.dtype == torch.float64 else torch.float32
     return TTDelta(out_features, in_features, device=device_of(layer), dtype=dtype, **options)
 
 
 def device_of(layer: nn.Module) -> torch.device | str | int:
-    """Where the layer computes: where its numbers are, or where accelerate brings them for each call."""
+    """The device of the layer's parameters, or the one to which accelerate brings them for each call."""
     hook = getattr(layer, "_hf_hook", None)
     there = next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
     place = getattr(hook, "execution_device", None)
@@ -77,12 +77,12 @@ def device_of(layer: nn.Module) -> torch.device | str | int:
 
 
 def oriented(layer: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix ``(out, in)`` in the orientation of the layer's own weight, or back: ``Conv1D`` keeps ``(in, out)``."""
+    """A matrix ``(out, in)`` in the orientation of the layer's weight, or back: that of ``Conv1D`` is ``(in, out)``."""
     return matrix.mT if _is_conv1d(layer) else matrix
 
 
 def check_addable(layer: nn.Module) -> None:
-    """An error if nothing can be added to the layer's weight."""
+    """Refuse a layer whose weight cannot be changed: quantized or offloaded."""
     if quantized(layer):
         raise TypeError(
             f"the weight of this {type(layer).__name__} is quantized, so the update cannot be added to it; keep it "
@@ -96,17 +96,17 @@ def check_addable(layer: nn.Module) -> None:
 
 
 def merged_weight(layer: nn.Module, deltas: Sequence[TTDelta]) -> Tensor:
-    """The layer's weight with the updates added, in its own orientation. Differentiable."""
+    """The layer's weight plus the updates, in the weight's orientation. Differentiable."""
     check_addable(layer)
     weight = oriented(layer, layer.weight)
     for delta in deltas:
         weight = delta.added_to_weight(weight)
-    # Laid out as the layer has it, so that an update of zero changes no bit of any product.
+    # In the memory layout of the layer's weight, so that an update of zero changes no bit of any product.
     return oriented(layer, weight).clone(memory_format=torch.contiguous_format) if _is_conv1d(layer) else weight
 
 
 def updated_answer(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, order: str = "auto") -> Tensor:
-    """What the frozen layer and the updates answer to ``(*batch, in)`` together."""
+    """The output of the frozen layer plus the updates for x ``(*batch, in)``."""
     if x.ndim == 0 or x.shape[-1] != deltas[0].in_features:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must hold in_features = {deltas[0].in_features}")
     batch, added = math.prod(x.shape[:-1]), one_product_does(layer, deltas)
@@ -120,17 +120,16 @@ def updated_answer(layer: nn.Module, deltas: Sequence[TTDelta], x: Tensor, order
     y = layer(x)
     flat = y.reshape(-1, y.shape[-1])
     for delta, plan in zip(deltas, plans, strict=True):
-        if added and plan.order == "dense":  # one product can do for all updates or for none
+        if added and plan.order == "dense":  # the summed weight serves all updates or none
             plan = delta.plan(batch)
         flat = delta.added_to_answer(flat, delta.dropout(x).reshape(-1, x.shape[-1]), plan)
     return flat.reshape(y.shape)
 
 
 def one_product_does(layer: nn.Module, deltas: Sequence[TTDelta]) -> bool:
-    """Whether one product with the summed weight gives the same as the layer itself and then the updates.
+    """True if one product with the summed weight gives the same as the layer plus the updates.
 
-    Not if somebody hooked into the layer's forward or replaced it, not beside a quantized weight, and not with dropout
-    before an update.
+    False if the layer has hooks or a replaced forward, if its weight is quantized, and with dropout before an update.
     """
     plain = (type(layer) is nn.Linear or _is_conv1d(layer)) and _plain(layer.weight)
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks

@@ -1,4 +1,4 @@
-"""The update of one weight as a tensor train: its cores, how they start, and how they meet activations."""
+"""The update of one weight as a tensor train: its cores, their initialization, and products with vectors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from .saved_delta import SavedDelta
 
 
 class TTDelta(SavedDelta):
-    """``alpha * TT(cores)``, read row-major as a matrix ``(out_features, in_features)``: what is added to a weight.
+    """The update of a weight: ``alpha * TT(cores)``, read row-major as a matrix ``(out_features, in_features)``.
 
-    :class:`TTLoRALinear` and the PEFT bridge both put this beside a frozen layer; the former explains the arguments.
+    :class:`TTLoRALinear` and the layers of :mod:`ttref.lora.peft` put it beside a frozen layer. The arguments are those
+    of :class:`TTLoRALinear`.
 
     Attributes:
         cores: ``ParameterList`` of cores ``(r_{k-1}, n_k, r_k)``, output modes first.
         shape, ranks: Modes and full ranks.
-        boundary_rank: Rank of the bond between rows and columns, which bounds the matrix rank; None where a mode
-            straddles.
-        modes: Pairs ``(m_k, n_k)`` of row and column mode, with the cores that straddle taken together.
+        boundary_rank: Rank of the bond between rows and columns, which bounds the matrix rank; None if a mode
+            straddles that boundary.
+        modes: Pairs ``(m_k, n_k)`` of row and column mode, with straddling cores merged into one.
         params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense update in their dtype,
             and its numbers for each number in the cores.
         alpha, init, dropout: As given; ``dropout`` is a module.
@@ -76,7 +77,7 @@ class TTDelta(SavedDelta):
         self._shapes = tuple((r, *pair, q) for r, pair, q in zip(bonds[:-1], self.modes, bonds[1:], strict=True))
         self._sizes = tuple(zip(self.ranks[:-1], self.shape, self.ranks[1:], strict=True))
         self._across, self._macs = (left, right), (_merging(self._sizes[left:right]), _rebuilding(self._sizes))
-        # Where LoRA's two matrices are merged from the ends of the train; beside modes of one, other ways are cheaper.
+        # The cut at which "two-gemm" is LoRA's two factors, merged from the ends; modes of 1 make other ways cheaper.
         ends = zip((self._sizes[:left], self._sizes[left:]), (False, True), strict=True)
         thin = left == right < len(self.shape) and all(_merging(s, end) <= _merging(s, not end) for s, end in ends)
         self._cut = left if thin else 0
@@ -125,21 +126,24 @@ class TTDelta(SavedDelta):
         return y.add(found[:, : self.out_features], alpha=self.alpha).to(y.dtype)
 
     def plan(self, batch: int, order: str = "auto", *, added: bool = False) -> Plan:
-        """How ``batch`` vectors are multiplied by the update, and what that costs beside the frozen layer.
+        """The order and costs of multiplying ``batch`` vectors by the update; the frozen layer's are not included.
 
         Args:
-            batch: How many vectors.
-            order: "auto" for the cheapest, or the one that must be taken.
-            added: Whether "dense" adds the update to the frozen weight, so that the layer's own product does for both.
+            batch: Number of vectors.
+            order: "auto" for the cheapest, or the order to take.
+            added: True if "dense" adds the update to the frozen weight, so that one product serves both.
 
         Returns:
-            The plan. With gradients on, multiply-adds and bytes are those of forward and backward.
+            A :class:`Plan`. With gradients on, multiply-adds and bytes are those of forward and backward.
+
+        Raises:
+            ValueError: No such order.
         """
         if order not in ("auto", *ORDERS):
             raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
         first = self.cores[0]
         options = working_bytes(first.device.type), order, added, torch.is_grad_enabled() and first.requires_grad
-        if torch.compiler.is_compiling():  # it follows the arithmetic itself, and cannot look into a cache
+        if torch.compiler.is_compiling():  # it traces the arithmetic itself, and cannot read a cache
             batch = batch if order == "auto" else NOMINAL_BATCH
             return _cheapest.__wrapped__(self._shapes, self._macs, batch, *options)
         return _cheapest(self._shapes, self._macs, int(batch), *options)  # to a tracer, sizes are tensors
@@ -169,7 +173,7 @@ class TTDelta(SavedDelta):
         return f"shape={self.shape}, ranks={self.ranks}, alpha={self.alpha:g}, params={self.params}"
 
     def _factors(self, cores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The cores of rows and those of columns merged: matrices ``(out, r)`` and ``(r, in)``."""
+        """LoRA's factors ``(out, r)`` and ``(r, in)``: the row cores merged, and the column cores."""
         cores = [computable(core) for core in cores]
         left, right = cores[0][0], cores[-1].flatten(1)
         for core in cores[1 : self._cut]:
@@ -180,23 +184,23 @@ class TTDelta(SavedDelta):
 
     @full_precision
     def _update(self) -> Tensor:
-        """The dense update; of cores in half precision, in float32."""
+        """The dense update, alpha included; in float32 if the cores are in half precision."""
         first, *others = [computable(core) for core in cores_of(self.cores)]
         update = tt_to_tensor([self.alpha * first, *others]).reshape(self._rows, -1)
         return update[: self.out_features, : self.in_features]
 
 
 class _Added(Plan):
-    """The plan of "dense" where the update is added to a weight, and no vector meets it alone."""
+    """The plan of "dense" where the update is added to the frozen weight, whose product then serves both."""
 
     @property
     def forward(self) -> int:
-        """Float32 bytes alive at once, at most: the update and its sum with the weight."""
+        """Peak of the float32 bytes alive at once: the update and its sum with the weight."""
         return 8 * math.prod(self.widths)
 
     @property
     def training(self) -> int:
-        """The same: the gradient of the sum is that of the update."""
+        """The same: the gradient of the sum is also that of the update."""
         return self.forward
 
 
@@ -210,7 +214,7 @@ def _cheapest(
     added: bool,
     training: bool,
 ) -> Plan:
-    """The cheapest order, or the one named; ``macs`` merge what straddles, and rebuild the update."""
+    """The plan of the cheapest order, or of the one named; ``macs``: of merging straddling cores, and of rebuilding."""
     passes = 3 if training else 1  # backward: one product for each operand
     best, least = None, math.inf
     for way in ORDERS if order == "auto" else (order,):
@@ -228,7 +232,7 @@ def _cheapest(
 
 
 def _merging(sizes: Sequence[tuple[int, int, int]], right: bool = False) -> int:
-    """Multiply-adds that merge neighboring cores, from the left or from the right."""
+    """Multiply-adds of merging neighboring cores, from the left or from the right."""
     return sum(entries * bond for entries, bond, _ in joins([(r, n, 1, q) for r, n, q in sizes], right))
 
 
@@ -241,10 +245,10 @@ def _rebuilding(sizes: Sequence[tuple[int, int, int]]) -> int:
 
 
 def _zero_last(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
-    """Gaussian cores and a last one of zeros, so that the update starts as exactly nothing.
+    """Gaussian cores and a last one of zeros, so that the update starts at exactly zero.
 
-    The product of the others has the mean square 1 / (3 in_features) of the matrix that PEFT's LoRA starts with, so
-    learning rates carry over from there.
+    The product of the others has the mean square 1 / (3 in_features) of PEFT's initial LoRA matrix, so learning rates
+    carry over from there.
     """
     spread = (3 * delta.in_features) ** (-1 / (2 * max(len(cores) - 1, 1)))
     for core in cores:
@@ -253,7 +257,7 @@ def _zero_last(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
 
 
 def _orthogonal(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
-    """As ``_zero_last``, but the other cores are orthogonal, times one number each that gives the same mean square."""
+    """As ``_zero_last``, but the other cores are orthogonal, scaled to the same mean square."""
     drawn = tt_orthogonalize([core.normal_() for core in cores], len(cores) - 1)
     entries = math.prod(delta.shape[:-1])
     spread = (entries / (3 * delta.in_features)) ** (1 / (2 * max(len(cores) - 1, 1)))
@@ -261,7 +265,7 @@ def _orthogonal(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
 
 
 def _paper(cores: list[Tensor], delta: TTDelta) -> list[Tensor]:
-    """TT-SVD of a Kaiming-uniform matrix (a = sqrt 8), as in the method's published code: it does not start at zero."""
+    """TT-SVD of a Kaiming-uniform matrix (a = sqrt 8), as in the method's published code: not zero at the start."""
     bound = (2 / (3 * delta.in_features)) ** 0.5
     return tt_svd(cores[0].new_empty(delta.shape).uniform_(-bound, bound), rank=delta.ranks)
 

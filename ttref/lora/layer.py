@@ -20,15 +20,15 @@ __all__ = ["TTLoRALinear"]
 class TTLoRALinear(nn.Module):
     """``y = x (W + alpha * TT(cores))^T + b`` with W and b frozen and a small tensor train to be trained.
 
-    The update starts as exactly zero unless ``init="paper"``, so the first step sees the model as it was.
+    The update starts at exactly zero unless ``init="paper"``, so the adapted model starts as the model was.
 
     Args:
         base_layer: ``nn.Linear`` or GPT-2's ``Conv1D``; it becomes ``.base_layer``, is not copied, and is frozen:
             weight and bias stop requiring a gradient, in other layers that share them too, and stay so when the layer
-            is merged or taken out. A quantized layer with ``in_features`` and ``out_features`` will do as well: it is
-            only called, so nothing can be added to its weight, nor merged.
-        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. What exceeds the largest useful rank
-            is clipped; ``ranks`` holds what is left, and a warning says so if no bond can use the cap.
+            is merged or taken out. A quantized layer with ``in_features`` and ``out_features`` is adapted too: it is
+            only called, so the update cannot be merged into its weight.
+        rank: Cap on the TT-ranks, one int or d+1 of them with ones at both ends. A cap above the largest useful rank
+            is clipped; ``ranks`` holds the ranks used, and a warning says so if no bond can use the cap.
         alpha: The update is multiplied by it, as in the method's published code. PEFT's LoRA multiplies by alpha / r:
             give that quotient here.
         shape: Modes of the rows (outputs), then of the columns (inputs), product ``out_features * in_features``. Left
@@ -46,10 +46,10 @@ class TTLoRALinear(nn.Module):
             of the dense update in their dtype, and its numbers for each number in the cores.
         boundary_rank: Rank of the bond between rows and columns: no update has a larger matrix rank. None where a mode
             straddles the boundary.
-        merged: Whether the base weight holds the update now.
+        merged: True while the base weight contains the update.
         order: "auto", or the order that ``forward`` must multiply in (see :func:`plan_contraction`); "dense" adds the
-            update to the weight where that can be done. Name one before exporting with a dynamic batch, which "auto"
-            would cut at the sizes where the cheapest order changes.
+            update to the weight where possible. Name one before exporting with a dynamic batch: with "auto" the graph
+            would hold only for the batch sizes of one order.
 
     Raises:
         TypeError: A base layer that is parametrized, pruned, already adapted or of another kind; wrong types.
@@ -57,7 +57,7 @@ class TTLoRALinear(nn.Module):
 
     Cost:
         ``layer.plan(batch)`` tells. For a batch B, "two-gemm" takes B r (out + in) multiply-adds beside the base's
-        B out in; "dense" takes out in r and no more, but one more product of the base's size for a gradient.
+        B out in; "dense" takes out in r for any batch, and for a gradient one more product of the base's size.
 
     Source:
         Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA). Hu et al. (2021), LoRA, for the zero start.
@@ -85,7 +85,7 @@ class TTLoRALinear(nn.Module):
 
     @classmethod
     def from_delta(cls, base_layer: nn.Module, delta: TTDelta) -> TTLoRALinear:
-        """A layer from a layer, frozen here, and an update that exists already, as loading makes it; none is drawn."""
+        """An adapter from a layer, which is frozen, and an existing update, such as a loaded one."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._hold(base_layer, delta.to(device_of(base_layer)))
@@ -96,7 +96,7 @@ class TTLoRALinear(nn.Module):
         self.out_features, self.in_features = widths(base_layer)
         self.order = "auto"
         self.train(base_layer.training)
-        # The weight as it was before a merge, not part of the state: subtracting again would not give the same bits.
+        # The weight before a merge, because subtracting the update would not restore every bit; no part of the state.
         self.register_buffer("_kept", None, persistent=False)
         base_layer.requires_grad_(False)
 
@@ -107,9 +107,9 @@ class TTLoRALinear(nn.Module):
         return updated_answer(self.base_layer, [self.delta], x, self.order)
 
     def plan(self, batch: int) -> Plan:
-        """The order that ``forward`` takes for ``batch`` vectors, and what it costs beside the frozen layer.
+        """The order and costs of the update in ``forward`` for ``batch`` vectors; the frozen layer's are not included.
 
-        With gradients on, backward is counted too; under ``torch.no_grad()`` it is not, and the answer may differ.
+        With gradients on, backward is counted too; under ``torch.no_grad()`` it is not, and the order may differ.
         """
         return self.delta.plan(batch, self.order, added=one_product_does(self.base_layer, [self.delta]))
 
@@ -125,18 +125,18 @@ class TTLoRALinear(nn.Module):
     @torch.inference_mode(False)  # a weight made in inference mode could never be trained through again
     @torch.no_grad()
     def merge(self, safe_merge: bool = False) -> None:
-        """Add the update to the base weight: inference then costs what the base costs.
+        """Add the update to the base weight: inference then costs as much as the base layer.
 
-        The weight as it was is kept, which takes its memory once more, until :meth:`unmerge` or until
-        :func:`merge_tt_lora` drops it. Meanwhile ``state_dict()`` holds the merged weight: unmerge before saving that.
-        A step that an optimizer takes on the merged weight is lost when it is unmerged.
+        The old weight is kept, in as much memory again, until :meth:`unmerge` or :func:`merge_tt_lora`. Meanwhile
+        ``state_dict()`` holds the merged weight: unmerge before saving it. A step that an optimizer takes on the merged
+        weight is lost when it is unmerged.
 
         Args:
             safe_merge: Refuse a sum that is not finite, and leave the weight as it is.
 
         Raises:
             TypeError: The base layer is quantized.
-            ValueError: Not finite, with ``safe_merge``; a base weight that accelerate keeps elsewhere.
+            ValueError: Not finite, with ``safe_merge``; a base weight that accelerate has offloaded.
         """
         if self.merged:
             warnings.warn("the adapter is merged already; nothing to do", stacklevel=2)
@@ -148,7 +148,7 @@ class TTLoRALinear(nn.Module):
         try:
             self.base_layer.weight.data = weight
             self._kept = before
-        except BaseException:  # an interrupt between the two would leave a weight that is not what merged says
+        except BaseException:  # an interrupt between the two would leave a merged weight with merged == False
             self.base_layer.weight.data, self._kept = before, None
             raise
 
@@ -168,15 +168,15 @@ class TTLoRALinear(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the base weight holds the update now."""
+        """True while the base weight contains the update."""
         return self._kept is not None
 
     @property
     def weight(self) -> Tensor:
-        """The weight that ``forward`` multiplies by, for code that reads it; rebuilt at every access unless merged.
+        """The weight plus the update, for code that reads it; rebuilt at every access unless merged.
 
-        A model that reads it in each forward pass (T5 does, for its dtype) pays out in r multiply-adds every time. A
-        quantized layer's is its own, without the update.
+        A model that reads it in each forward pass (T5 does, for its dtype) pays out in r multiply-adds every time. For
+        a quantized layer, its weight without the update.
         """
         if self.merged or quantized(self.base_layer):
             return self.base_layer.weight
@@ -188,8 +188,8 @@ class TTLoRALinear(nn.Module):
     ranks = property(attrgetter("delta.ranks"), doc="Full ranks, ones at both ends.")
     rank = property(lambda self: max(self.ranks), doc="The largest rank.")
     boundary_rank = property(attrgetter("delta.boundary_rank"), doc="Rank of the bond between rows and columns.")
-    alpha = property(attrgetter("delta.alpha"), doc="What the update is multiplied by.")
-    modes = property(attrgetter("delta.modes"), doc="Pairs of row and column mode; cores that straddle make one.")
+    alpha = property(attrgetter("delta.alpha"), doc="Factor of the update.")
+    modes = property(attrgetter("delta.modes"), doc="Pairs of row and column mode, straddling cores merged into one.")
     params = property(attrgetter("delta.params"), doc="Numbers in the cores.")
     nbytes = property(attrgetter("delta.nbytes"), doc="Bytes of the cores.")
     dense_nbytes = property(attrgetter("delta.dense_nbytes"), doc="Bytes of the dense update in their dtype.")
@@ -200,5 +200,5 @@ class TTLoRALinear(nn.Module):
         self.delta.save(path)
 
     def extra_repr(self) -> str:
-        """Whether the update is merged."""
+        """The state of the merge, as ``print(model)`` shows it."""
         return f"merged={self.merged}"

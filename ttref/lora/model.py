@@ -1,4 +1,4 @@
-"""TT-LoRA on a whole model: put adapters in by module names, and turn them into plain weights again."""
+"""TT-LoRA on a whole model: add adapters by module names, and merge them into plain weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .layer import TTLoRALinear
 
 __all__ = ["add_tt_lora", "merge_tt_lora"]
 
-# Set on a module that is trained and saved along with the adapters; on the module, so that it survives a deepcopy and
-# does not depend on how the model is wrapped.
+# Attribute of a module that is trained and saved along with the adapters; on the module, so that it survives a deepcopy
+# and does not depend on wrappers.
 SAVED_ALONG = "_tt_lora_saves_this"
 
 
@@ -35,22 +35,22 @@ def add_tt_lora(
 ) -> nn.Module:
     """Put a :class:`TTLoRALinear` around the named layers and freeze the rest. Nothing changes if one does not fit.
 
-    Everything but the cores stops requiring a gradient, ``modules_to_save`` excepted. Adapters that the model has
-    already stay, and stay trainable. Save with :func:`save_tt_lora`; a model's own ``save_pretrained`` is for after
-    :func:`merge_tt_lora`, since the adapted layers have other names in its state.
+    All parameters but the cores and ``modules_to_save`` are frozen. Adapters already in the model stay, and stay
+    trainable. Save with :func:`save_tt_lora`; a model's ``save_pretrained`` is for after :func:`merge_tt_lora`, because
+    adapted layers have other names in its state.
 
     Args:
-        model: The model, changed in place. Names are those of the bare model, whatever ``torch.compile`` or parallel
-            training has put around it or its parts.
-        target_modules: A string, or several. It matches a module that is named so, or whose name ends in "." and it;
-            it is no pattern.
+        model: The model, changed in place. Names are those of the bare model, without the wrappers of
+            ``torch.compile`` or parallel training.
+        target_modules: One name or several. A name matches a module of this name, and modules whose name ends with
+            "." and this name; it is no pattern.
         rank: Cap on the TT-ranks, as in :class:`TTLoRALinear`.
         alpha: The update is multiplied by it.
         shape: Modes for every layer, or a dict from names to modes when widths differ; of several names that match a
-            layer, the longest counts. Left out, or absent from the dict, they are chosen for each layer.
+            layer, the longest counts. Left out or not in the dict, modes are chosen for each layer.
         init: "zero_last", "orthogonal" or "paper", as in :class:`TTLoRALinear`.
-        dropout: Probability of dropping an entry on the adapter's way, while training.
-        modules_to_save: Modules to train and save in full, matched alike: a new classification head.
+        dropout: Dropout probability of the input of the update, while training.
+        modules_to_save: Names of modules to train and save in full, such as a new classification head.
 
     Returns:
         The model itself.
@@ -60,7 +60,7 @@ def add_tt_lora(
         ValueError: A name that matches nothing, a shape that does not fit, a layer that shares its weight with another.
 
     Cost:
-        O(numbers in the cores), and some walks over the modules and parameters of the model.
+        O(numbers in the cores) plus O(number of modules and parameters).
 
     Source:
         Anjum et al. (2024), Tensor Train Low-rank Approximation (TT-LoRA): query and value of every layer.
@@ -74,7 +74,7 @@ def add_tt_lora(
     targets, saved = _names("target_modules", target_modules), _names("modules_to_save", modules_to_save)
     if not targets:
         raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
-    inside = tuple(f"{name}." for name in adapters(model))  # adapters have no inside here
+    inside = tuple(f"{name}." for name in adapters(model))  # names inside adapters do not count
     found = {target: named(model, target, outside=inside) for target in (*targets, *saved)}
     deltas: dict[str, TTDelta] = {}
     names = list(dict.fromkeys(name for target in targets for name in found[target]))
@@ -95,9 +95,9 @@ def install(
     along: Sequence[str],
     contents: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> None:
-    """Put adapters around the layers of these names, all or none; then freeze all but cores and what is saved along.
+    """Put adapters around the layers of these names, all or none; freeze all but cores and the modules ``along``.
 
-    ``contents`` are tensors of the model, and the numbers that they get.
+    ``contents`` are pairs of a tensor of the model and the numbers to copy into it.
     """
     layers, marked = adapters(model), saved_along(model)
     saved = {*along, *marked}
@@ -105,7 +105,7 @@ def install(
         if clash := [layer for layer in (*deltas, *layers) if layer == name or layer.startswith(name + ".")]:
             raise ValueError(f"{name} is to be saved in full, but {clash[0]} in it is adapted; choose one")
     modules = {name: find(model, name) for name in (*deltas, *saved)}
-    # A weight that is merged later, and parameters that are trained, would change for others too.
+    # Merging a shared weight, or training shared parameters, would change other modules too.
     used = {name: [getattr(modules[name], "weight", None)] for name in deltas}
     used |= {name: modules[name].parameters() for name in saved}
     check_unshared(bare_modules(model, remove_duplicate=False), used)
@@ -128,13 +128,13 @@ def install(
 
 
 def merge_tt_lora(model: nn.Module) -> nn.Module:
-    """Add every update to its weight and put the plain layers back, so that nothing of the adapters is left.
+    """Add every update to its weight and put the plain layers back, as PEFT's ``merge_and_unload``.
 
-    As PEFT's ``merge_and_unload``: the layers stay frozen as they are. All layers are merged or none: every sum is made
-    and looked at first, one at a time, and then made again to stay, layer by layer. No old weight is kept besides that
-    of the layer at hand, so there is no way back: an interrupt in the second round is raised when all are merged. An
-    error there, such as memory that something else has taken meanwhile, leaves adapters in the layers that are left:
-    the model computes the same, and another call goes on.
+    The layers stay frozen. All layers are merged or none: every sum is computed and checked first, one at a time, then
+    computed again and stored, layer by layer. No old weight is kept beyond that of the current layer, so the second
+    pass cannot be rolled back: an interrupt in it is raised when all layers are merged. An error in it, such as memory
+    taken by another process meanwhile, leaves adapters in the remaining layers: the model computes the same function,
+    and another call continues.
 
     Args:
         model: A model with :class:`TTLoRALinear` layers, merged or not; changed in place.
@@ -144,7 +144,7 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: A layer whose weight is quantized.
-        ValueError: No such layers, a sum that is not finite, or a weight that accelerate keeps elsewhere.
+        ValueError: No such layers, a sum that is not finite, or a weight that accelerate has offloaded.
 
     Cost:
         O(out in r) for every layer, twice; memory for one more weight.
@@ -179,7 +179,7 @@ def merge_tt_lora(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _check_sum(name: str, layer: TTLoRALinear) -> None:
-    """Refuse a layer that cannot be merged."""
+    """Refuse a layer whose sum cannot be stored or is not finite."""
     try:
         check_addable(layer.base_layer)
     except (TypeError, ValueError) as error:
@@ -201,7 +201,7 @@ def saved_along(model: nn.Module) -> list[str]:
 
 
 def modes_for(name: str, shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> Sequence[int] | None:
-    """The modes given for the layer of this name, or None where they are to be chosen."""
+    """The modes given for the layer of this name, or None if they are to be chosen."""
     if not isinstance(shape, Mapping):
         return shape
     fitting = [key for key in shape if names_it(key, name)]
@@ -209,7 +209,7 @@ def modes_for(name: str, shape: Sequence[int] | Mapping[str, Sequence[int]] | No
 
 
 def check_shape_names(names: Collection[str], shape: object) -> None:
-    """Every name in a dict of modes is that of one of these layers: a misspelt one would be passed over in silence."""
+    """Refuse a name in a dict of modes that matches no layer: a misspelled one would be ignored silently."""
     for key in shape if isinstance(shape, Mapping) else ():
         if not any(names_it(key, name) for name in names):
             raise ValueError(f"shape gives modes for {key!r}, but no layer to adapt is named so or ends in '.{key}'")

@@ -1,7 +1,8 @@
-"""How the modes of an update fall on rows and columns.
+"""Modes of an update, and their division into row and column modes.
 
-An adapter's train has the output modes first and then the input modes. If their products meet exactly at the number of
-rows, one bond parts rows from columns, and its rank bounds the rank of the matrix. If not, a mode straddles::
+An adapter's train has the output modes first, then the input modes. If some leading modes multiply exactly to the
+number of rows, one bond separates rows from columns, and its rank bounds the rank of the matrix. If not, a mode
+straddles the boundary::
 
     shape (8, 6, 8, 8, 6, 8) of a 384 x 384 matrix        shape (32, 18, 16, 16) of the same matrix
 
@@ -9,8 +10,8 @@ rows, one bond parts rows from columns, and its rank bounds the rank of the matr
      o---o---o--|--o---o---o                                o--[--o----o--]--o
         rows    bond   columns                            rows   12 x 24   columns
 
-Either way the cores are those of a TT-matrix: a core of rows has the column mode 1, a core of columns the row mode 1,
-and what straddles is one core of both.
+Either way the cores are those of a TT-matrix: a row core has column mode 1, a column core row mode 1, and straddling
+cores are merged into one with both modes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_MODE = 12
 
 
 def folded(out_features: int, in_features: int, shape: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
-    """Modes of an update and the rows that they make, padding included; chosen where ``shape`` is None."""
+    """Modes of an update, chosen if ``shape`` is None, and its number of rows, padding included."""
     if shape is None:
         rows, cols = automatic_modes(out_features, in_features)
         return rows + cols, math.prod(rows)
@@ -42,7 +43,7 @@ def folded(out_features: int, in_features: int, shape: Sequence[int] | None) -> 
 
 
 def paired(shape: Sequence[int], rows: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
-    """Row and column mode of each matrix core, and which cores straddle: from the first to before the second."""
+    """Row and column mode of each matrix core, and the range ``[left, right)`` of the cores that straddle."""
     products = [math.prod(shape[:k]) for k in range(len(shape) + 1)]
     left = max(k for k, product in enumerate(products) if rows % product == 0)
     right = min(k for k, product in enumerate(products) if product % rows == 0)
@@ -53,10 +54,10 @@ def paired(shape: Sequence[int], rows: int) -> tuple[tuple[tuple[int, int], ...]
 
 
 def automatic_modes(out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Modes of at most 12 for any two widths, so that a train of both has a bond exactly between rows and columns.
+    """Modes of at most 12 for two widths, so that the train has a bond exactly between rows and columns.
 
-    The large modes stand first and last, where a core has one rank only: a given rank then takes fewest numbers. A
-    width with a prime factor above 12 is padded to the next one without.
+    The largest modes stand first and last, where a core has a rank of 1 on one side: a given rank then takes the fewest
+    numbers. A width with a prime factor above 12 is padded to the next width without one.
 
     Args:
         out_features: Rows of the weight, at least 1.
@@ -82,12 +83,12 @@ def automatic_modes(out_features: int, in_features: int) -> tuple[tuple[int, ...
 
 @lru_cache(maxsize=1024)
 def _side(width: int) -> tuple[int, ...]:
-    """Ascending modes of at most 12 whose product is the width, or the next larger number that has some."""
+    """Ascending modes of at most 12 whose product is the width, or the next larger number that has such modes."""
     return (1,) if width == 1 else factorize(_padded(width), max_mode=MAX_MODE)
 
 
 def _padded(width: int) -> int:
-    """The smallest number from ``width`` on without a prime factor above 12: found among those, not by trying all."""
+    """The smallest number from ``width`` on without a prime factor above 12, found among products of small primes."""
     odd = [1]
     for prime in (3, 5, 7, 11):
         odd = [n * prime**k for n in odd for k in range(width.bit_length()) if n * prime**k < 2 * width]

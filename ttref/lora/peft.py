@@ -1,8 +1,8 @@
 """TT-LoRA inside PEFT: ``peft.get_peft_model(model, TTLoraConfig(...))`` and every verb that follows from it.
 
-Importing this module registers the method. PEFT keeps the list of its own methods closed, so the registration fills the
-three public dictionaries that its own registration fills; nothing of PEFT is changed. A program that reads a saved
-adapter must import this module first: without it, PEFT stops with a KeyError.
+Importing this module registers the method. PEFT's list of methods is a closed enumeration, so the registration fills
+the same three public dictionaries as PEFT's own; nothing of PEFT is changed. A program that reads a saved adapter must
+import this module first: without it, PEFT raises a KeyError.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class TTLoraConfig(PeftConfig):
     Args:
         rank: Cap on the TT-ranks, one int or one for each bond with ones at both ends.
         alpha: The update is multiplied by it. PEFT's LoRA multiplies by ``lora_alpha / r``: give that quotient here.
-        shape: Modes of the rows, then of the columns; or a dict from the end of a module's name to modes. Chosen for
-            each layer where left out.
+        shape: Modes of the rows, then of the columns; or a dict from module names, or their ends, to modes. Chosen
+            for each layer if left out.
         init: "zero_last", "orthogonal" or "paper"; see :class:`~ttref.lora.layer.TTLoRALinear`.
-        dropout: Probability of dropping an entry on the adapter's way, while training.
+        dropout: Dropout probability of the input of the update, while training.
         target_modules: Names, or a regular expression, as in every method of PEFT.
         exclude_modules: Likewise, modules to leave alone.
         modules_to_save: Modules to train and save in full besides, such as a new head.
@@ -64,7 +64,7 @@ class TTLoraConfig(PeftConfig):
         bias: Only "none": biases stay frozen.
         ensure_weight_tying: Train a table in ``modules_to_save`` and the head tied to it as one, as PEFT's LoRA does.
 
-    Numbers may be NumPy's, and sequences arrays; they become plain ones here.
+    Numbers may be NumPy's and sequences arrays; they are converted to plain ones.
 
     Raises:
         ValueError: No target modules, another bias, layers counted beside a pattern; in ``get_peft_model``, a layer
@@ -89,7 +89,7 @@ class TTLoraConfig(PeftConfig):
     alpha: float = field(default=2.0, metadata={"help": "Factor of the update, not divided by the rank"})
     shape: list[int] | dict[str, list[int]] | None = field(default=None, metadata={"help": "Modes, rows first"})
     init: str = field(default="zero_last", metadata={"help": "'zero_last', 'orthogonal' or 'paper'"})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's way"})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the update"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full"})
@@ -115,12 +115,12 @@ class TTLoraConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list | tuple):
                 setattr(self, name, set(value))
-        # Where PEFT notes what it finds tied; no part of the file.
+        # PEFT writes tied modules here; no part of the file.
         self.modules_to_tie = None
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, sequences and dicts as JSON has them; anything else as it is, for the layers to refuse."""
+    """Numbers, sequences and dicts as JSON types; anything else unchanged, for the layers to refuse."""
     if hasattr(value, "tolist"):  # NumPy's and torch's
         return value.tolist()
     if isinstance(value, Mapping):
@@ -133,19 +133,19 @@ def _plain(value: Any) -> Any:
 class TTLoraModel(BaseTuner):
     """The tuner that PEFT calls for every target module."""
 
-    prefix = "ttlora_"  # parameters with this in their names are trained, all others frozen
+    prefix = "ttlora_"  # PEFT trains parameters with this in their names and freezes all others
     tuner_layer_cls = TTLoraLayer
     target_module_mapping: dict[str, list[str]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **options: Any) -> None:
-        """As PEFT does it, but a layer that does not fit leaves the model as it was, also in the first adapter."""
+        """As in PEFT, but all or nothing: an error at one layer leaves the model as it was."""
         check_shape_names([name for name, _ in model.named_modules()], self.peft_config[adapter_name].shape)
         with edit(self):
             super().inject_adapter(model, adapter_name, *args, **options)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **options: Any) -> Iterator[None]:
-        """PEFT's hook around a forward pass: an option that would go unheeded is refused."""
+        """PEFT's hook around a forward pass: refuse an option that would be ignored."""
         if options.get("adapter_names") is not None:
             raise ValueError(
                 "TT-LoRA cannot take another adapter for every sample of a batch: adapter_names must be left out; "
@@ -153,11 +153,11 @@ class TTLoraModel(BaseTuner):
             )
         yield
 
-    # As LoRA: the table is trained, and the head that is tied to it follows.
+    # As in LoRA: the table is trained, and the head tied to it follows.
     _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
     def _check_tied_modules(self, model: nn.Module, peft_config: TTLoraConfig) -> None:
-        """PEFT's hook; its own version knows tables and heads by two names only."""
+        """PEFT's hook; its own version recognizes tables and heads by two names only."""
         tied = self._get_module_names_tied_with_embedding() if peft_config.ensure_weight_tying else []
         if not tied:
             super()._check_tied_modules(model, peft_config)
@@ -178,9 +178,9 @@ class TTLoraModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """PEFT's hook between names in the model and names in the file, for saving and loading both.
+        """PEFT's hook that maps names in the model to names in the file, in saving and loading.
 
-        Its own version finds the adapter's name as the last part or the last but one; here ``cores.0`` follows it.
+        Its own version expects the adapter's name as the last part or the last but one; here ``cores.0`` follows it.
         """
         head, mark, tail = key.rpartition(f".ttlora_delta.{adapter_name}.cores.")
         return f"{head}.ttlora_delta.cores.{tail}" if mark else super()._remove_adapter_name_from_key(key, adapter_name)
@@ -207,13 +207,13 @@ class TTLoraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's hook: a layer that ``torch.compile`` made has the call of the layer inside bound."""
+        """PEFT's hook: a layer made by ``torch.compile`` has bound the call of its old inner layer."""
         super()._replace_module(parent, child_name, new_module, child)
         if child_name == "_orig_mod":
             rebind(parent)
 
 
-# What ``peft.utils.register_peft_method`` does after it has looked the name up in PEFT's own list.
+# As ``peft.utils.register_peft_method``, without its look-up of the name in PEFT's enumeration.
 mapping.PEFT_TYPE_TO_CONFIG_MAPPING[TTPeftType.TTLORA] = TTLoraConfig
 mapping.PEFT_TYPE_TO_TUNER_MAPPING[TTPeftType.TTLORA] = TTLoraModel
 mapping.PEFT_TYPE_TO_PREFIX_MAPPING[TTPeftType.TTLORA] = TTLoraModel.prefix

@@ -1,4 +1,4 @@
-"""One layer under PEFT's verbs: what ``peft.get_peft_model`` puts around it. ``ttref.lora.peft`` is the way in."""
+"""The layer that ``peft.get_peft_model`` puts around a linear layer for TT-LoRA; used through ``ttref.lora.peft``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .model import modes_for
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
-    """A frozen layer with one :class:`TTDelta` for each adapter, under PEFT's verbs."""
+    """A frozen layer with one :class:`TTDelta` for each adapter, with PEFT's methods."""
 
-    # PEFT switches gradients, devices and active adapters through these names.
+    # PEFT sets gradients, devices and active adapters through these names.
     adapter_layer_names = ("ttlora_delta",)
     other_param_names = ()
 
@@ -30,14 +30,14 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        # PEFT's helper switches it; x is only ever brought to the dtype that the base layer answers in.
+        # Read by a helper of PEFT; without effect here, where x is cast to the dtype of the base layer's output only.
         self.cast_input_dtype_enabled = True
         self.register_buffer("_kept", None, persistent=False)
         self.train(base_layer.training)
         self.update_layer(adapter_name, config, module)
 
     def update_layer(self, adapter_name: str, config: PeftConfig, module: str) -> None:
-        """Make the adapter of this name, with fresh cores."""
+        """Add an adapter of this name, with new cores."""
         delta = delta_for(
             self.base_layer,
             rank=config.rank,
@@ -47,20 +47,20 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             dropout=config.dropout,
         )
         self.ttlora_delta[adapter_name] = delta.train(self.training)
-        # Cores are where the base computes already. PEFT would have them in 8 bits, or nowhere, beside a base that is.
+        # The cores are on the right device already; PEFT would convert them to 8 bits, or to meta, as the base.
         if not quantized(self.base_layer) and not self.base_layer.weight.is_meta:
             self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """The update of one adapter, alpha included, as the base weight lies."""
+        """The update of one adapter, alpha included, in the orientation of the base weight."""
         with torch.no_grad():
             return oriented(self.base_layer, self.ttlora_delta[adapter].dense())
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the base weight; what it was before is kept, so that :meth:`unmerge` gives back every bit."""
+        """Add updates to the base weight; the old weight is kept, so that :meth:`unmerge` restores every bit."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ttlora_delta]
         if not names:
             return
@@ -95,12 +95,12 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that ``forward`` multiplies by, for code that reads it past ``forward``; a quantized one's own."""
+        """The weight plus the active updates, for code that reads it; for a quantized layer, its weight alone."""
         deltas = [] if self.disable_adapters or self.merged or quantized(self.base_layer) else self._active_deltas()
         return merged_weight(self.base_layer, deltas) if deltas else self.base_layer.weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT may turn the update into plain LoRA by its own decomposition."""
+        """True: PEFT may convert the update to plain LoRA by its own decomposition."""
         return True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,4 +117,4 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
 
 class TTLoraLinear(TTLoraLayer):
-    """The same: PEFT finds linear layers that are adapted already, for "all-linear", by this word in the name."""
+    """The same under a name with "Linear", by which PEFT's "all-linear" finds layers that are adapted already."""

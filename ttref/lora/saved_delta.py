@@ -1,4 +1,4 @@
-"""One update in a file: what the header says of it, checked before anything is built to measure."""
+"""One update in a file: its settings in the header, checked before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checks import check_float
 from ..files import MOST_MODES, check_finite, check_header, write
 
-KIND = "TTDelta"  # in files, whatever the class is called
+KIND = "TTDelta"  # the kind in files, also for subclasses
 MOST_FEATURES = 1 << 27  # no layer is wider
 _LAYER = {
     "shape": (list,),
@@ -27,7 +27,7 @@ _LAYER = {
 
 
 class SavedDelta(nn.Module):
-    """The part of a :class:`TTDelta` that is about files."""
+    """Base class of :class:`TTDelta`: its files."""
 
     def about(self) -> dict[str, Any]:
         """The settings of this update, for the header of a file."""
@@ -46,7 +46,7 @@ class SavedDelta(nn.Module):
 
         Raises:
             ValueError: Numbers that are NaN or infinite.
-            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing rights. The old file stays.
+            FileNotFoundError, OSError: No such folder; a folder, a full disk, missing permissions. The old file stays.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         """
         write(path, KIND, {f"update.cores.{k}": core for k, core in enumerate(self.cores)}, self.about(), self._restore)
@@ -61,9 +61,9 @@ class SavedDelta(nn.Module):
 
     @classmethod
     def made_of(cls, name: str, about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The update with the cores ``name.cores.k``, if they and the settings ``about`` go together."""
+        """The update with the cores ``name.cores.k``, checked against the settings ``about``."""
         cores = _cores(name, about, tensors)
-        # Padded modes can only be chosen, so they are chosen again.
+        # A padded shape cannot be passed in, so it is chosen again.
         shape = None if about["automatic"] else about["shape"]
         options = {key: about[key] for key in ("alpha", "init", "dropout")}
         # Building it without memory checks all the rest: ranges, and whether shape and ranks go together.
@@ -76,7 +76,7 @@ class SavedDelta(nn.Module):
 
 
 def _cores(name: str, about: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The cores of one layer by name, if its header tells the truth about them: before anything is built to measure."""
+    """The cores of one layer by name, checked against its header before memory is allocated."""
     check_header(about, _LAYER)
     shape, ranks, features = about["shape"], about["ranks"], about["features"]
     if {type(size) for size in (*shape, *ranks, *features)} != {int} or len(features) != 2:

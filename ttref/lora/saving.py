@@ -1,4 +1,4 @@
-"""One safetensors file for the adapters of a model, which knows the model it belongs to."""
+"""One safetensors file for the adapters of a model, with a hash of the base model they belong to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .model import adapters, install, saved_along
 __all__ = ["load_tt_lora", "save_tt_lora"]
 
 KIND = "TT-LoRA"
-DIGITS = 4  # of each tensor's own hash: enough to name the first that differs
+DIGITS = 4  # of each tensor's hash: enough to name the first that differs
 _TYPES = {"layers": (dict,), "modules_to_save": (list,), "base": (dict,)}
 _BASE = {"sha256": (str,), "each": (str,), "rule": (int,)}  # no rule: the hashes are those of version 1
 
@@ -28,17 +28,17 @@ _BASE = {"sha256": (str,), "each": (str,), "rule": (int,)}  # no rule: the hashe
 def save_tt_lora(model: nn.Module, path: str | Path) -> None:
     """Write cores, and modules saved along, to one safetensors file with a JSON header.
 
-    The header holds each layer's shape, ranks, alpha and dropout, and a sha256 of the base model: of every tensor in
-    its ``state_dict()`` that the file does not hold, with unmerged weights.
+    The header holds each layer's shape, ranks, alpha, init and dropout, and a sha256 of the base model: of every tensor
+    in its ``state_dict()`` that the file does not hold, with unmerged weights.
 
     Args:
-        model: A model with TT-LoRA layers, merged or not. What ``torch.compile`` or parallel training has put around it
-            is not in the names: the file fits the bare model.
+        model: A model with TT-LoRA layers, merged or not. Names in the file are those of the bare model, without the
+            wrappers of ``torch.compile`` or parallel training.
         path: The file; its folder must exist. Written whole or not at all.
 
     Raises:
         ValueError: The model has no TT-LoRA layers, or numbers among them that are NaN or infinite; a module saved
-            along whose state is more than parameters and buffers.
+            along whose state holds more than parameters and buffers.
         FileNotFoundError: No such folder.
         ModuleNotFoundError: safetensors is missing; the message holds the install line.
 
@@ -77,15 +77,15 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
 
 @torch.inference_mode(False)  # cores made in inference mode could never be trained
 def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
-    """Put saved adapters, and modules saved along, into the model they were trained on.
+    """Load adapters, and modules saved along, into the model they were trained on.
 
-    Afterwards the model is as after :func:`add_tt_lora`: cores and modules saved along are trainable, the rest frozen.
+    As after :func:`add_tt_lora`, cores and modules saved along are trainable and all other parameters frozen.
 
     Args:
         model: The base model, without TT-LoRA layers; changed in place, or left as it was if anything is wrong.
         path: The file.
-        check_base: Whether the base must be the very one of the training, bit for bit. Switch it off for the same model
-            in another dtype, knowing that the answers will differ.
+        check_base: Refuse a base model that differs in any bit from that of the training. False is for the same model
+            in another dtype, whose outputs differ.
 
     Returns:
         The model itself.
@@ -118,7 +118,7 @@ def load_tt_lora(model: nn.Module, path: str | Path, *, check_base: bool = True)
 def _checked(
     tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, TTDelta]]:
-    """The file's contents, and the updates made of them, if they are complete in themselves."""
+    """The file's tensors and header, checked for completeness, and the updates made of them."""
     check_header(header, _TYPES)
     check_header(header["base"], _BASE, optional=("rule",))
     if not header["layers"] or header["base"].get("rule", 2) != 2:
@@ -139,19 +139,19 @@ def _checked(
 
 
 def restored_deltas(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, TTDelta]:
-    """The updates of a file by the names of their layers: what ``ttref.load`` reads."""
+    """The updates of a file by the names of their layers, for ``ttref.load``."""
     return _checked(tensors, header)[2]
 
 
 def _check_finite(tensors: dict[str, Tensor], cores: Collection[str]) -> None:
-    """An adapter with NaN among its numbers is a training that failed; other buffers may hold infinities on purpose."""
+    """Refuse NaN, which a failed training leaves, and infinity among cores; other buffers may hold it on purpose."""
     for key, tensor in tensors.items():
         if tensor.isnan().any() or (key in cores and tensor.isinf().any()):
             raise ValueError(f"{key} has entries that are NaN or infinite, as after a training that went wrong")
 
 
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path) -> None:
-    """Whether the model has the layers of the file, in the right sizes."""
+    """Refuse a model that lacks layers of the file, or has them in other sizes."""
     modules = bare_modules(model)
     for name, about in header["layers"].items():
         if name not in modules:
@@ -177,7 +177,7 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], header: dict[st
             sides = [tuple(side[key].shape) if key in side else "nothing" for side in (tensors, here)]
             raise ValueError(f"{path} has {sides[0]} for {key}, and this model {sides[1]}; load it into its own base")
         kinds = tensors[key].dtype, here[key].dtype
-        # Weights may come in another precision; numbers that mean something else may not.
+        # Weights may have another precision; integers in place of floats may not be loaded.
         if kinds[0] != kinds[1] and not all(kind.is_floating_point for kind in kinds):
             raise ValueError(f"{path} has {kinds[0]} for {key}, and this model {kinds[1]}; load it into its own base")
 
@@ -192,7 +192,7 @@ def _saved_along(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 
 def _check_whole(model: nn.Module, names: list[str]) -> None:
-    """Parameters and buffers are all that is read back: what else is in a state would be lost without a word."""
+    """Refuse modules whose state holds more than parameters and buffers, because only those are loaded."""
     for name in names:
         module = find(model, name)
         parts = bare_modules(module, remove_duplicate=False).items()
@@ -208,7 +208,7 @@ def _check_whole(model: nn.Module, names: list[str]) -> None:
 def _fingerprint(
     model: nn.Module, along: list[str], hashed: Callable[[Tensor], str]
 ) -> tuple[dict[str, str], list[str]]:
-    """A hash of everything in the model that the file does not hold, the first digits of each tensor's, the names."""
+    """Hash of all tensors of the model that the file does not hold, with first digits of each tensor's; their names."""
     layers, hashes = adapters(model), {}
     tensors = {key: tensor for key, tensor in bare_state(model).items() if isinstance(tensor, Tensor)}
     for key, tensor in tensors.items():
