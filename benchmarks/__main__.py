@@ -1,7 +1,7 @@
 """Measure the parts of the performance page, record them, write their tables and figures.
 
 ``make bench`` runs all parts; ``python -m benchmarks layers`` runs one. A part is a module with ``measure``, which
-gives what to record, and ``write``, which writes what the page shows of a record.
+returns the record, and ``write``, which writes the tables and figures of a record.
 """
 
 import sys
@@ -43,7 +43,7 @@ def main(names: list[str]) -> None:
 
 
 def described(limits: dict) -> str:
-    """A machine in one line: ratios move with the processor, so a reader compares this first."""
+    """A machine in one line, because ratios depend on the processor."""
     single = f" {limits['flops32_per_s'] / 1e9:.0f} (float32)," if "flops32_per_s" in limits else ""
     return (
         f"{limits['processor']}, {limits['threads']} threads, {limits['flops_per_s'] / 1e9:.0f} Gflop/s "

@@ -44,13 +44,13 @@ PANELS = {"train": "a training step", "apart": "inference, adapter apart"}
 
 
 def measure(limits: dict) -> dict:
-    """All on the same threads: each contender is mostly the same model."""
+    """All cases on the same number of threads, because most of each contender's work is the same model."""
     listed = tqdm(cases(), desc="adapters", disable=None)
     return {"cases": [run(case, limits, ROUNDS, limits["threads"]) | extra for case, extra in listed]}
 
 
 class Rebuilding(nn.Module):
-    """As the method's published code does it: every time all cores in one einsum, then a product of its own."""
+    """The method's published code: one einsum over all cores in every call, then a separate product."""
 
     def __init__(self, adapter: nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Rebuilding(nn.Module):
 
 
 def models() -> dict[str, nn.Module]:
-    """The encoder, and copies of it with adapters that do something: cores and factors are Gaussian, none is zero."""
+    """The encoder, and copies of it with nonzero adapters: all cores and factors are Gaussian."""
     torch.manual_seed(0)
     encoder = load_encoder().model.requires_grad_(False)
 
@@ -106,11 +106,11 @@ def models() -> dict[str, nn.Module]:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.1)
-    return {name: model.eval() for name, model in found.items()}  # no dropout: contenders do the same work
+    return {name: model.eval() for name, model in found.items()}  # no dropout, so that all do the same work
 
 
 def step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
-    """Forward, backward and Adam; without an adapter the gradient only passes through to the first layer."""
+    """Forward, backward and Adam; without an adapter, backward only to the first layer's input."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-6) if parameters else None
     table = model.get_input_embeddings()
@@ -146,7 +146,7 @@ def flops(call: Callable[[], None]) -> float:
 
 
 def cases() -> list[tuple[Case, dict]]:
-    """All cases, with what each adapter weighs beside the first."""
+    """All cases; with the first, the sizes of the adapters."""
     found = models()
     ids = torch.randint(1000, 20000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     short = ids[:1, :SHORT]
@@ -169,7 +169,7 @@ def case(name: str, calls: dict[str, Callable[[], None]], *, short: bool = False
 
 
 def merged(found: dict[str, nn.Module], ids: Tensor) -> Case:
-    """Merged copies: nothing but the base weights is multiplied."""
+    """Merged copies, which multiply by the base weights only."""
     ours, peer = copy.deepcopy(found[OURS]), copy.deepcopy(found[PEER])
     for layer in adapters(ours).values():
         layer.merge()
@@ -194,7 +194,7 @@ def agree(found: dict[str, nn.Module], ids: Tensor) -> None:
 
 
 def wrapped(model: nn.Module) -> list[nn.Module]:
-    """The layers with cores of their own, in order."""
+    """The layers with cores, in order."""
     return list(adapters(model).values()) or [m for m in model.modules() if isinstance(m, Rebuilding)]
 
 
@@ -237,7 +237,7 @@ def draw(results: dict) -> Figure:
 
 
 def markdown(results: dict) -> str:
-    """What the adapters weigh, then their times."""
+    """A table of the adapters' sizes, then one of their times."""
     (training,) = (case for case in results["cases"] if case["kind"] == "train")
     lines = ["| Adapter | Trained numbers | Adam's moments, kB | File, kB |", "| --- | ---: | ---: | ---: |"]
     lines += [
@@ -248,5 +248,5 @@ def markdown(results: dict) -> str:
 
 
 def write(record: dict) -> None:
-    """Redo the picture and the tables that the performance page shows."""
+    """Redraw the figure and the tables of the performance page."""
     page.write(RESULT, markdown(record), draw(record))

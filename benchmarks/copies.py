@@ -1,7 +1,7 @@
-"""Cases: what reshapes cost. A train contracted with its state copied into order at every core, or never copied.
+"""Cases: the cost of reshapes. A train contracted with its state copied into order at every core, or never copied.
 
-The same products, the same numbers; one thread, so that a copy and a product compete for nothing. Besides: a weight
-rebuilt from its cores, with the large transpose at the end and without.
+Both compute the same products of the same numbers, on one thread, so that copies and products do not compete. Also: a
+weight rebuilt from its cores, with the large transpose at the end and without.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIBRARIES = {"PyTorch": torch, "NumPy": np}
 
 
 def cases() -> Iterator[tuple[Case, dict]]:
-    """One case after the other: together their arrays would fill gigabytes."""
+    """One case after the other, because together their arrays would take gigabytes."""
     for library in LIBRARIES.values():
         for layer in LAYERS:
             for batch in BATCHES:
@@ -49,7 +49,7 @@ def timed(
 
 
 def train(ins: tuple[int, ...], outs: tuple[int, ...], rank: int, *batch: int) -> list[np.ndarray]:
-    """Gaussian cores, float32; no time here depends on the values."""
+    """Gaussian cores, float32; no time depends on the values."""
     ranks = (1, *[rank] * (len(ins) - 1), 1)
     rng = np.random.default_rng(0)
     shapes = [(*batch, ranks[k], m, n, ranks[k + 1]) for k, (m, n) in enumerate(zip(outs, ins, strict=True))]
@@ -72,7 +72,7 @@ def matvec(
 
 
 def rows(library: ModuleType) -> tuple[Case, dict]:
-    """Rows of an embedding table, each a train of its own: the input is a one, and no mode is summed over."""
+    """Rows of an embedding table, one train each: the input is the number one, and no mode is summed over."""
     cores = train((1,) * len(ROW_MODES), ROW_MODES, ROW_RANK, ROWS)
     title = f"{ROWS:,} rows of {math.prod(ROW_MODES):,}, rank {ROW_RANK}"
     case, extra = contraction(library, title, cores, np.ones((ROWS, 1), dtype=np.float32))
@@ -80,7 +80,7 @@ def rows(library: ModuleType) -> tuple[Case, dict]:
 
 
 def contraction(library: ModuleType, title: str, cores: list[np.ndarray], x: np.ndarray) -> tuple[Case, dict]:
-    """Both orders; the copies and the products of the copied one are also timed alone, on the arrays they meet."""
+    """Both ways; the copies and the products of the copying one are also timed alone, on the same arrays."""
     stages = tt_stages(cores)
     flat = [cores[s.core].reshape(*cores[s.core].shape[:-4], s.M, s.K) for s in stages]
     steps = [put(library, step) for step in flat]
@@ -113,7 +113,7 @@ def put(library: ModuleType, array: np.ndarray) -> object:
 
 
 def label(library: ModuleType) -> str:
-    """The library's name as people write it."""
+    """The library's name for tables."""
     return next(name for name, module in LIBRARIES.items() if module is library)
 
 
@@ -129,7 +129,7 @@ def merged(stages: list[Stage], steps: list, state: object) -> object:
 
 
 def copied(library: ModuleType, stages: list[Stage], turned: list, state: object) -> object:
-    """As a general tensor product does it: the summed axis to the end, one product, the new axis to its place."""
+    """A general tensor product: move the summed axis to the end, one product, move the new axis to its place."""
     batch = len(state)
     for stage, step in zip(stages, turned, strict=True):
         state = product(to_the_end(library, state, stage.K, stage.B), step)
@@ -143,14 +143,14 @@ def to_the_end(library: ModuleType, state: object, middle: int, last: int) -> ob
 
 
 def product(state: object, step: object) -> object:
-    """One matrix product where the step is one matrix; one for each train where every train has its own."""
+    """One matrix product if the trains share the step's matrix, else one for each train."""
     if step.ndim == 2:
         return state.reshape(-1, step.shape[0]) @ step
     return state.reshape(len(step), -1, step.shape[1]) @ step
 
 
 def parts(library: ModuleType, stages: list[Stage], turned: list, state: object) -> tuple[list, list]:
-    """The copies and the products of the copied order, each with the array that it would meet."""
+    """The copies and the products of :func:`copied`, each as a call on its own input array."""
     copies, products = [], []
     for stage, step in zip(stages, turned, strict=True):
         copies.append(partial(to_the_end, library, state, stage.K, stage.B))
@@ -163,18 +163,18 @@ def parts(library: ModuleType, stages: list[Stage], turned: list, state: object)
 
 
 def every(calls: list[Callable[[], object]]) -> None:
-    """One after the other, each answer given back before the next."""
+    """Run the calls one after the other; each result is freed before the next."""
     for call in calls:
         call()
 
 
 def contiguous(library: ModuleType, array: object) -> object:
-    """The array in the order of its axes: a copy where it lies otherwise."""
+    """The array in contiguous memory: a copy if it is not contiguous."""
     return array.contiguous() if library is torch else np.ascontiguousarray(array)
 
 
 def rebuild(library: ModuleType, ins: tuple[int, ...], outs: tuple[int, ...], rank: int) -> tuple[Case, dict]:
-    """The dense weight from its cores: all products and then one transpose, or only small cores transposed."""
+    """The dense weight from its cores: all products and one transpose at the end, or only small cores transposed."""
     cores = [put(library, core) for core in train(ins, outs, rank)]
     calls = {
         "no copy": partial(rebuilt, library, cores),
@@ -204,13 +204,13 @@ def turn(library: ModuleType, tensor: object, ins: tuple[int, ...], outs: tuple[
 
 
 def rebuilt_and_turned(library: ModuleType, cores: list) -> object:
-    """All products first; every number of the weight is then moved once more."""
+    """All products first, then a copy of every number of the weight."""
     ins, outs = tuple(core.shape[2] for core in cores), tuple(core.shape[1] for core in cores)
     return turn(library, chain(cores), ins, outs).reshape(math.prod(outs), -1)
 
 
 def rebuilt(library: ModuleType, cores: list) -> object:
-    """The last product as one small product for each row mode: it writes every number where it belongs."""
+    """The last product as one small product for each row mode, which writes every number to its final place."""
     first, second, third = cores
     (_, m1, n1, r), (_, m2, n2, q), (_, m3, n3, _) = (core.shape for core in cores)
     right = (second.reshape(-1, q) @ third.reshape(q, -1)).reshape(r, m2, n2, m3, n3)
@@ -220,7 +220,7 @@ def rebuilt(library: ModuleType, cores: list) -> object:
 
 
 def agree(answers: list) -> None:
-    """All contenders compute the same; a comparison of different things would be worth nothing."""
+    """Check that all contenders compute the same."""
     first = np.asarray(answers[0])
     for answer in answers[1:]:
         if (gap := np.abs(np.asarray(answer) - first).max() / np.abs(first).max()) > 1e-4:

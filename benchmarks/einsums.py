@@ -1,4 +1,4 @@
-"""Cases: what einsum makes of a train. The order of the products decides; finding the order takes time of its own."""
+"""Cases: einsum on a train. The order of the products decides the time, and finding the order takes time too."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def operands() -> tuple[list[np.ndarray], list[torch.Tensor]]:
 
 
 def einsums() -> tuple[Case, dict]:
-    """One layer, two vectors: ttref's planned order beside einsum, NumPy's with a path that was found before.
+    """One layer, two vectors: ttref's planned order beside einsum, NumPy's with a path found before.
 
-    Left to itself, NumPy refuses intermediate results larger than the largest operand. A train has such results, so the
-    path that NumPy then finds is no path: one loop over all letters.
+    By default NumPy refuses intermediate results larger than the largest operand. A train has such results, so NumPy
+    then finds no path but one loop over all letters.
     """
     arrays, tensors = operands()
     x, shapes = tensors[0].reshape(BATCH, -1), [array.shape for array in arrays]
@@ -67,7 +67,7 @@ def einsums() -> tuple[Case, dict]:
 
 
 def searches() -> tuple[Case, dict]:
-    """How long it takes to find the order, which np.einsum with ``optimize=`` does anew at every call."""
+    """The time of finding the order, which np.einsum with ``optimize=`` repeats in every call."""
     arrays, _ = operands()
     shapes = [array.shape for array in arrays]
     calls = {
@@ -88,7 +88,7 @@ def best_path(shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def path_macs(path: list[tuple[int, ...]], shapes: list[tuple[int, ...]]) -> int:
-    """Terms that a path adds up: for each of its steps, the product of the sizes of all letters that take part."""
+    """Multiply-adds of a path: for each step, the product of the sizes of all letters in it."""
     terms, result = EQUATION.split("->")[0].split(","), set(EQUATION.split("->")[1])
     sizes = {
         letter: size

@@ -21,12 +21,12 @@ ROUNDS = 5
 
 
 def measure(limits: dict) -> dict:
-    """A layer of 512 x 512 in bytes and in 16 bits."""
+    """A layer of 512 x 512 in 8 and in 16 bits."""
     return {"cases": [run(case(width), limits, ROUNDS) for width in (8, 16)]}
 
 
 def case(width: int) -> Case:
-    """One width of cores and activations alike."""
+    """The case of one width, for cores and activations."""
     rng = np.random.default_rng(0)
     ranks = (1, *[RANK] * (len(MODES) - 1), 1)
     cores = [
@@ -84,7 +84,7 @@ def in_apytypes(qtt: QuantizedTT, xq: np.ndarray) -> np.ndarray:
 
 def fixed(integers: np.ndarray, fmt: FixedPointFormat) -> APyFixedArray:
     """Stored integers as an array of apytypes, bit for bit."""
-    # apytypes takes no read-only array, and a model's cores are read-only.
+    # apytypes refuses read-only arrays, and a model's cores are read-only.
     given = integers if integers.flags.writeable else integers.copy()
     return APyFixedArray(np.ascontiguousarray(given), int_bits=fmt.int_bits, frac_bits=fmt.frac_bits)
 
@@ -96,5 +96,5 @@ def signed(bits: np.ndarray, width: int) -> np.ndarray:
 
 
 def write(record: dict) -> None:
-    """Redo the tables that the performance page shows."""
+    """Rewrite the tables of the performance page."""
     page.write(RESULT, markdown(record))

@@ -64,13 +64,13 @@ def measure_one(in_shape: tuple[int, ...], out_shape: tuple[int, ...], rank: int
     calls = {"ttref": lambda: ours(x), "nn.Linear": lambda: dense(x)}
     calls |= {name: lambda call=call: call(x) for name, call in peers(ours).items()}
     _check(calls)
-    threads = limits["threads"] if batch >= 64 else None  # large products are faster on all threads, whoever makes them
+    threads = limits["threads"] if batch >= 64 else None  # large products are faster on all threads, in every library
     measured = run(_case(ours, batch, calls), limits, ROUNDS, threads)
     return _result(ours, batch, measured, _orders(ours, x))
 
 
 def mode_orders(in_features: int, out_features: int, rank: int) -> list[dict]:
-    """Operations of a layer, as a share of the dense layer's, for every place of the odd output mode and each way."""
+    """Operations as a share of the dense layer's, for each position of the odd output mode and each order."""
     auto = TTLinear(in_features, out_features, rank, device="meta")
     rows = []
     for place in range(3):
@@ -112,7 +112,7 @@ def peers(ours: TTLinear) -> dict[str, nn.Module]:
 
 
 class Flat(nn.Module):
-    """torchTT's layer, which takes and gives one axis for each mode, for vectors."""
+    """torchTT's layer for vectors; by itself it has one axis for each mode in input and output."""
 
     def __init__(self, layer: nn.Module, in_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Flat(nn.Module):
 
 
 def _check(calls: dict[str, Callable]) -> None:
-    """All contenders compute the same function; a comparison of different things would be worth nothing."""
+    """Check that all contenders compute the same function."""
     expected = calls["nn.Linear"]()
     for name, call in calls.items():
         gap = torch.linalg.vector_norm(call() - expected) / torch.linalg.vector_norm(expected)
@@ -235,7 +235,7 @@ def draw(results: dict) -> Figure:
 
 
 def markdown(results: dict) -> str:
-    """The tables that the performance page includes: times, mode orders, and how well the planner chose."""
+    """The tables of the performance page: times, mode orders, and the planner's choices beside the fastest orders."""
     machine = results["machine"]
     speeds = (
         f"{machine['flops32_per_s'] / 1e9:.0f} Gflop/s (float32 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s "
@@ -294,5 +294,5 @@ def regret(results: dict) -> list[float]:
 
 
 def write(record: dict) -> None:
-    """Redo the picture and the tables that the performance page shows."""
+    """Redraw the figure and the tables of the performance page."""
     page.write(RESULT, markdown(record), draw(record))

@@ -1,4 +1,4 @@
-"""Bytes that live at once while something is computed: every storage is followed from its first tensor to its last."""
+"""Peak of the bytes alive at once in a computation: every storage is tracked from allocation to release."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that operations of torch make, until nobody holds them; the same in every run.
+    """Counts the bytes of all storages that torch operations allocate, until they are released; the same in every run.
 
     Attributes:
-        now, peak: Bytes alive, and the most that were alive at once.
+        now, peak: Bytes alive now, and the most that were alive at once.
     """
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._held = {tensor.untyped_storage()._cdata for tensor in known}  # what is there already does not count
+        self._held = {tensor.untyped_storage()._cdata for tensor in known}  # inputs and parameters do not count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Carry out the operation and count what it made."""
+        """Run the operation and count the storages of its results."""
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._held:
@@ -44,7 +44,7 @@ class Live(TorchDispatchMode):
 
 
 def forward_peak(layer: nn.Module, x: Tensor) -> int:
-    """Bytes alive at most while a layer answers without gradients; parameters and ``x`` do not count."""
+    """Peak bytes of a layer's forward pass without gradients; parameters and ``x`` do not count."""
     with torch.no_grad(), Live(x, *layer.parameters()) as live:
         y = layer(x)  # held until the end, as by a caller
     del y
@@ -52,7 +52,7 @@ def forward_peak(layer: nn.Module, x: Tensor) -> int:
 
 
 def training_peak(layer: nn.Module, x: Tensor) -> int:
-    """The same for a training step: forward, then backward to ``x`` and all parameters from a given gradient."""
+    """Peak bytes of a training step: forward, then backward to ``x`` and all parameters from a given gradient."""
     layer.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How the tables are measured: contenders in turn, ratios within a round, and the machine's own limits beside them."""
+"""Measurement of the tables: contenders in turn, ratios within a round, and the machine's limits beside them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from book.tools.results import here
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: ``call`` handles ``items`` of the same kind of item in one go."""
+    """A call to time, which processes ``items`` items at once."""
 
     name: str
     call: Callable[[], object]
@@ -25,21 +25,21 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One row group of the table: the first contender is ttref; ``flops`` and ``bytes`` are its floor per item."""
+    """One group of table rows: the first contender is ttref; ``flops`` and ``bytes`` are the lower bounds per item."""
 
     name: str
     unit: str
     contenders: list[Contender]
     flops: float
     bytes: float
-    arithmetic: str = "flops_per_s"  # which of the machine's limits the flops meet: float64, or "flops32_per_s"
+    arithmetic: str = "flops_per_s"  # the machine's limit for the flops: this one for float64, or "flops32_per_s"
 
 
-LEAST_SECONDS = 0.02  # a short call is repeated until it takes at least so long
+LEAST_SECONDS = 0.02  # a short call is repeated until it takes at least this long
 
 
 def repeated(name: str, call: Callable[[], object], items: int = 1) -> Contender:
-    """A contender whose call is too short to time alone; every answer is given back before the next, as in use."""
+    """A contender whose call is too short to time alone; every result is freed before the next, as in use."""
     call()
     start = time.perf_counter()
     call()
@@ -89,7 +89,7 @@ def run(case: Case, limits: dict[str, float], rounds: int = 7, threads: int | No
 
 
 def machine() -> dict:
-    """What this machine can do at most on all threads, measured now: float64 and float32 GEMM, copy bandwidth."""
+    """Limits of this machine on all threads, measured now: float64 and float32 GEMM, copy bandwidth."""
     a = torch.randn(1024, 1024, dtype=torch.float64)
     gemm = _best(lambda: a @ a)
     b = torch.randn(2048, 2048)
@@ -105,7 +105,7 @@ def machine() -> dict:
 
 
 def _best_threads(contender: Contender) -> int:
-    """A loop over small matrices can be slower on two threads than on one; every contender runs at its best."""
+    """The fastest number of threads: a loop over small matrices can be slower on two threads than on one."""
     most = torch.get_num_threads()
     timings = {}
     for threads in sorted({1, most}):

@@ -1,4 +1,4 @@
-"""Cases: bytes alive at once in a TT layer, in inference and in a training step, beside ``nn.Linear`` and peers."""
+"""Cases: peak bytes of a TT layer, in inference and in a training step, beside ``nn.Linear`` and other libraries."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BATCH, ROUNDS = 2048, 2
 
 
 def measure(limits: dict) -> dict:
-    """Every layer with 2,048 vectors: bytes are counted and the same in every run, times are not."""
+    """Every layer with 2,048 vectors. Bytes are counted, and the same in every run; times are measured."""
     return {"batch": BATCH, "cases": [one(*layer) for layer in tqdm(LAYERS, desc="memory", disable=None)]}
 
 
 def one(ins: int, outs: int, rank: int) -> dict:
-    """One layer in all libraries: bytes of parameters, bytes alive beside them, and the time of both steps."""
+    """One layer in all libraries: bytes of parameters, peak bytes beside them, and the times of both steps."""
     torch.manual_seed(0)
     layer = TTLinear(ins, outs, rank)
     again = copy.deepcopy(layer)
@@ -99,5 +99,5 @@ def markdown(record: dict) -> str:
 
 
 def write(record: dict) -> None:
-    """Redo the table that the performance page shows."""
+    """Rewrite the table of the performance page."""
     page.write(RESULT, markdown(record))

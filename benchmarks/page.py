@@ -1,4 +1,4 @@
-"""What the parts of the performance page share: where they are written, their first line, and tables of times."""
+"""The shared code of the parts of the performance page: paths, first line, and tables of times."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ OTHERS = "Times are this processor's, and ratios move with it too."
 
 
 def table(result: str) -> Path:
-    """Where the page looks for the tables of a result."""
+    """Path of the tables of a result, which the page includes."""
     return RESULTS / f"{result}.md"
 
 
 def picture(result: str) -> Path:
-    """Where the page looks for the figure of a result."""
+    """Path of the figure of a result, which the page includes."""
     return RESULTS.parent / "_static" / f"{result}.png"
 
 
 def write(result: str, text: str, figure: Figure | None = None) -> None:
-    """Replace what the performance page shows of a result."""
+    """Replace tables and figure of a result on the performance page."""
     replace(table(result), [text.encode()])
     if figure is not None:
         figures.save_png(figure, picture(result))
 
 
 def measured(record: dict, speeds: str | None = None) -> str:
-    """When, how, where and with what a result was measured; ``speeds`` are the machine's limits in words."""
+    """Date, command, machine and versions of a measurement; ``speeds`` are the machine's limits in words."""
     machine = record["machine"]
     speeds = speeds or (
         f"{machine['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
@@ -44,7 +44,7 @@ def measured(record: dict, speeds: str | None = None) -> str:
 
 
 def markdown(record: dict) -> str:
-    """What the page includes of a part that has nothing but times."""
+    """The page's text for a part that has only times."""
     return measured(record) + "\n" + times(record["cases"])
 
 
@@ -66,7 +66,7 @@ def times(cases: list[dict]) -> str:
 
 
 def spread(row: dict) -> tuple[str, str]:
-    """Median and range, as the tables show them."""
+    """Median and range, formatted for the tables."""
     return short(row["median_us"]), f"{short(row['low_us'])}, {short(row['high_us'])}"
 
 

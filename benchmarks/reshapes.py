@@ -1,4 +1,4 @@
-"""What reshapes cost, and what einsum makes of a train: the cases of ``copies`` and of ``einsums``, on one thread."""
+"""The cost of reshapes, and einsum on a train: the cases of ``copies`` and of ``einsums``, on one thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 5
 
 
 def measure(limits: dict) -> dict:
-    """One case after the other, on one thread, with the limits of one thread beside them."""
+    """One case after the other, on one thread, with the limits of the machine on one thread."""
     torch.set_num_threads(1)
     alone = machine()
     cases = tqdm(chain(copies.cases(), einsums.cases()), desc="reshapes", disable=None)
@@ -28,7 +28,7 @@ def measure(limits: dict) -> dict:
 
 
 def markdown(record: dict) -> str:
-    """A line for each contraction with and without copies, then the ways to leave the order to a library."""
+    """A line for each contraction with and without copies, then a table of the libraries that choose the order."""
     pairs = [case for case in record["cases"] if case["rows"][0]["name"] == "no copy"]
     orders = [case for case in record["cases"] if case not in pairs]
     lines = [
@@ -44,5 +44,5 @@ def markdown(record: dict) -> str:
 
 
 def write(record: dict) -> None:
-    """Redo the table that the performance page shows; the chapter draws its figure from the same record."""
+    """Rewrite the table of the performance page; the chapter draws its figure from the same record."""
     page.write(RESULT, markdown(record))

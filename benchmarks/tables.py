@@ -45,7 +45,7 @@ def measure(limits: dict) -> dict:
 
 
 def cases() -> list[tuple[Case, dict]]:
-    """All cases, on one table of Gaussian rows: no time here depends on the values. With each, what to record of it."""
+    """All cases, each with more values to record, on one table of Gaussian rows: no time depends on the values."""
     torch.manual_seed(0)
     dense = nn.Embedding(ROWS, WIDTH)
     kinds = {
@@ -93,7 +93,7 @@ def build(dense: nn.Embedding) -> Case:
 
 
 def alone(kinds: dict[str, MPSEmbedding], dense: nn.Embedding, ids: torch.Tensor) -> Case:
-    """Looking up random ids where each row is a train of its own."""
+    """Looking up random ids in a table with one train for each row."""
     mps = kinds["MPSEmbedding"]
     calls = {name: lambda table=table: table(ids) for name, table in kinds.items()}
     calls["nn.Embedding"] = lambda: dense(ids)
@@ -103,7 +103,7 @@ def alone(kinds: dict[str, MPSEmbedding], dense: nn.Embedding, ids: torch.Tensor
 
 
 def shared(ttm: TTMEmbedding, dense: nn.Embedding, ids: torch.Tensor) -> Case:
-    """Looking up random ids where the table is one TT-matrix."""
+    """Looking up random ids in a table that is one TT-matrix."""
     peer = factorized(ttm)
     calls = {
         "TTMEmbedding": lambda: ttm(ids),
@@ -116,7 +116,7 @@ def shared(ttm: TTMEmbedding, dense: nn.Embedding, ids: torch.Tensor) -> Case:
 
 
 def train(ttm: TTMEmbedding, dense: nn.Embedding, ids: torch.Tensor) -> Case:
-    """What a step of training asks of a table: look up, and carry the gradient back to what is stored."""
+    """The work of a table in a training step: a look-up, and backward to the stored numbers."""
     target = torch.randn(len(ids), WIDTH)
     tables = {"TTMEmbedding": ttm, "tltorch FactorizedEmbedding": factorized(ttm), "nn.Embedding": dense}
 
@@ -147,9 +147,9 @@ def factorized(ttm: TTMEmbedding) -> nn.Module:
 
 
 def grow(mps: MPSEmbedding, dense: nn.Embedding, count: int) -> Case:
-    """Adding rows: only the new ones are decomposed, or the TT-matrix is made again with them.
+    """Appending rows: only the new ones are decomposed, or the whole TT-matrix is decomposed again.
 
-    The rows stay: each round adds to a table that earlier rounds have made larger, as in use.
+    Each round appends to the table of the earlier rounds, as in use.
     """
     rows = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(count))
     shape = (*ROW_SHAPE[:2], ROW_SHAPE[2] + 2)  # room for 768 rows more
@@ -169,7 +169,7 @@ def grow(mps: MPSEmbedding, dense: nn.Embedding, count: int) -> Case:
 
 
 def scores(dense: nn.Embedding, mps: MPSEmbedding, ttm: TTMEmbedding) -> Case:
-    """A head's work: 512 vectors scored against every row. The floor is the scores themselves, written once."""
+    """The work of a head: 512 vectors scored against every row. The lower bound is writing the scores once."""
     hidden = torch.randn(512, WIDTH)
     calls = {
         "MPSEmbedding.logits": lambda: mps.logits(hidden),
@@ -181,14 +181,14 @@ def scores(dense: nn.Embedding, mps: MPSEmbedding, ttm: TTMEmbedding) -> Case:
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """All contenders look the same rows up; a comparison of different things would be worth nothing."""
+    """Check that all contenders look up the same rows."""
     gap = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
     if gap > 1e-4:
         raise AssertionError(f"the rows differ by {gap:.1e}")
 
 
 def _look_up(name: str, calls: dict[str, Callable], count: int, stored: int) -> Case:
-    """The floor: what is stored of each row, and the row itself, moved once."""
+    """A case whose lower bound is moving the stored numbers of each row, and the row itself, once."""
     contenders = [repeated(label, torch.no_grad()(call)) for label, call in calls.items()]
     return Case(name, "call", contenders, 0, 4 * count * (stored + WIDTH))
 
@@ -221,5 +221,5 @@ def draw(results: dict) -> Figure:
 
 
 def write(record: dict) -> None:
-    """Redo the picture and the tables that the performance page shows."""
+    """Redraw the figure and the tables of the performance page."""
     page.write(RESULT, markdown(record), draw(record))

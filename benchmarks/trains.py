@@ -59,7 +59,7 @@ def cases() -> list[Case]:
 
 
 def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
-    """Every row as one train; peers that have no batch mode loop, on fewer rows."""
+    """Every row as one train; libraries without a batch mode loop over fewer rows."""
     few, some = rows[:FEW], rows[:SOME]
     solver = eigenproblems(MODES, rank, len(rows))
     return Case(
@@ -81,7 +81,7 @@ def decompose(name: str, rows: torch.Tensor, rank: int) -> Case:
 
 
 def eigenproblems(modes: tuple[int, ...], rank: int, count: int) -> list[Contender]:
-    """What LAPACK alone takes for the eigenproblems of ``tt_svd``, on the same threads; none where all are 2 x 2."""
+    """LAPACK alone on the eigenproblems of ``tt_svd``, on the same threads; empty if all are 2 x 2."""
     ranks = tt_ranks(modes, rank)
     sizes = [
         ranks[k] * n
@@ -198,7 +198,7 @@ def draw(results: dict) -> Figure:
         for row in case["rows"]:
             y += 1
             library = row["name"].split(",")[0].split(".")[0]
-            if library not in colors:  # a part of ttref's own work, timed alone
+            if library not in colors:  # a part of ttref's work, timed alone
                 library = "LAPACK"
             ax.plot([row["low_us"], row["high_us"]], [y, y], color=colors[library], linewidth=2, marker="")
             ax.plot(row["median_us"], y, markers[library], color=colors[library], markersize=8)
@@ -229,5 +229,5 @@ def draw(results: dict) -> Figure:
 
 
 def write(record: dict) -> None:
-    """Redo the picture and the tables that the performance page shows."""
+    """Redraw the figure and the tables of the performance page."""
     page.write(RESULT, markdown(record), draw(record))

@@ -1,7 +1,7 @@
-"""Write the repository's public address where it belongs: `make address REPO=owner/name` (`REPO=` for none).
+"""Write the repository's public address into all files that hold it: `make address REPO=owner/name` (`REPO=` for none).
 
-`repository.url` in `_config.yml` holds it. From there it goes into the badge row and bootstrap cell of every notebook,
-with the tag of this version: a notebook fetches the release it belongs to, not whatever the branch holds that day.
+`repository.url` in `_config.yml` is the source. From there it is copied into the badge row and bootstrap cell of every
+notebook, with the tag of this version: a notebook fetches its own release, not the current state of the branch.
 """
 
 import re
@@ -32,7 +32,7 @@ def set_address(repo: str) -> str:
 
 
 def main(repo: str) -> None:
-    """Set the address and bring every notebook in line with it."""
+    """Set the address and update every notebook."""
     url = set_address(repo)
     print(f"repository.url: {url or 'none'}")
     for path in notebooks.chapters():

@@ -1,7 +1,7 @@
 """Refresh the stored outputs of the notebooks: `make execute`, or `make execute NOTEBOOKS="notebooks/a.ipynb ..."`.
 
-Each notebook runs from a fresh kernel, in its own folder, on two cores. The file is rewritten only when something a
-reader or nbval would notice has changed; otherwise it stays byte for byte, its run time included.
+Each notebook runs in a fresh kernel, in its own folder, on two cores. The file is rewritten only if something that a
+reader or nbval would notice has changed; otherwise it stays byte for byte, run time included.
 """
 
 import base64
@@ -20,7 +20,7 @@ from PIL import Image
 from book.tools import notebooks
 
 IGNORED = "nbval-ignore-output"
-QUIET = {"TQDM_DISABLE": "1"}  # a progress bar is for a reader who waits, not for a stored output
+QUIET = {"TQDM_DISABLE": "1"}  # progress bars do not belong into stored outputs
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -28,7 +28,7 @@ METADATA = {
 
 
 def two_cores() -> None:
-    """Keep this process and its kernels on two cores, the machine the run times speak of (where the system can)."""
+    """Restrict this process and its kernels to two cores, for which run times are given, if the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 
@@ -56,7 +56,7 @@ def run(nb: nbformat.NotebookNode, folder: Path) -> float:
 
 
 def smaller(png: str) -> str:
-    """Return a base64 PNG with a palette of its own 256 colors: less than half the bytes, and the same to the eye."""
+    """Return a base64 PNG with an adaptive palette of 256 colors: less than half the bytes, and the same to the eye."""
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     dpi = picture.info.get("dpi", (150, 150))

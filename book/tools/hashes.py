@@ -1,8 +1,8 @@
 """Write the hashes of pinned packages: `make hashes`.
 
-A pin that has no `--hash` lines below it gets those of every wheel that a reader's machine may take, and of the source
-distribution where there is no wheel; pins that have hashes stay as they are. So to change a version, change it, delete
-the hash lines below it, and run this. TORCH_INDEX, PyTorch's index of CPU wheels, is asked for torch as well.
+A pin without `--hash` lines gets those of every wheel that a reader's machine may install, and of the source
+distribution if there is no wheel; pins with hashes stay as they are. To change a version, edit it, delete the hash
+lines below it, and run this. torch is also looked up in TORCH_INDEX, PyTorch's index of CPU wheels.
 """
 
 import html
@@ -42,7 +42,7 @@ def files() -> list:
 
 
 def takes(name: str) -> bool:
-    """Whether the wheel `name` is for a Python and a platform that the book is for."""
+    """True if the wheel `name` is for a Python and a platform that the book supports."""
     tags = parse_wheel_filename(name)[-1]
     return any((tag.interpreter, tag.abi) in TAGS and PLATFORMS.fullmatch(tag.platform) for tag in tags)
 
@@ -59,13 +59,13 @@ def hashes(page: str, version: str) -> list[str]:
             elif str(parse_sdist_filename(name)[1]) == str(Version(version)):
                 sources[digest] = name
         except (InvalidSdistFilename, InvalidWheelFilename):
-            continue  # files from before names had rules
+            continue  # an old file, whose name does not follow today's rules
     return sorted(wheels or sources)
 
 
 def indexes(name: str) -> list[str]:
     """Return the indexes that have files of `name`: pip's own, and for torch that of TORCH_INDEX."""
-    from pip._internal.models.index import PyPI  # pip's default, so that no address stands here
+    from pip._internal.models.index import PyPI  # pip's default, so that no address is written here
 
     extra = os.environ.get("TORCH_INDEX", "")
     return [os.environ.get("PIP_INDEX_URL") or PyPI.simple_url, *([extra] if name == "torch" and extra else [])]

@@ -1,4 +1,4 @@
-"""What every chapter shares on disk: where it lies, its header, its bootstrap cell, how it is read and written."""
+"""The notebooks as files: their paths, badge rows and bootstrap cells, reading and writing."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def address() -> str:
 
 
 def revision() -> str:
-    """Return the tag of the repository that belongs to this version: a notebook and the `ttref` it fetches agree."""
+    """Return the repository's tag of this version, so that a notebook fetches the `ttref` it was written for."""
     return "v" + tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
@@ -55,7 +55,7 @@ def badge_row(name: str, url: str) -> str:
 
 
 def dress(nb: nbformat.NotebookNode, name: str, url: str) -> None:
-    """Write the badge row and the bootstrap cell that belong to `url` into the notebook `name`.
+    """Write the badge row and the bootstrap cell for `url` into the notebook `name`.
 
     Raises:
         ValueError: the first two cells are not the header and the bootstrap cell.
@@ -76,7 +76,7 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def write(path: Path, nb: nbformat.NotebookNode) -> bool:
-    """Write a notebook in one step if its text differs from what is there; return whether it did."""
+    """Write a notebook in one step if its text differs from the file's; return True if it did."""
     text = nbformat.writes(nb) + "\n"
     if path.read_text(encoding="utf-8") == text:
         return False

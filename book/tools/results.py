@@ -1,4 +1,4 @@
-"""Recorded results, ``book/results/<name>.json``: what each says of its origin, written whole and read with care."""
+"""Recorded results, ``book/results/<name>.json``: written whole, with their origin, and checked when read."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def write(
 
     Args:
         name: the result's name.
-        values: what was measured. A ``machine`` among them stands in place of ``here()``.
-        command: what measures it anew.
-        models: what was measured, in words.
-        data: what it was measured on, in words.
+        values: the measured values. A ``machine`` among them replaces ``here()``.
+        command: the command that measures them again.
+        models: the measured models, in words.
+        data: the data of the measurement, in words.
         packages: the distributions whose versions are recorded, beside Python's.
     """
     record = {
@@ -53,7 +53,7 @@ def write(
 
 
 def read(name: str) -> dict:
-    """What ``book/results/<name>.json`` holds; nothing if it is not there. A damaged one is a ValueError."""
+    """The content of ``book/results/<name>.json``; empty if there is no such file. A damaged one is a ValueError."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return {}
@@ -67,18 +67,18 @@ def read(name: str) -> dict:
 
 
 def here() -> dict:
-    """This machine: its processor, and the threads that torch may use now."""
+    """This machine: its processor, and torch's number of threads."""
     return {"processor": processor(), "threads": torch.get_num_threads()}
 
 
 def processor() -> str:
-    """The processor's name, with what tells it from others of that name: a virtual machine often hides the rest.
+    """The processor's name, family, model, stepping and torch's vector extension: virtual machines often hide the name.
 
     Example: "Intel(R) Xeon(R) Processor (GenuineIntel family 6 model 207 stepping 2; torch: AVX512, mkl)".
     """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            first = itertools.takewhile(str.strip, lines)  # one block of lines a core
+            first = itertools.takewhile(str.strip, lines)  # one block of lines for each core
             known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
     except OSError:
         known = {}

@@ -1,4 +1,4 @@
-"""What a chapter must look like. CONTRIBUTING.md says the same in words; tests/book applies it to every notebook."""
+"""The rules for a chapter. CONTRIBUTING.md gives them in words; tests/book applies them to every notebook."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ def executed(nb: NotebookNode) -> Iterator[str]:
 
 
 def compared(nb: NotebookNode) -> Iterator[str]:
-    """Outputs that nbval does not compare are few, and each says why."""
+    """Outputs that nbval does not compare are few, and each gives a reason."""
     cells = code_cells(nb)
     loose = [cell for cell in cells if IGNORED in tags(cell)]
     if len(loose) > len(cells) / 10:
@@ -81,7 +81,7 @@ def compared(nb: NotebookNode) -> Iterator[str]:
 
 
 def header(nb: NotebookNode) -> Iterator[str]:
-    """The first cell says what the reader gets, needs and spends."""
+    """The first cell states goals, prerequisites and run time."""
     text = nb.cells[0].source
     parts = re.fullmatch(
         r"# .+\n\n(?P<answer>(?:.|\n)+?)\n\n(?:\[Open in Colab\].*\n\n)?\*\*Goals\.\*\* .+\n\n"
@@ -100,7 +100,7 @@ def header(nb: NotebookNode) -> Iterator[str]:
 
 
 def figures(nb: NotebookNode) -> Iterator[str]:
-    """Each picture can be read without seeing it, and on a dark page."""
+    """Each picture has a description in words and is readable on a dark page."""
     for cell in code_cells(nb):
         if not pictures(cell):
             continue

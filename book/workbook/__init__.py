@@ -1,1 +1,6 @@
-"""What the chapters share: models and data (`sources`) and the house style of the figures (`figures`)."""
+"""The chapters' shared code.
+
+`sources` has models, texts and recorded results (behind it `models` and `store`), `docstrings`, `finetuning`,
+`training` and `trained` the small tasks that are trained, `figures`, `diagrams`, `orders` and `datapath` the pictures,
+`console` the progress bar.
+"""

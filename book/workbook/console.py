@@ -1,4 +1,4 @@
-"""A progress bar and a silencer that keep stored notebook outputs the same on every run."""
+"""A progress bar, and a way to silence libraries, so that stored notebook outputs are the same in every run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import tqdm
 
-# Where there are no ipywidgets, the first import of tqdm.auto in a kernel warns on stderr, with a path of the machine.
-# transformers imports it, so it comes in here first, in silence.
+# Without ipywidgets, the first import of tqdm.auto in a kernel warns on stderr, with a path of the machine.
+# transformers imports it, so it is imported here first, with the warning suppressed.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tqdm.auto
 
 
 def bar_wanted() -> bool:
-    """Tell whether a person is there to watch a progress bar.
+    """True if a progress bar should be drawn: a person may be watching.
 
     A bar is shown on a terminal and in a notebook kernel. It is hidden when output goes to a file or a pipe, when
     `TQDM_DISABLE` is set, and under pytest, so that nbval's strict comparison of stderr sees nothing.
@@ -44,9 +44,9 @@ def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None,
     """Make a plain tqdm bar on stderr that follows `bar_wanted` and vanishes when it is done.
 
     Args:
-        iterable: what to loop over, or None for a bar that is moved by hand with `.update()`.
-        total: number of steps, needed where `iterable` has no length.
-        description: what is being done, shown in front of the bar.
+        iterable: the items to loop over, or None for a bar that is moved by hand with `.update()`.
+        total: number of steps, needed if `iterable` has no length.
+        description: text in front of the bar.
 
     Returns:
         A `tqdm.tqdm`; it appears only if the work takes longer than a second.

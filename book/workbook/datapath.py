@@ -1,7 +1,7 @@
-"""The data path at work, cycle by cycle: one picture of a whole run, and an animation that needs no network.
+"""The data path cycle by cycle: a picture of a whole run, and an animation that needs no network.
 
-matplotlib writes the animation; its page asks for icons from outside, so the buttons get plain text here. Both pictures
-show a schedule and are drawn from :func:`~ttref.fixedpoint.timeline.trace`, which the tests hold against the simulated
+matplotlib writes the animation; its page would fetch icons, so the buttons get plain text here. Both pictures show a
+schedule and are drawn from :func:`~ttref.fixedpoint.timeline.trace`, which the tests compare with the simulated
 hardware.
 """
 
@@ -98,11 +98,11 @@ def animate_run(schedule: Schedule, *, milliseconds: int = 900) -> str:
 
     Args:
         schedule: From :func:`~ttref.fixedpoint.scheduling.schedule`. Two lanes and about ten words in each half fit.
-        milliseconds: How long a frame stands.
+        milliseconds: Duration of a frame.
 
     Returns:
-        A piece of HTML that holds frames, player and words for readers who cannot see it. It loads nothing: its first
-        frame is there without a script, its buttons are text. About 6 kB a frame.
+        HTML with frames, player and a description in words for readers who cannot see it. It loads nothing from the
+        network, shows its first frame without a script, and its buttons are text. About 6 kB a frame.
 
     Example:
         >>> from ttref.fixedpoint import schedule, tt_stages
@@ -121,7 +121,7 @@ def animate_run(schedule: Schedule, *, milliseconds: int = 900) -> str:
 
 
 def _frame(ax: Axes, schedule: Schedule, cycles: list[Cycle], now: int) -> list:
-    """One cycle: the two halves of the memory left and right, the core on top, the lanes between."""
+    """Draw one cycle: the two halves of the memory left and right, the core on top, the lanes between."""
     ax.clear()
     ax.set(xlim=(0, 10), ylim=(0, 10.75))
     ax.set_axis_off()
@@ -172,7 +172,7 @@ def _frame(ax: Axes, schedule: Schedule, cycles: list[Cycle], now: int) -> list:
 
 
 def _half(ax: Axes, schedule: Schedule, cycles: list[Cycle], now: int, half: int) -> None:
-    """One half of the memory: which words hold data that is still needed, which is read, which is written."""
+    """Draw one half of the memory: the words whose data is still needed, the one read, the one written."""
     cycle = cycles[now]
     depth = max(schedule.words[half::2])
     reading = cycle.stage % 2 == half
@@ -206,7 +206,7 @@ def _words(schedule: Schedule, cycles: list[Cycle]) -> str:
 
 
 def _offline(page: str, alt: str) -> str:
-    """The player without its icons from outside, with small frames, a first picture and words."""
+    """The player without icons from the network, with small frames, a first picture and a description."""
     page = re.sub(r"<link\b[^>]*>", "", page, count=1)
     page = re.sub(r"<style>.*?</style>", _STYLE, page, count=1, flags=re.DOTALL)
     for icon, text in _BUTTONS.items():

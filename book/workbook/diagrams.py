@@ -256,12 +256,12 @@ def _canvas(ax: Axes | None) -> Axes:
 
 
 def _next_left(ax: Axes) -> float:
-    """Where the next picture's first node goes: the data limits know what is drawn already."""
+    """x of the next picture's first node, right of the data limits of all that is drawn already."""
     return ax.dataLim.x1 + _GAP + _RADIUS if np.isfinite(ax.dataLim.x1) else 0.0
 
 
 def _fit(ax: Axes, first: float, last: float, bottom: float, top: float) -> Axes:
-    """Grow the limits to hold nodes from `first` to `last`; a figure of its own grows along, at a fixed scale."""
+    """Extend the limits to nodes from `first` to `last`; a figure made here is enlarged, at a fixed scale."""
     ax.update_datalim([(first - _RADIUS, bottom), (last + _RADIUS, top)])
     box = ax.dataLim
     ax.set_xlim(box.x0 - 0.15, box.x1 + 0.15)

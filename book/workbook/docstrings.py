@@ -1,10 +1,10 @@
-"""A real text task that every installation has: what does a sentence of documentation describe?
+"""A real text task of every installation: does a sentence describe a function, an argument or a result?
 
-A function, an argument or a result: the first sentences of functions' docstrings, and of the entries of ``Parameters``
-and ``Returns`` sections, from four libraries that the book's requirements name and that write their docstrings alike.
-Their source files are read as text; nothing is imported. Sentences that say what they describe ("function",
-"parameter", "returned", ...), that hold code, or that occur for two of the three are left out. The rest is told apart
-by grammar more than by topic, so the vectors of a frozen encoder leave room for training.
+The sentences are the first ones of functions' docstrings and of the entries of ``Parameters`` and ``Returns`` sections,
+from four libraries among the book's requirements with docstrings of one style. Their source files are read as text;
+nothing is imported. Sentences that name their class ("function", "parameter", "returned", ...), contain code, or occur
+in two classes are left out. The classes differ by grammar more than by topic, so the vectors of a frozen encoder leave
+room for training.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PINNED = {"numpy": "2.4.6", "scipy": "1.17.1", "scikit-learn": "1.9.1", "matplot
 CLASSES = ("function", "argument", "result")
 SIZES = {"train": 400, "validation": 130, "test": 330}  # sentences of each class
 TASK_SHA256 = "c5bd7741c9c8784df380a014126af00fb75ed044b8bef94f219c6b5b73d63c9d"
-PER_FILE = 6  # of each class, so that no split is a handful of long files
+PER_FILE = 6  # of each class, so that no split consists of a few long files
 
 _FOLDERS = {"scikit-learn": "sklearn"}
-# Tests, what others wrote, and what differs from one installation to the next.
+# Tests, vendored code, and files that differ between installations.
 _SKIPPED = re.compile(
     r"(^|/)(tests?|testing|_?vendor\w*|externals?|array_api_\w+|distutils|_generated)/"
     r"|(^|/)(conftest|setup|version|_version|__config__)\.py$"
@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"[A-Z][\w ,;:'\"()/-]*\.")
 _GIVEAWAY = re.compile(
     r"\b(class|(sub)?routine|function|method|parameter|argument|return|object|instance)(e?s|ed)?\b", re.IGNORECASE
 )
-_WORDS = range(5, 21)  # short sentences, short training steps
+_WORDS = range(5, 21)  # short sentences make short training steps
 
 
 class Texts(NamedTuple):
@@ -108,7 +108,7 @@ def load_docstring_task() -> DocstringTask:
 
 
 def _collect() -> list[list[tuple[str, int, str]]]:
-    """For each class what there is, as (file, class, sentence)."""
+    """All sentences of each class, as (file, class, sentence)."""
     rows: dict[str, tuple[str, int, str]] = {}
     labels: dict[str, set[int]] = {}
     for file, path in _files():
@@ -123,7 +123,7 @@ def _collect() -> list[list[tuple[str, int, str]]]:
 
 
 def _deal(pools: list[list[tuple[str, int, str]]]) -> dict[str, list[list[str]]]:
-    """For each split and class its sentences: whole files go to a split, and each split takes what it needs."""
+    """The sentences of each split and class: whole files are assigned to a split until it has enough."""
     total = sum(SIZES.values())
     found = {split: [[] for _ in pools] for split in SIZES}
     for label, pool in enumerate(pools):
@@ -178,7 +178,7 @@ def _sentences(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _entries(body: str) -> Iterator[str]:
-    """The descriptions in a section: what is indented deeper than its first line."""
+    """The descriptions in a section: the lines indented deeper than its first line."""
     lines = body.splitlines()
     margin = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
     entry: list[str] = []
@@ -191,7 +191,7 @@ def _entries(body: str) -> Iterator[str]:
 
 
 def _plain(label: int, text: str) -> Iterator[tuple[int, str]]:
-    """The first sentence of a text, if it is a plain one that does not say of which class it is."""
+    """The first sentence of a text, if it is plain and does not name its class."""
     paragraph = re.split(r"\n\s*\n", text.strip())[0]
     joined = re.sub("[`*]", "", _ROLE.sub(r"\1\2", " ".join(paragraph.split())))
     sentence = re.split(r"(?<=[.]) (?=[A-Z])", joined)[0]

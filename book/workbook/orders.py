@@ -1,4 +1,4 @@
-"""A contraction plan as a picture: what every order would cost, and which one is taken."""
+"""A contraction plan as a picture: the cost of every order, and the one that is chosen."""
 
 from __future__ import annotations
 

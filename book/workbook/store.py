@@ -29,16 +29,16 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted models, made if need be: `TTREF_CACHE`, or `ttref` in the user's cache folder.
+    """Return the folder for converted models, made if missing: `TTREF_CACHE`, or `ttref` in the user's cache folder.
 
-    A folder that is made here is its user's alone: what lies in it is believed.
+    A folder made here is accessible to its user only, because its content is trusted.
 
     Raises:
-        OSError: the folder cannot be made, or the user has no home; the message names `TTREF_CACHE` as the way out.
+        OSError: the folder cannot be made, or the user has no home; the message names `TTREF_CACHE` as the remedy.
     """
     chosen, user_cache = os.environ.get("TTREF_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
-        # Asked for in this order: a user without a home folder may have named another.
+        # In this order, because a user without a home folder may have set the variables.
         folder = Path(chosen or (Path(user_cache) if user_cache else Path.home() / ".cache") / "ttref").expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def wheel_file(distribution: str, version: str, relative: str, sha256: str) -> P
 
     Raises:
         ModuleNotFoundError: the wheel is not installed; the message holds the install line.
-        ValueError: the file is missing or its hash differs; both hashes and the mending line are given.
+        ValueError: the file is missing or its hash differs; the message holds both hashes and the line that reinstalls.
     """
     line = f"python -m pip install --no-deps {distribution}=={version}"
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
@@ -82,10 +82,10 @@ def wheel_file(distribution: str, version: str, relative: str, sha256: str) -> P
 
 
 def is_intact(folder: Path, source_sha256: str) -> bool:
-    """Tell whether a cached folder was finished, comes from this source, and has not changed since.
+    """True if a cached folder is complete, was made from this source, and has not changed since.
 
-    Every file is hashed again, because a cheaper test of sizes would pass weights with flipped bits. Cost: half a
-    second for the 540 MB of SmolLM2 in float32.
+    Every file is hashed again, because sizes alone would not show flipped bits. Cost: half a second for the 540 MB of
+    SmolLM2 in float32.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
         The path of the finished folder.
 
     Raises:
-        OSError: the cache folder cannot be made or written; the message names `TTREF_CACHE` as the way out.
+        OSError: the cache folder cannot be made or written; the message names `TTREF_CACHE` as the remedy.
         ValueError: `build` wrote no file.
 
     Example:
@@ -133,13 +133,13 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
     folder = cache_folder() / name
     if is_intact(folder, source_sha256):
         return folder
-    if not os.access(folder.parent, os.W_OK | os.X_OK):  # one that only others may fill will do until now
+    if not os.access(folder.parent, os.W_OK | os.X_OK):  # a read-only cache suffices up to here
         raise OSError(f"the cache folder {folder.parent} cannot be written, and {name} is to be made in it; {_WAY_OUT}")
     with FileLock(folder.with_name(name + ".lock")):
         if is_intact(folder, source_sha256):
             return folder
         partial = folder.with_name(name + ".partial")
-        # Under the lock nobody else is building: whatever lies here was left by a run that died.
+        # Under the lock no other process is building: a partial folder was left by a run that died.
         _remove(partial)
         partial.mkdir()
         try:
@@ -153,7 +153,7 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file that lies where a folder belongs; nothing there is fine too."""
+    """Remove a folder, or a file in its place; do nothing if there is neither."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

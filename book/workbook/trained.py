@@ -1,4 +1,4 @@
-"""Trains from real work for the hardware chapter and its study: a trained digits layer and rows of a token table."""
+"""Trains of trained weights for the hardware chapter and its study: a digits layer and rows of a token table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def digits_layer(rank: int, *, seed: int = 0, epochs: int = 60) -> DigitsLayer:
 
 
 def token_trains(count: int, rank: int, *, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Rows of MiniLM's token table, drawn without replacement, and each of them as a train.
+    """Rows of MiniLM's token table, drawn without replacement, and the train of each.
 
     Args:
         count: Rows, of 30,522.

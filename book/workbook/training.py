@@ -1,4 +1,4 @@
-"""One training loop for the small models of the book, which leaves a model as it was when training goes wrong."""
+"""One training loop for the small models of the book, which restores the model if training fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fit(
     Raises:
         ValueError: Every parameter is frozen, NaN or Inf among the inputs, or not one class for each example.
         FloatingPointError: The loss or a parameter became NaN or infinite. After this and any other error during
-            training, the model is put back to where it was before the call.
+            training, the model is restored to its state before the call.
 
     Cost:
         About six times the multiply-adds of a forward pass for each example and epoch.
@@ -82,7 +82,7 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(pick)
-            if not all(parameter.isfinite().all() for parameter in parameters):  # the last step may spoil them unseen
+            if not all(parameter.isfinite().all() for parameter in parameters):  # no loss follows the last step
                 raise FloatingPointError(f"a parameter became NaN or infinite in epoch {epoch}; {advice}")
             losses.append(total / len(x))
             if after_epoch is not None:

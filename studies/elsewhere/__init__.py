@@ -1,1 +1,1 @@
-"""Whether what the chapters found holds on other data of the same kind, which no chapter used."""
+"""The chapters' findings tested on other data of the same kind, which no chapter used."""

@@ -1,4 +1,4 @@
-"""What a guarantee against overflow and what cutting bits cost, in dB, on a trained transformer's linear layers."""
+"""Costs of a guarantee against overflow and of cutting bits, in dB, on a trained transformer's linear layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURES, VECTORS = 40, 400
 def costs(folder: Path) -> list[dict]:
     """For each layer, rank and width of activations: SQNR lost by a guarantee, and by cutting instead of rounding.
 
-    The layers are trains by TT-SVD; their inputs are activations of pictures that the network was not trained on.
+    The layers are trains by TT-SVD; their inputs are activations of pictures not used in training the network.
     """
     network, (x, _) = ViT(folder), cifar(folder)
     found = []
@@ -35,7 +35,7 @@ def costs(folder: Path) -> list[dict]:
 
 
 def lost(cores: list[np.ndarray], x: np.ndarray) -> list[dict]:
-    """One train: the guarantee is for all inputs as large as the largest of these; cutting with weights of 12 bits."""
+    """The costs for one train: a guarantee for all inputs up to the largest of these; cutting with 12-bit weights."""
     real, found = contract_float(cores, x), []
     for bits in BITS:
 

@@ -20,7 +20,7 @@ def cifar(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 class Network:
-    """Weights by name, and what they compute."""
+    """A network as weights by name and a forward pass."""
 
     name, file, mean, std = "", "", (), ()
 
@@ -29,13 +29,13 @@ class Network:
         self.state = {name: torch.from_numpy(held[name]) for name in held.files}
 
     def weights(self) -> dict[str, Tensor]:
-        """Matrices and convolutions; norms, biases, position and class vectors are left as they are."""
+        """The matrices and convolutions to compress, without norms, biases, position and class vectors."""
         named = ("weight", "in_proj_weight")
         return {k: v for k, v in self.state.items() if v.ndim in (2, 4) and k.rsplit(".", 1)[-1] in named}
 
     @torch.no_grad()
     def correct(self, x: Tensor, y: Tensor) -> int:
-        """How many pictures it gets right."""
+        """Number of pictures classified correctly."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         answers = [self.logits((part - mean) / std).argmax(-1) for part in x.split(128)]
         return int((torch.cat(answers) == y).sum())
@@ -46,7 +46,7 @@ class Network:
 
 
 def rounded(network: Network, bits: int) -> Network:
-    """The same with every weight rounded to integers, one scale for each output."""
+    """The network with every weight rounded to integers, one scale for each output."""
     other = copy.copy(network)
     other.state = dict(network.state)
     for name, w in network.weights().items():
@@ -89,7 +89,7 @@ class ViT(Network):
     name, file = "ViT", "vit_cifar10/vit_cifar10.npz"
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     layers, heads = 6, 8
-    inputs: dict[str, Tensor] | None = None  # where what the linear layers are given is kept, if anywhere
+    inputs: dict[str, Tensor] | None = None  # inputs of the linear layers, if they are to be recorded
 
     def logits(self, x: Tensor) -> Tensor:
         """The class scores."""
@@ -115,7 +115,7 @@ class ViT(Network):
 
     @torch.no_grad()
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """What each linear layer is given for these pictures, ``(tokens, features)``, by the name of its weight."""
+        """Inputs of each linear layer for these pictures, ``(tokens, features)``, by the name of its weight."""
         self.inputs = {}
         self.correct(x, torch.zeros(len(x), dtype=torch.long))
         found, self.inputs = self.inputs, None

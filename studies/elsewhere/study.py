@@ -1,10 +1,10 @@
-"""Whether what the chapters found holds on other data of the same kind, which no chapter used.
+"""The chapters' findings tested on other data of the same kind, which no chapter used.
 
 Digits: dense and train on 5,000 other MNIST pictures. Integers: two trained networks for CIFAR-10, rounded and not
 trained again. Reviews: the arms of the TT-LoRA study on two more draws from SST-2. Errors: trains and truncated SVD at
-equal numbers, on linear layers and on 3 x 3 convolutions. Fixed point: what a guarantee against overflow and what
-cutting cost, on 24 layers with the activations of real pictures. ``python -m studies.elsewhere`` takes about a
-quarter of an hour on one core.
+equal numbers, on linear layers and on 3 x 3 convolutions. Fixed point: the costs of a guarantee against overflow and
+of cutting, on 24 layers with the activations of real pictures. ``python -m studies.elsewhere`` takes about a quarter
+of an hour on one core.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .fixed import costs, spreads
 from .networks import ResNet20, ViT, cifar, rounded
 
 DIGIT_SEEDS = range(8)
-RATE = 3e-3  # what the toy study's tuning chose for every one of these arms
+RATE = 3e-3  # the toy study's tuning chose it for all of these arms
 DIGIT_ARMS = [
     Arm(DENSE, None, SCRATCH),
     *(Arm(mnist.TT, rank, SCRATCH) for rank in (1, 4)),
@@ -74,7 +74,7 @@ def integers(folder: Path) -> list[dict]:
 
 
 def reviews(folder: Path, lr: dict[str, float], progress: Iterator) -> list[dict]:
-    """SST-2 again, on texts that the chapter did not use: the same arms, sizes, seeds and learning rates."""
+    """SST-2 again, on texts not used in the chapter: the same arms, sizes, seeds and learning rates."""
     found = []
     for draw in DRAWS:
         task = load_glue("sst2", folder, draw=draw)
@@ -107,7 +107,7 @@ def errors(folder: Path) -> list[dict]:
 
 
 def matrices(w: Tensor) -> list[Tensor]:
-    """What an SVD may cut: the matrix; of a convolution outputs, inputs, or outputs and height against all the rest."""
+    """Matrices for an SVD: the weight; of a convolution outputs, inputs, or outputs and height against the rest."""
     if w.ndim == 2:
         return [w]
     return [w.flatten(1), w.transpose(0, 1).flatten(1), w.transpose(1, 2).flatten(2).flatten(0, 1)]
@@ -117,7 +117,7 @@ Decomposition = Callable[..., list[Tensor]]  # called with eps
 
 
 def convolutions(w: Tensor) -> list[Decomposition]:
-    """Outputs, inputs and the nine taps as three modes, each of them once in the middle; height and width apart."""
+    """Outputs, inputs and the nine taps as three modes, each once in the middle; and height and width as two modes."""
     taps = w.flatten(2)  # (out, in, 9)
     tries = [taps.permute(axes) for axes in ((0, 2, 1), (2, 0, 1), (0, 1, 2))]
     tries += [w.permute(axes) for axes in ((0, 2, 3, 1), (0, 3, 2, 1))]
@@ -135,7 +135,7 @@ def linears(w: Tensor) -> list[Decomposition]:
 
 
 def at_most(budget: int, decompose: Decomposition, w: Tensor) -> float:
-    """The smallest error bound, to a thousandth, at which the train stays within the budget; its error."""
+    """Error of the train at the smallest eps, to a thousandth, at which it stays within the budget."""
     low, high = 0.0, 0.999
     while high - low > 1e-3:
         middle = (low + high) / 2
@@ -147,13 +147,13 @@ def at_most(budget: int, decompose: Decomposition, w: Tensor) -> float:
 
 
 def error(cores: list[Tensor], w: Tensor) -> float:
-    """Relative error of a fresh decomposition: all cores but the last are orthogonal, so what the last kept tells."""
+    """Relative error of a fresh decomposition: all cores but the last are orthogonal, so its norm gives the error."""
     kept = torch.linalg.vector_norm(cores[-1].double()) / torch.linalg.vector_norm(w.double())
     return (1 - min(kept.item(), 1.0) ** 2) ** 0.5
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """Of how many layers of each kind the train errs less than the SVD, and by how much on average."""
+    """For each kind of layer, the number whose train has a smaller error than the SVD, and the mean difference."""
     found = []
     for kind in ("linear", "convolution"):
         mine = [row for row in rows if row["kind"] == kind]

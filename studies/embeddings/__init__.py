@@ -1,1 +1,1 @@
-"""Token tables and position tables: where tensor trains stand against what else there is."""
+"""Token tables and position tables: tensor trains against the other methods of compression."""

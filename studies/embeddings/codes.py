@@ -1,7 +1,7 @@
-"""Codes of a few bits on the levels that suit a normal number, and ways to make the numbers normal first.
+"""Codes of a few bits on the optimal levels of the normal distribution, after transforms that make numbers normal.
 
-The cores of a TT-matrix, principal coordinates, rows under a random rotation, groups as they are: the same codes
-behind each.
+The cores of a TT-matrix, principal coordinates, rows under a random rotation, groups of entries: the same codes for
+each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLIT = (96, 4)  # row and column mode of the first core
 
 @cache
 def gaussian_levels(bits: int) -> Tensor:
-    """The ``2^bits`` levels that lose least on a standard normal number (Lloyd and Max)."""
+    """The ``2^bits`` levels of least squared error for a standard normal number (Lloyd and Max)."""
     sample = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
     levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits)
     for _ in range(200):
@@ -31,13 +31,13 @@ def gaussian_levels(bits: int) -> Tensor:
 
 
 def rounded(values: Tensor, bits: int) -> Tensor:
-    """Values of variance 1 moved to the nearest level."""
+    """Values of variance 1, each replaced by the nearest level."""
     levels = gaussian_levels(bits)
     return levels[torch.bucketize(values.contiguous(), (levels[1:] + levels[:-1]) / 2)]
 
 
 def water_fill(variances: Tensor, bits: float) -> Tensor:
-    """Whole bits, 0 to 8, for each component, ``bits`` on average: the next bit to the largest error that is left."""
+    """Whole bits, 0 to 8, for each component, ``bits`` on average: each next bit to the largest remaining error."""
     widths, left = torch.zeros(len(variances), dtype=torch.long), variances.clone()
     for _ in range(int(bits * len(variances))):
         k = int(left.argmax())
@@ -47,7 +47,7 @@ def water_fill(variances: Tensor, bits: float) -> Tensor:
 
 
 def by_variance(components: Tensor, bits: float) -> tuple[Tensor, int, Tensor]:
-    """Components (one a line) in 0 to 8 bits each; what they become, the bytes with a scale each, the bits of each."""
+    """Components (one per line) in 0 to 8 bits each: their values, the bytes with one scale each, the bits of each."""
     scales = components.double().square().mean(1).sqrt()
     widths, stored = water_fill(scales.square(), bits), torch.zeros_like(components)
     for width in widths[widths > 0].unique().tolist():
@@ -66,8 +66,8 @@ def coded_train(table: Tensor, bits: float, *, by_row: bool = False) -> Made:
     """A TT-matrix of two cores: the orthogonal one in float16, the other in codes, bits by the Schmidt values.
 
     Slice k of the second core, which must be the larger one, belongs to Schmidt value k. Large ones get many bits, the
-    last ones none: then the bond is as narrow as the last slice that is stored. The mean row is stored beside it, and
-    a scale for each row if wanted.
+    last ones none: the bond ends with the last slice that gets bits. The mean row is stored too, and a scale for each
+    row if wanted.
     """
     (rows, columns), (count, width) = SPLIT, table.shape
     mean = table.mean(0)
@@ -108,7 +108,7 @@ def coded_rows(table: Tensor, bits: int) -> Made:
 
 
 def coded_groups(table: Tensor, bits: int, group: int = 48) -> Made:
-    """The same codes with nothing before them but the mean row taken off: a bfloat16 scale for each group."""
+    """The same codes after subtracting the mean row only: a bfloat16 scale for each group."""
     mean = table.mean(0)
     inner = (table - mean).reshape(-1, group)
     scales = row_scales(inner)

@@ -1,4 +1,4 @@
-"""Texts and tables of the embedding study: what is scored, what is counted, what is encoded."""
+"""Texts and tables of the embedding study, for scoring, counting and encoding."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def frequency_orders(tokenizer, rows: int, folder: Path) -> dict[str, Tensor]:
 
 
 def medlars(folder: Path) -> tuple[list[str], list[str], Tensor]:
-    """Documents, queries, and which documents are relevant to which query (bool, queries x documents)."""
+    """Documents, queries, and the relevance of each document to each query (bool, queries x documents)."""
 
     def texts(name: str) -> list[str]:
         raw = (folder / "med" / name).read_text(encoding="latin-1")

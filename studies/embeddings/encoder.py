@@ -1,4 +1,4 @@
-"""Token tables of MiniLM, float32 as trained: how far the sentence vectors move, and what retrieval makes of them."""
+"""Token tables of MiniLM, float32 as trained: similarity of the sentence vectors to the dense ones, and retrieval."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTH = 64  # tokens of a MEDLARS abstract that are read
 
 
 class Encoder:
-    """MiniLM with tables put in, and the texts it is judged on."""
+    """MiniLM with exchangeable token tables, and the texts of the measurements."""
 
     def __init__(self, folder: Path, sentences: int = SENTENCES) -> None:
         loaded = sources.load_encoder()
@@ -66,7 +66,7 @@ class Encoder:
         return ((precision * hits).sum(1) / hits.sum(1)).mean().item()
 
     def with_table(self, look_up: nn.Module, *, retrieval: bool = False) -> dict:
-        """Both judgments with another table, which is taken out again."""
+        """Similarity, and retrieval if wanted, with another table, which is removed again."""
         self.model.set_input_embeddings(look_up)
         try:
             return self.similarity() | {"map": self.retrieval() if retrieval else None}
@@ -74,7 +74,7 @@ class Encoder:
             self.model.set_input_embeddings(self.dense)
 
     def measure(self, method: Method, *, retrieval: bool) -> dict:
-        """A method's bytes and errors, and both judgments."""
+        """A method's bytes and errors, similarity, and retrieval if wanted."""
         start = time.perf_counter()
         made = method.compress(self.table)
         look_up = nn.Embedding.from_pretrained(made[0].contiguous())
@@ -96,5 +96,5 @@ def pooled(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def nearest(vectors: Tensor) -> Tensor:
-    """The other sentence that is most alike."""
+    """Index of the most similar other sentence."""
     return (vectors @ vectors.mT).fill_diagonal_(-1).argmax(1)

@@ -1,7 +1,7 @@
 """Healing: cores and factors trained for some minutes against the dense model, trains and SVD in the same way.
 
-MiniLM: the token states of the dense model are the target. Language model: the hidden states behind its first blocks.
-Texts to train on and texts to judge by share no line.
+MiniLM: the token states of the dense model are the target. Language model: the hidden states after its first blocks.
+Training texts and test texts share no line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LM_STEPS, LM_TOKENS, LM_BLOCKS = 400, 384, 4
 
 
 class Factors(nn.Module):
-    """A table as two factors, the control of every train here."""
+    """A table as two factors, the control of the trains here."""
 
     def __init__(self, table: Tensor, budget: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def dense(look_up: nn.Module) -> Tensor:
 
 
 def in_int8(look_up: nn.Module) -> tuple[Tensor, int]:
-    """The table when its cores or factors are rounded to int8 with a scale for each row of them, and its bytes."""
+    """The table after rounding cores or factors to int8 with a scale for each of their rows, and its bytes."""
     if isinstance(look_up, Factors):
         left, right = quantize_integer(look_up.left.detach(), 8), quantize_integer(look_up.right.detach(), 8)
         return left.approximation @ right.approximation, left.nbytes + right.nbytes
@@ -82,7 +82,7 @@ def in_int8(look_up: nn.Module) -> tuple[Tensor, int]:
 
 
 def heal(look_up: nn.Module, steps: int, loss_of: Callable[[int], Tensor]) -> Iterator[float]:
-    """Adam on the numbers of one table; the step size falls to nothing along a cosine."""
+    """Adam on the parameters of one table; the step size falls to zero along a cosine."""
     # Cores differ in scale, so the step is measured by the root mean square of each.
     groups = [
         {"params": [weights], "lr": RATE * weights.detach().square().mean().sqrt().item() * 3}
@@ -100,7 +100,7 @@ def heal(look_up: nn.Module, steps: int, loss_of: Callable[[int], Tensor]) -> It
 
 
 def course(look_up: nn.Module, steps: int, loss_of: Callable[[int], Tensor]) -> dict:
-    """Heal, and say how the training loss went."""
+    """Heal a table; the course of the training loss."""
     start = time.perf_counter()
     losses = list(heal(look_up, steps, loss_of))
     tenth = max(steps // 10, 1)
@@ -148,7 +148,7 @@ def encoder(folder: Path, ranks: tuple[int, ...] = (2, 1), steps: int = STEPS) -
 
 
 def language_model(folder: Path, scored: Scorer, tokenizer, rank: int = 2, steps: int = LM_STEPS) -> list[dict]:
-    """The language model: hidden states behind the first blocks as target; judged by the loss on other text."""
+    """The language model: hidden states after the first blocks as target; measured by the loss on other text."""
     model, table, found = scored.model, scored.table, []
     for parameter in model.parameters():
         parameter.requires_grad_(False)

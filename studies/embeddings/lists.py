@@ -1,4 +1,4 @@
-"""Which methods the embedding study measures, with names and settings."""
+"""The methods of the embedding study, with names and settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trains(width: int) -> Iterator[Method]:
 
 
 def shared(rows: int, width: int) -> Iterator[Method]:
-    """One train for the table, and what competes with it: SVD, integers, product quantization."""
+    """One train for the table, and its competitors: SVD, integers, product quantization."""
     dense = 4 * rows * width
     for ratio in (3, 9, 100):
         yield Method(
@@ -88,7 +88,7 @@ def coded() -> Iterator[Method]:
 
 
 def coded_by_frequency(orders: dict[str, Tensor], sizes: tuple[int, ...]) -> Iterator[Method]:
-    """Three bits for frequent rows, the mean row for the rest: TT-matrices and the same without."""
+    """Three bits for frequent rows, the mean row for the rest: with TT-matrices and without."""
     kinds = {
         "tt": ("TT-matrix in codes, mean row for the rest", partial(codes.coded_train, bits=3, by_row=True)),
         "rows": ("random rotation, rows in codes, mean row for the rest", partial(codes.coded_rows, bits=3)),
@@ -104,7 +104,7 @@ def coded_by_frequency(orders: dict[str, Tensor], sizes: tuple[int, ...]) -> Ite
 
 
 def by_frequency(orders: dict[str, Tensor], width: int, sizes: tuple[int, ...]) -> Iterator[Method]:
-    """Frequent rows whole, the rest small: trains, and the controls that a train must beat."""
+    """Frequent rows dense, the rest compressed: by trains, and by the controls that a train must beat."""
     for name, order in orders.items():
         for size in sizes:
             way = partial(ways.adaptive, order=order, whole=size, rank=1, rotate=True)
@@ -127,7 +127,7 @@ def by_frequency(orders: dict[str, Tensor], width: int, sizes: tuple[int, ...]) 
 
 
 def divided(name: str, order: Tensor, bits: int, size: int, rests: tuple[str, ...]) -> Iterator[Method]:
-    """Integer rows for the ``size`` most frequent tokens and each of some ways for the rest."""
+    """Integer rows for the ``size`` most frequent tokens, and each of several methods for the rest."""
     rest_ways = {
         "mean row": ways.mean_row,
         "MPS rank 1": partial(ways.train, rank=1, center=True, core_bits=8),

@@ -1,6 +1,6 @@
-"""What a compressed token table does to a language model: rise of the loss, in the look-up alone and in the tied head.
+"""Loss rise of a language model with a compressed token table, in the look-up alone and in the tied head too.
 
-The hidden states are computed once for each table; the dense head and the compressed one then score the same states.
+The hidden states are computed once for each table; the dense head and the compressed one score the same states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AT_ONCE = 512  # tokens in one pass
 
 
 class Texts:
-    """Token sequences to be scored one by one, each with its first token as context only."""
+    """Token sequences, scored one by one, each with its first token as context only."""
 
     def __init__(self, sequences: dict[str, list[Tensor]]) -> None:
         self.batches = {name: list(_batches(found)) for name, found in sequences.items()}
@@ -30,7 +30,7 @@ class Texts:
 
     @torch.no_grad()
     def losses(self, model: nn.Module, heads: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-        """Loss of every scored token in nats, for each text and each head matrix."""
+        """Loss of every scored token in nats, for each text and each matrix of the head."""
         bias = getattr(model.get_output_embeddings(), "bias", None)
         found: dict[tuple[str, str], list[Tensor]] = {}
         for name, batches in self.batches.items():
@@ -43,7 +43,7 @@ class Texts:
 
 
 def _batches(sequences: list[Tensor]):
-    """Sequences of like length together, padded on the right, which a causal model does not see."""
+    """Batches of sequences of similar length, padded on the right, which does not affect a causal model."""
     batch: list[Tensor] = []
     for ids in sorted(sequences, key=len):
         if batch and len(ids) * (len(batch) + 1) > AT_ONCE:
@@ -101,7 +101,7 @@ class Scorer:
 
 
 def front(points: list[dict], measure: str) -> dict:
-    """Undominated methods by bytes and a measure of harm; for each train, the classical methods nearest to it.
+    """Undominated methods by bytes and a measure of loss; for each train, the nearest classical methods.
 
     A point is dominated by one that takes no more bytes and loses no more, and is better in one of the two.
     """
@@ -127,7 +127,7 @@ def front(points: list[dict], measure: str) -> dict:
                 # Positive: the train loses less than the best classical method of at most its bytes.
                 "best_classical_within_bytes": rival and rival["key"],
                 "margin_nats": rival and rival[measure] - point[measure],
-                # Above 1: the smallest classical method that loses no more takes so many times the train's bytes.
+                # The bytes of the smallest classical method that loses no more, as a multiple of the train's.
                 "smallest_classical_as_good": cheaper and cheaper["key"],
                 "bytes_of_it": cheaper and cheaper["nbytes"] / point["nbytes"],
             }

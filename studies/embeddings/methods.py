@@ -1,4 +1,4 @@
-"""The methods of the embedding study: a token table in, an approximation and its bytes out."""
+"""The methods of the embedding study: from a token table to an approximation and its bytes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ttref import (
 from .codes import Made
 
 Compress = Callable[[Tensor], Made]
-INDEX = 5  # bytes a row for saying in which of two parts a row lies and where, as MPSEmbedding counts them
+INDEX = 5  # bytes a row for its part and its place in it, as in MPSEmbedding
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to store a table; ``tt`` tells whether any of it is a tensor train."""
+    """One method to store a table; ``tt`` is True if any part of it is a tensor train."""
 
     key: str
     family: str
@@ -41,7 +41,7 @@ class Method:
     compress: Compress
 
     def describe(self, table: Tensor, made: Made) -> dict:
-        """What is stored and how far off it is."""
+        """Bytes and errors."""
         approximation, nbytes = made
         gap = (approximation - table).double()
         return {
@@ -107,7 +107,7 @@ def svd_integers(table: Tensor, budget: int, bits: int = 8) -> Made:
     each = len(table) * bits / 8 + vectors.shape[0] + 4
     rank = max(int((budget - 4 * len(mean)) // each), 1)
     basis = quantize_integer(vectors[:, :rank].mT.contiguous(), 8)
-    # What the rounding of the axes changes is taken up by the coordinates, as the axes are known by then.
+    # The coordinates are fitted to the rounded axes, so they correct for their rounding.
     left = torch.linalg.lstsq(basis.approximation.mT, (table - mean).mT).solution
     left = quantize_integer(left.contiguous(), bits)
     return left.approximation.mT @ basis.approximation + mean, left.nbytes + basis.nbytes + 4 * len(mean)
@@ -144,7 +144,7 @@ def product(table: Tensor, subvectors: int) -> Made:
 
 
 def product_of_width(table: Tensor, length: int) -> Made:
-    """The same with pieces of ``length`` entries."""
+    """Product quantization with pieces of ``length`` entries."""
     return product(table, table.shape[1] // length)
 
 
@@ -153,7 +153,7 @@ def mean_row(table: Tensor) -> Made:
 
 
 def parts(table: Tensor, order: Tensor, sizes: tuple[int, ...], ways: tuple[Compress, ...]) -> Made:
-    """The most frequent rows in one way, the next in another, the rest in the last."""
+    """Rows in the order of their frequency, each part by its method."""
     approximation, nbytes = torch.empty_like(table), INDEX * len(table)
     for mine, way in zip(order.split([*sizes, len(order) - sum(sizes)]), ways, strict=True):
         approximation[mine], used = way(table[mine])
@@ -162,21 +162,21 @@ def parts(table: Tensor, order: Tensor, sizes: tuple[int, ...], ways: tuple[Comp
 
 
 def adaptive(table: Tensor, order: Tensor, whole: int, rank: int, **options) -> Made:
-    """Whole rows for the most frequent tokens, a train of small rank for the others, all int8."""
+    """Dense rows for the most frequent tokens, trains of small rank for the others, all int8."""
     caps = torch.full((len(table),), rank)
     caps[order[:whole]] = 1 << 16
     return train(table, row_ranks=caps, center=True, core_bits=8, **options)
 
 
 def svd_rows(table: Tensor, numbers: int) -> Made:
-    """As :func:`svd_integers`, in so many bytes a row."""
+    """:func:`svd_integers` with ``numbers`` bytes a row."""
     return svd_integers(table, len(table) * numbers)
 
 
 def floor(table: Tensor, bits_per_weight: float) -> dict[str, float]:
     """Least squared relative error at a rate: white noise, and Gaussian rows with the table's covariance.
 
-    The mean row is given to the second for free.
+    The second gets the mean row without cost.
     """
     width = table.shape[1]
     _, variances, _ = axes(table)

@@ -1,9 +1,9 @@
-"""Token tables and position tables: where tensor trains stand against what else there is.
+"""Token tables and position tables: tensor trains against the other methods of compression.
 
-Loss of a language model, distance to what information theory allows, sentence vectors of a float32 encoder, healing,
-position tables, growth. ``python -m studies.embeddings`` measures what the record lacks and keeps what it has, point by
-point, so a run that was stopped goes on where it was; ``python -m studies.embeddings loss growth`` does so for these
-sections alone. To measure anew, remove ``book/results/embeddings.json``, or a section from it.
+Loss of a language model, distance to the bounds of information theory, sentence vectors of a float32 encoder, healing,
+position tables, growth. ``python -m studies.embeddings`` measures the points that the record lacks and keeps the
+others, so a run that was stopped continues; ``python -m studies.embeddings loss growth`` does so for these sections
+alone. To measure again, remove ``book/results/embeddings.json``, or a section from it.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def loss(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
 
 
 def missing(methods: list[Method], before: dict[str, dict], measure: Callable[[Method], dict]) -> Iterator[dict]:
-    """A point for each method in order: as recorded, or measured now."""
+    """One point for each method, in order: recorded or measured now."""
     for method in methods:
         yield before.get(method.key) or measure(method)
 
 
 def encoder(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
-    """Sentence vectors and retrieval of MiniLM, whose table was never quantized."""
+    """Sentence vectors and retrieval with MiniLM, whose table was never quantized."""
     judge = Encoder(folder)
     before = {point["key"]: point for point in recorded.get("points", [])}
     orders = data.frequency_orders(judge.tokenizer, len(judge.table), folder)
@@ -105,7 +105,7 @@ def encoder(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
 
 
 def rate(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
-    """Bounds for both token tables, and trains on noise; what is reached stands with the loss and the encoder."""
+    """Bounds for both token tables, and trains on noise; the points of the methods are in ``loss`` and ``encoder``."""
     if recorded:
         return {"rate": recorded}
     loaded = (sources.load_language_model(), sources.load_encoder())

@@ -1,4 +1,4 @@
-"""Tables without a model around them: distance to the bounds, position tables, growth by appended rows."""
+"""Measurements of tables without a model: distance to the bounds, position tables, growth by appended rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MPS_RANK, TTM_RANK = 4, 64
 
 
 def bounds(table: Tensor) -> dict:
-    """The two reference curves, and what trains reach on Gaussian noise with the same row norms."""
+    """The two bounds, and the errors of trains on Gaussian noise with the same row norms."""
     null, points = gaussian_null(table), []
     for rank, bits in ((1, 32), (2, 32), (4, 32), (8, 32), (4, 8)):
         key, family = (f"mps-{rank}", "MPS") if bits == 32 else (f"mps-int8-{rank}", "MPS, int8 cores")

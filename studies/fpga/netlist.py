@@ -1,9 +1,9 @@
-"""The circuit after synthesis, cell by cell: what the placer is given, run in Python.
+"""Simulation of the circuit after synthesis, cell by cell: the placer's input, run in Python.
 
 A netlist of Yosys holds look-up tables, carry cells, flip-flops, multipliers and memories of Lattice's ECP5 family, and
 the nets between them. Here it becomes one Python function that computes a clock cycle. Comparing it with the integer
-model tests the synthesis too, and not only the circuit that was handed to it. What the cells do is read from the
-simulation models and memory maps that come with Yosys (``share/lattice``). A value that the tools left open is zero.
+model tests the synthesis too, not only the circuit before it. The functions of the cells follow the simulation models
+and memory maps of Yosys (``share/lattice``). An undefined value is zero.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Netlist:
         logic = [cell for cell in cells if cell.kind not in ("TRELLIS_FF", "DP16KD")]
         ports = {name: (port["direction"], [_net(bit) for bit in port["bits"]]) for name, port in top["ports"].items()}
         self._inputs = {name: 0 for name, (direction, _) in ports.items() if direction == "input"}
-        # Bits of flip-flops, words of block memories with what their read ports show, words of small memories.
+        # Bits of flip-flops, words of block memories with the outputs of their read ports, words of small memories.
         self._state = [int(cell.parameters["REGSET"] == "SET") for cell in registers]
         self._blocks = [(_contents(cell), [0, 0]) for cell in blocks]
         self._tables = [[0] * 16 for _ in tables]
@@ -66,14 +66,14 @@ class Netlist:
         self._step = found["step"]
 
     def tick(self, **inputs: int) -> dict[str, int]:
-        """One clock edge; returns the outputs before it. Inputs stay until they are set again."""
+        """One clock edge; returns the outputs before it. Inputs keep their values until they are set again."""
         self._inputs |= inputs
         outputs, self._state = self._step(self._inputs, self._state, self._blocks, self._tables)
         return outputs
 
 
 class Cell:
-    """A cell of the netlist, with the names of the variables that stand for its nets."""
+    """A cell of the netlist, with the variable names of its nets."""
 
     def __init__(self, cell: dict[str, Any]):
         self.kind, self.parameters = cell["type"], cell["parameters"]
@@ -99,7 +99,7 @@ class Cell:
 
 
 def run(path: str | Path, dut: TTMatvec, xq: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """As :func:`ttref.fixedpoint.simulate`, on the netlist that was made of ``dut``."""
+    """As :func:`ttref.fixedpoint.simulate`, on the netlist of ``dut``."""
     netlist, qtt, schedule = Netlist(path), dut.qtt, dut.schedule
     layout, bits = schedule.layout(len(schedule.tiles)), dut.act_bits
     yq, saturated, cycles = np.zeros((len(xq), qtt.out_features), dtype=np.int64), np.zeros(len(xq), dtype=bool), 0
@@ -151,7 +151,7 @@ def _mux(output: str, choice: str, one: str, zero: str) -> Callable[[Cell], list
 
 
 def _carry(cell: Cell) -> list[str]:
-    """Two bits of an adder: each a look-up table, whose lower quarter is the carry where nothing is propagated."""
+    """Two bits of an adder: each a look-up table, whose lower quarter is the carry if it is not propagated."""
     lines, carry = [], cell.pin("CIN")
     for half in "01":
         if cell.parameters[f"INJECT1_{half}"] != "NO":
@@ -191,13 +191,13 @@ def _register(cell: Cell, i: int) -> str:
 
 
 def _contents(cell: Cell) -> list[int]:
-    """The 1024 words of 18 bits that a block memory begins with; its parameters hold sixteen each, 20 bits apart."""
+    """The initial 1024 words of 18 bits of a block memory; each parameter holds sixteen, 20 bits apart."""
     slices = [cell.number(f"INITVAL_{i:02X}") for i in range(64)]
     return [(part >> (20 * word)) & 0x3FFFF for part in slices for word in range(16)]
 
 
 def _block(cell: Cell) -> list[str]:
-    """One clock edge of a block memory: both ports read what was there before, then port A writes."""
+    """One clock edge of a block memory: both ports read the old words, then port A writes."""
     if cell.pin("WEB") != "0":
         raise ValueError("a block memory that is written through port B is not modeled")
     lines = []
@@ -222,7 +222,7 @@ def _block(cell: Cell) -> list[str]:
 
 
 def _address(cell: Cell, name: str, wide: int) -> list[str]:
-    """``at``, and for words below 18 bits their first bit in it; those below nine share a byte."""
+    """The address ``at``, and for words below 18 bits the first bit in its word; those below nine share a byte."""
     lines = [f"at = {_number(cell.pin(f'{name}{i}') for i in range({1: 0, 2: 1, 4: 2, 9: 3, 18: 4, 36: 5}[wide], 14))}"]
     if wide < 9:
         lines.append(f"at, shift = at // {16 // wide}, at // {8 // wide} % 2 * 9 + at % {8 // wide} * {wide}")

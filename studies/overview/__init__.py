@@ -1,1 +1,1 @@
-"""The two results that the introduction shows: where tensor trains lose, and where they win."""
+"""The two results of the introduction: a case where tensor trains lose, and one where they win."""

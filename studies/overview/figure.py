@@ -1,4 +1,4 @@
-"""The figure of the introduction, drawn from ``book/results/overview.json`` and from nothing else."""
+"""The figure of the introduction, drawn from ``book/results/overview.json`` alone."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def draw(results: dict) -> Figure:
 
 
 def write(record: dict) -> None:
-    """Redraw the picture that the introduction shows."""
+    """Redraw the figure of the introduction."""
     figures.save_png(draw(record), PICTURE)

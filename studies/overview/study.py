@@ -1,4 +1,4 @@
-"""The two results that the introduction shows: where tensor trains lose, and where they win.
+"""The two results of the introduction: a case where tensor trains lose, and one where they win.
 
 Token table (SmolLM2, from its wheel): loss rise against bytes for per-token trains, truncated SVD and integers.
 Position table (GPT-2, from TTREF_DATA): numbers stored against relative error for a tensor train and for SVD, each

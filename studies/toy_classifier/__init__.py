@@ -1,1 +1,1 @@
-"""The toy classifier of the book: a digit network, its first layer as a tensor train, and what it has to beat."""
+"""The toy classifier of the book: a digit network, its first layer as a tensor train, and the baselines."""

@@ -1,4 +1,4 @@
-"""Ranks that change while a layer is trained, against ranks that stay, with equal numbers and equal epochs."""
+"""Ranks adapted during training against fixed ranks, with equal numbers and equal epochs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .data import correct, spread, start
 MODES = (4, 4, 4)
 FIRST, BUDGET = 8, 384  # rank to prune from; ranks (4, 4) take just the budget
 SEGMENTS = (5, 5, 5, 5, 5, 25)  # epochs; ranks may change between two segments, and Adam starts anew for every arm
-RATE = 1e-2  # what toy_training chooses for most trains
+RATE = 1e-2  # the tuning of training.py chooses it for most trains
 FIXED = ((4, 4), (3, 5), (5, 3))
 
 
@@ -33,12 +33,12 @@ def flat(layer: TTLinear) -> list[Tensor]:
 
 
 def layer_of(cores: list[Tensor], bias: Tensor) -> TTLinear:
-    """A layer around the cores of a train."""
+    """A layer with the cores of a train."""
     return TTLinear.from_cores([core.unflatten(1, (m, m)) for core, m in zip(cores, MODES, strict=True)], bias)
 
 
 def pruned(layer: TTLinear, budget: int) -> TTLinear:
-    """Round to the ranks within the budget that leave out the least, by the squares of the Schmidt values."""
+    """Round to the ranks within the budget with the least sum of squares of the discarded Schmidt values."""
     cores = flat(layer)
     squares = [schmidt_values(cores, bond).double().square() for bond in (1, 2)]
 
@@ -50,9 +50,9 @@ def pruned(layer: TTLinear, budget: int) -> TTLinear:
 
 
 def grown(layer: TTLinear, budget: int, generator: torch.Generator) -> TTLinear:
-    """Add directions one by one, at the bond whose Schmidt values fall off least; the matrix stays the same.
+    """Add directions one by one, at the bond whose Schmidt values decay least; the matrix stays the same.
 
-    A new direction is zero on its left and random on its right, so it begins to count with the first step.
+    A new direction is zero in its left core and random in its right one, so the first step can change it.
     """
     cores = flat(layer)
     while True:
@@ -72,7 +72,7 @@ def grown(layer: TTLinear, budget: int, generator: torch.Generator) -> TTLinear:
 
 
 def budget(arm: str, change: int) -> int:
-    """Numbers allowed after the given change of ranks, counted from 1."""
+    """Budget of numbers after the given change of ranks, counted from 1."""
     share, most = change / (len(SEGMENTS) - 1), size((FIRST, FIRST))
     if arm == "pruned in steps":
         return round(most * (BUDGET / most) ** share)
@@ -100,7 +100,7 @@ def trained(arm: str, ranks: tuple[int, int], seed: int) -> tuple[nn.Sequential,
 
 
 def record(seeds: Iterable[int], progress: Iterator) -> dict:
-    """Every arm on every seed, all with the same epochs; the best fixed ranks are those that validation prefers."""
+    """Every arm on every seed, all with the same epochs; validation chooses the best fixed ranks."""
     seeds, rows = list(seeds), []
     arms = [("fixed", ranks) for ranks in FIXED]
     arms += [("fixed, over budget", (FIRST, FIRST))]

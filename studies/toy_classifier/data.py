@@ -1,4 +1,4 @@
-"""Digits in three parts, the networks that the toy studies start from, and how a count becomes mean and spread."""
+"""Digits in three parts, the initial networks of the toy studies, and means and spreads of counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Examples = tuple[Tensor, Tensor]  # inputs (count, features) and classes (count,
 
 
 class Parts(NamedTuple):
-    """Examples to learn from, to choose by, and to report once."""
+    """Examples for training, validation and test."""
 
     train: Examples
     validation: Examples
@@ -36,7 +36,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def mlp(x: np.ndarray, y: np.ndarray, seed: int, hidden: tuple[int, ...] = (64,)) -> MLPClassifier:
-    """The source's kind of network, trained by scikit-learn for 300 epochs on one thread."""
+    """A network as in the source, trained by scikit-learn for 300 epochs on one thread."""
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 epochs are the setting, converged or not
         return MLPClassifier(hidden, random_state=seed, max_iter=300).fit(x, y)
@@ -72,14 +72,14 @@ def start(seed: int, hidden: tuple[int, ...] = (64,)) -> tuple[Parts, nn.Sequent
 
 
 def shuffled(parts: Parts, seed: int) -> Parts:
-    """The same examples with their pixels in one random order: neighbors and rows are lost, nothing else."""
+    """The same examples with all pixels in one random order, which destroys only the picture's neighborhoods."""
     order = torch.randperm(parts.train[0].shape[1], generator=torch.Generator().manual_seed(seed))
     return Parts(*((x[:, order], y) for x, y in parts))
 
 
 @torch.no_grad()
 def correct(network: nn.Module, examples: Examples) -> int:
-    """How many examples the network gets right."""
+    """Number of examples that the network classifies correctly."""
     x, y = examples
     return int((network(x).argmax(-1) == y).sum())
 
@@ -98,7 +98,7 @@ def spread(name: str, values: Iterable[float]) -> dict[str, float]:
 
 
 def brief(value: object) -> object:
-    """The same with every float rounded to six digits: more would only be noise of one machine's arithmetic."""
+    """The same with every float rounded to six digits: further ones depend on the machine's arithmetic."""
     if isinstance(value, dict):
         return {key: brief(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

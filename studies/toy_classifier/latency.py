@@ -48,7 +48,7 @@ def record() -> dict:
 
 @torch.inference_mode()
 def in_turn(layers: list[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 31, calls: int = 20) -> list[float]:
-    """Microseconds a call: the median over rounds in which every layer has its turn."""
+    """Microseconds of a call of each layer: the median over rounds in which every layer runs once."""
     seconds: list[list[float]] = [[] for _ in layers]
     for _ in range(rounds):
         for layer, times in zip(layers, seconds, strict=True):

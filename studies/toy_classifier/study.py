@@ -1,4 +1,4 @@
-"""The toy classifier of the book: a digit network, its first layer as a tensor train, and what it has to beat.
+"""The toy classifier of the book: a digit network, its first layer as a tensor train, and the baselines.
 
 The printed pair of the source and its spread; size against accuracy; training in TT form; a wider and a deeper network;
 latency. ``python -m studies.toy_classifier`` takes about thirteen minutes on one core.
@@ -35,7 +35,7 @@ DEEP_SEEDS = range(20)
 
 
 def split(split_seed: int, scaling: str) -> list[np.ndarray]:
-    """1,257 digits to train on and 540 to test on, pixels as they are or each standardised."""
+    """1,257 training digits and 540 test digits, with raw or standardized pixels."""
     x, y = digits()
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=split_seed)
     if scaling == "standardised":
@@ -70,7 +70,7 @@ def counts(weight_seed: int, split_seed: int, scaling: str) -> dict:
 
 
 def right_answers(trained: MLPClassifier, first: np.ndarray, x: np.ndarray, y: np.ndarray) -> int:
-    """How many examples the network gets right with ``first`` (in x out) as its first weight."""
+    """Number of examples that the network with ``first`` (in x out) as its first weight classifies correctly."""
     hidden = np.maximum(x @ first + trained.intercepts_[0], 0)
     return int(((hidden @ trained.coefs_[1] + trained.intercepts_[1]).argmax(1) == y).sum())
 
@@ -87,7 +87,7 @@ def pair() -> dict:
 
 
 def seeds(progress: tqdm) -> dict:
-    """The same pair from many draws of weights, split and scaling."""
+    """The same pair for many draws of weights, split and scaling."""
     draws = []
     for scaling in SCALINGS:
         for split_seed in SPLIT_SEEDS:
@@ -106,7 +106,7 @@ def seeds(progress: tqdm) -> dict:
 
 
 def summary(scaling: str, draws: list[dict], methods: tuple[str, ...]) -> dict:
-    """Spread of the accuracies, who wins, and whether the weight's error foretells the loss at a fixed rank."""
+    """Spread of the accuracies, wins, and correlation of the weight's error with the loss at a fixed rank."""
     draws = [draw for draw in draws if scaling in ("all", draw["scaling"])]
     accuracies = {name: [draw[name] / draw["total"] for draw in draws] for name in methods}
     drops = [draw["dense"] - draw["tt"] for draw in draws]

@@ -1,4 +1,4 @@
-"""A tensor-train layer that is trained, after TT-SVD or from scratch, and everything it has to beat at equal size."""
+"""A tensor-train layer trained after TT-SVD or from scratch, and its baselines at equal size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ranks import SOURCE_MODES
 EPOCHS = 60  # after 40 the trains still gain on dense, by the validation parts of 16 tuning seeds
 WEIGHT_DECAY = 1e-3  # for every arm; the tuning table holds the comparison with none
 RATES = (3e-3, 1e-2)
-TUNING_SEEDS = (1000, 1001)  # their splits and weights are used for nothing else
+TUNING_SEEDS = (1000, 1001)  # their splits and weights are used for tuning only
 MARGIN = 0.005
 LAYER = 64 * 64  # numbers in the dense weight
 NETWORK = LAYER + 64 + 64 * 10 + 10
@@ -33,7 +33,7 @@ UNEVEN = (1, 1, 12, 3, 1)  # few numbers too, but a matrix of rank 12
 
 
 class Arm(NamedTuple):
-    """A form of network and where its weights come from. ``size`` is a rank, or the width of a narrower network."""
+    """A form of network and the origin of its weights. ``size`` is a rank, or the width of a narrower network."""
 
     family: str
     size: int | tuple[int, ...] | None
@@ -87,7 +87,7 @@ def new_source_form(rank: int | tuple[int, ...]) -> SourceForm:
 
 
 def low_rank_pair(layer: nn.Linear, rank: int, trained: bool = True) -> nn.Sequential:
-    """Two layers that make the best approximation of rank ``rank``, or Gaussian factors with its mean square."""
+    """Two layers with the best approximation of rank ``rank``, or Gaussian factors with its mean square."""
     outs, ins = layer.weight.shape
     if trained:
         u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
@@ -103,7 +103,7 @@ def low_rank_pair(layer: nn.Linear, rank: int, trained: bool = True) -> nn.Seque
 
 
 def network(arm: Arm, seed: int) -> tuple[Parts, nn.Sequential]:
-    """The digits of this seed, and its trained network with another first layer or a new network, by the arm."""
+    """The digits of this seed, and the arm's network: the trained one with another first layer, or a new one."""
     parts, net = start(seed)
     torch.manual_seed(seed)
     if arm.start == SCRATCH:
@@ -128,13 +128,13 @@ def network(arm: Arm, seed: int) -> tuple[Parts, nn.Sequential]:
 
 
 def weights(layer: nn.Module) -> int:
-    """Trained numbers that the layer's weight is made of, the bias not among them."""
+    """Number of trainable parameters of the layer's weight, without the bias."""
     named = layer.named_parameters()
     return sum(value.numel() for name, value in named if not name.endswith("bias") and value.requires_grad)
 
 
 def course(parts: Parts, net: nn.Module, rate: float, seed: int, weight_decay: float) -> dict[str, list[int]]:
-    """Train everything that is not frozen; right answers before and after every epoch."""
+    """Train all parameters that are not frozen; correct answers before and after every epoch."""
     seen: dict[str, list[int]] = {"validation": [], "test": []}
 
     def look(_: int) -> None:
@@ -153,7 +153,7 @@ def tuned(progress: Iterator) -> tuple[dict[tuple[str, str], float], list[dict]]
         sizes = [arm.size for arm in ARMS if (arm.family, arm.start) == (family, form)]
         arm = Arm(family, 3 if 3 in sizes else sizes[0], form)
         heights = {}
-        # Whether weight decay helps is asked of two arms only.
+        # The effect of weight decay is measured on two arms only.
         for decay in (0.0, WEIGHT_DECAY) if form == HEALED and family in (DENSE, TT) else (WEIGHT_DECAY,):
             for rate in RATES:
                 counts = []
@@ -169,7 +169,7 @@ def tuned(progress: Iterator) -> tuple[dict[tuple[str, str], float], list[dict]]
 
 
 def healing(seeds: int, target_seeds: int, progress: Iterator) -> dict:
-    """Every arm on the first ``seeds`` seeds, and the arms that settle the target on ``target_seeds``.
+    """Every arm on the first ``seeds`` seeds, and the arms that decide on the target on ``target_seeds``.
 
     Differences are taken within a seed, against dense with the same extra epochs.
     """
@@ -208,7 +208,7 @@ def healing(seeds: int, target_seeds: int, progress: Iterator) -> dict:
 
 
 def described(arm: Arm, net: nn.Sequential) -> dict:
-    """What the arm is and how many numbers are trained in it; ``rank`` or, for a narrower network, ``width``."""
+    """The arm's settings and number of trained parameters; ``rank`` or, for a narrower network, ``width``."""
     layer, total = weights(net[0]), sum(value.numel() for value in net.parameters() if value.requires_grad)
     size = {"rank": None, "width": arm.size} if arm.family == NARROW else {"rank": arm.size}
     return {
@@ -223,7 +223,7 @@ def described(arm: Arm, net: nn.Sequential) -> dict:
 
 
 def outcome(runs: list[dict], control: list[dict], totals: dict[str, int]) -> dict:
-    """Where the runs of an arm end, and how far that is from dense."""
+    """Final accuracies of an arm's runs, and their differences from dense."""
     found = {}
     for name, total in totals.items():
         last = [run[name][-1] / total for run in runs]
@@ -234,7 +234,7 @@ def outcome(runs: list[dict], control: list[dict], totals: dict[str, int]) -> di
         found[f"{name}_correct"] = [run[name][-1] for run in runs]
     error = found["test_minus_dense_sd"] / len(runs) ** 0.5
     low, high = (found["test_minus_dense"] + side * t.ppf(0.975, len(runs) - 1) * error for side in (-1, 1))
-    # The interval says whether the mean over more seeds could fall on the other side of the margin.
+    # "undecided" if the mean over more seeds could fall on the other side of the margin.
     verdict = "yes" if low >= -MARGIN else "no" if high < -MARGIN else "undecided"
     return found | {
         "standard_error": error,
@@ -245,9 +245,9 @@ def outcome(runs: list[dict], control: list[dict], totals: dict[str, int]) -> di
 
 
 def compared(runs: list[dict], control: list[dict], totals: dict[str, int]) -> dict:
-    """The outcome, the course of the accuracies, and how fast the runs get to dense.
+    """The outcome, the course of the accuracies, and the epochs that the runs need to reach dense.
 
-    ``epochs_to_dense`` is the first epoch whose validation accuracy lies within the margin of the trained network's.
+    ``epochs_to_dense`` is the first epoch whose validation accuracy is within the margin of the trained network's.
     """
     floor = MARGIN * totals["validation"]
     reached = [

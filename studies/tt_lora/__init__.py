@@ -1,1 +1,1 @@
-"""TT-LoRA beside LoRA and beside no adapter: quality, what the settings do, GLUE, a language model, the search."""
+"""TT-LoRA beside LoRA and beside no adapter: quality, effect of the settings, GLUE, a language model, the search."""

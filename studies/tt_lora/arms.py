@@ -1,4 +1,4 @@
-"""Arms of the TT-LoRA study: how a classifier is made trainable, and one training run of it."""
+"""Arms of the TT-LoRA study: classifiers with their trainable parameters, and one training run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RTOL = 1e-4  # singular values below this share of the largest count as zero: th
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, and how.
+    """The settings of a training run.
 
     Attributes:
         method: "head", "full", "top" (the last two layers), "lora" (PEFT) or "ttlora".
@@ -43,8 +43,8 @@ class Arm:
             alpha times its rank).
         lr: Adam's learning rate, constant.
         head: "trained", or "frozen" at its random start, as the method's published code leaves it.
-        targets: Which linear layers get an adapter.
-        layers: In which of the encoder's layers; None means in all.
+        targets: Names of the linear layers that get an adapter.
+        layers: Indices of the encoder's layers that get adapters; None for all.
         init, shape: Of TT-LoRA; a shape may be a name in ``SHAPES``.
     """
 
@@ -60,7 +60,7 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """One string that tells this arm from every other, readable in the record."""
+        """A readable string that identifies this arm in the record."""
         parts = [self.method, *([f"r{self.rank}"] if self.rank else []), f"lr{self.lr:g}"]
         default = Arm(self.method, self.rank)
         for name in ("alpha", "head", "targets", "layers", "init", "shape"):
@@ -71,7 +71,7 @@ class Arm:
 
 
 def build(arm: Arm, classes: int, seed: int) -> nn.Module:
-    """A fresh classifier on a copy of MiniLM, with everything frozen that this arm does not train."""
+    """A new classifier on a copy of MiniLM, with all parameters frozen that this arm does not train."""
     torch.manual_seed(seed)
     body = copy.deepcopy(encoder().model)
     body.pooler = None  # unused here, and no part of what full fine-tuning trains
@@ -105,7 +105,7 @@ def build(arm: Arm, classes: int, seed: int) -> nn.Module:
 @functools.cache
 @torch.no_grad()
 def vectors(ids: Tensor) -> Tensor:
-    """What the frozen encoder hands to the head: the same in every step, so it is computed once."""
+    """The head's inputs from the frozen encoder: the same in every step, so computed once."""
     model = SentenceClassifier(copy.deepcopy(encoder().model), 1)
     model.head = nn.Identity()
     return model(ids)
@@ -113,7 +113,7 @@ def vectors(ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predicted(model: nn.Module, task: Task, split: str) -> Tensor:
-    """The class that the model answers for each text."""
+    """The predicted class of each text."""
     return model(task.ids[split]).argmax(-1)
 
 
@@ -127,15 +127,15 @@ def run(
     splits: Sequence[str] = ("validation", "test"),
     report: Callable[[dict], None] | None = None,
 ) -> tuple[dict, dict[str, Tensor]]:
-    """Train one arm once; what to record of it, and its answers on each split.
+    """Train one arm once; returns its record and its predictions on each split.
 
     Args:
-        arm: What to train.
-        task: On what.
-        seed: For the head's start, the adapter's start and the order of the texts.
+        arm: The arm.
+        task: The task.
+        seed: For the initial head and adapter and the order of the texts.
         epochs: Passes over the training texts.
-        train: How many of these to use, from the first; all when left out.
-        splits: Where to measure it.
+        train: Number of training texts, from the first; all if left out.
+        splits: Splits on which it is measured.
         report: Called after each epoch with ``epoch``, the accuracy on each split, and ``right``: for each split
             a list of bool, one for every text.
 
@@ -175,13 +175,13 @@ def run(
 
 
 def accuracy(answers: Tensor, labels: Tensor) -> float:
-    """Share of right answers."""
+    """Share of correct predictions."""
     return (answers == labels).double().mean().item()
 
 
 @torch.no_grad()
 def updates(model: nn.Module) -> dict:
-    """Of the trained updates: numerical matrix ranks, and the Frobenius norm beside that of the frozen weight."""
+    """Numerical matrix ranks of the trained updates, and their Frobenius norms relative to the frozen weights."""
     pairs = []
     for module in model.modules():
         if isinstance(module, TTLoRALinear):
@@ -214,10 +214,10 @@ def run_trial(
             ``targets``, ``head``, ``seed``, ``epochs``, ``train``.
         report: Called after each epoch with ``epoch``, the accuracy on each split, and ``right``: for each split
             a list of bool, one for every text.
-        splits: Where to measure it.
+        splits: Splits on which it is measured.
 
     Returns:
-        What ``run`` records, and ``right`` as in a report.
+        The record of ``run``, and ``right`` as in a report.
 
     Raises:
         FloatingPointError: The loss or a parameter became NaN or infinite.

@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 
 def arms(name: str, lr: dict[str, float]) -> list[Arm]:
-    """The learning rates are those that did best on the docstring task's validation texts; pairs get one rank."""
+    """Arms at the learning rates chosen on the docstring task's validation texts; tasks of pairs get one rank."""
     tt = [Arm("ttlora", rank, lr=lr["ttlora"]) for rank in ((4,) if name in ("mrpc", "rte") else (4, 2))]
     return [Arm("head", lr=lr["head"]), Arm("lora", 8, lr=lr["lora"]), *tt]
 
@@ -66,7 +66,7 @@ def point(arm: Arm, runs: list[dict], count: int) -> dict:
 
 
 def glue(folder: Path | None, keep: Callable[[dict], object], recorded: dict) -> dict:
-    """Four tasks, the cheap ones first."""
+    """Results of four tasks, the cheap ones first."""
     if folder is None and importlib.util.find_spec("datasets") is None:
         print("GLUE needs TTREF_DATA, or the library that reads it from the hub: python -m pip install datasets")
         return {}
@@ -88,7 +88,7 @@ def glue(folder: Path | None, keep: Callable[[dict], object], recorded: dict) ->
 
 
 def described(task: Task) -> dict:
-    """Sizes, and what always answering the more frequent class would score."""
+    """Sizes, and the scores of always predicting the more frequent class."""
     answers = task.labels["test"].new_full(task.labels["test"].shape, task.labels["train"].bincount().argmax())
     return {
         "classes": list(task.classes),

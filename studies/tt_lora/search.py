@@ -1,9 +1,9 @@
-"""How much the quality of TT-LoRA hangs on the search, and how much a search flatters what it reports.
+"""Dependence of TT-LoRA's quality on the search over settings, and the selection bias of its reported result.
 
-The tuner is that of the method's published code, Ray Tune. Here the trials are chosen by the validation sentences, and
-one trial, the chosen one, is reported on the test sentences. Every trial's answers are recorded one by one, so that the
-choice can be made again with fewer trials, or by fewer examples. ``python -m studies.tt_lora search`` runs it; killed
-and started again, it goes on.
+The tuner is that of the method's published code, Ray Tune. Here validation sentences choose among the trials, and only
+the chosen trial is reported on the test sentences. Every trial's predictions are recorded one by one, so that the
+choice can be repeated with fewer trials or fewer examples. ``python -m studies.tt_lora search`` runs it; killed and
+started again, it continues.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def train(config: dict, report: Callable[[dict], None]) -> None:
 
 
 def search(keep: Callable[[dict], None], recorded: dict) -> dict:
-    """Search, then train what was chosen with other seeds; what is recorded already is not measured again."""
+    """Search, then train the chosen settings with other seeds; recorded results are not measured again."""
     if "flattering" in recorded:
         return {"search": recorded}
     totals = {split: len(docstrings().labels[split]) for split in SPLITS}
@@ -101,7 +101,7 @@ def search(keep: Callable[[dict], None], recorded: dict) -> dict:
 
 
 def tuned(name: str, plan: dict, space: dict, *, epochs: int, **options) -> tuple[list[dict], int]:
-    """The trials, and how many of them ran at a time. Another plan is another search, with a state of its own."""
+    """The trials, and the number that ran at a time. Each plan is a separate search with a separate state."""
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_folder() / "tt_lora_search" / f"{name}-{digest}"
     with cluster() as cpus:
@@ -111,7 +111,7 @@ def tuned(name: str, plan: dict, space: dict, *, epochs: int, **options) -> tupl
 
 
 def row(trial: dict, names: tuple[str, ...]) -> dict:
-    """What is recorded of a trial: how it was set, its accuracy after each epoch, its last answers."""
+    """The record of a trial: its settings, accuracy after each epoch, last predictions."""
     reports = trial["reports"]
     last = reports[-1] if reports else {}
     return {
@@ -135,14 +135,14 @@ def ended(rows: list[dict]) -> list[dict]:
 
 
 def answers(rows: list[dict], totals: dict[str, int]) -> np.ndarray:
-    """Right answers of the trials that did not fail, on the validation examples and the test examples together."""
+    """Correctness of the predictions of all trials that did not fail, validation examples first, then test examples."""
     return np.array(
         [np.concatenate([unpack(row[f"{split}_right"], totals[split]) for split in SPLITS]) for row in ended(rows)]
     )
 
 
 def outcome(rows: list[dict], totals: dict[str, int]) -> dict:
-    """The trial that validation chooses, and its one report on test; and how much the settings matter."""
+    """The trial chosen by validation, and its result on test; and the effect of the settings."""
     best = max(ended(rows), key=lambda row: row["validation"][-1])
     reported = {name: best[name] for name in ("number", *FACTORS, "params", "epochs")}
     for split in SPLITS:
@@ -158,7 +158,7 @@ def outcome(rows: list[dict], totals: dict[str, int]) -> dict:
 
 
 def sensitivity(rows: list[dict], error: float) -> dict:
-    """Spread of the validation accuracy: where trials ended, and after the first epoch, which all of them had."""
+    """Spread of the validation accuracy: at the end of the trials, and after the first epoch, which all of them had."""
     last, first = ([row["validation"][epoch] for row in rows] for epoch in (-1, 0))
     near = sum(value >= max(last) - error for value in last)
     products = [row["alpha"] * row["lr"] for row in rows]

@@ -1,4 +1,4 @@
-"""What choosing the best of many trials does to the number that is reported, from answers recorded one by one."""
+"""Selection bias of reporting the best of many trials, from predictions recorded one by one."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ GROUPS = 10
 
 
 def pack(right: Iterable[bool]) -> str:
-    """Right answers as hexadecimal digits, the first example in the highest bit; the end is filled with zeros."""
+    """Correctness as hexadecimal digits, the first example in the highest bit; padded with zeros at the end."""
     return np.packbits(np.fromiter(right, bool)).tobytes().hex()
 
 
 def unpack(digits: str, count: int) -> np.ndarray:
-    """The ``count`` answers that ``pack`` was given."""
+    """The ``count`` booleans packed by ``pack``."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count).astype(bool)
 
 
 def standard_error(share: float, count: int) -> float:
-    """Of a share of right answers among ``count`` examples."""
+    """Standard error of a share of correct predictions among ``count`` examples."""
     return (share * (1 - share) / count) ** 0.5
 
 
 def flattering(right: np.ndarray, sizes: Iterable[int], draws: int) -> Iterator[dict]:
-    """How much higher the chosen trial stands on the examples it was chosen by than on those that had no say.
+    """Selection bias: the accuracy of the chosen trial on the examples that chose it minus that on the others.
 
-    A draw takes some trials and some examples at random, chooses the trial that is best on these examples, and looks
-    at it on all the others. As the split is drawn anew every time, neither part is easier than the other; what remains
-    of the difference is what the choice did. The standard error comes from leaving out a tenth of the examples at a
-    time, so it speaks of other examples, not of other trials.
+    A draw takes some trials and some examples at random, chooses the trial that is best on these examples, and measures
+    it on all the others. The split is drawn anew every time, so neither part is easier on average and the mean
+    difference is the effect of choosing. The standard error comes from leaving out a tenth of the examples at a time,
+    so it is about other examples, not about other trials.
 
     Args:
-        right: bool (trials, examples), the answers of every trial.
+        right: bool (trials, examples), True for a correct prediction.
         sizes: numbers of examples to choose by.
         draws: random draws for each pair of a number of trials and a size.
 
@@ -43,7 +43,7 @@ def flattering(right: np.ndarray, sizes: Iterable[int], draws: int) -> Iterator[
         the others), ``gap``, ``sd`` of the gap over the draws, and ``standard_error`` of its mean.
 
     Raises:
-        ValueError: a size leaves no example to look at, even with a tenth left out.
+        ValueError: a size leaves no example to measure on, with a tenth left out.
     """
     total, examples = right.shape
     groups = np.arange(examples) % GROUPS
@@ -68,7 +68,7 @@ def flattering(right: np.ndarray, sizes: Iterable[int], draws: int) -> Iterator[
 
 
 def drawn(right: np.ndarray, kept: np.ndarray, size: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each draw, accuracies of the trials, in random order, on ``size`` of the kept examples and on their rest."""
+    """For each draw, accuracies of the trials, in random order, on ``size`` of the kept examples and on the others."""
     total, examples = right.shape
     # The same keys whatever is left out, so that the results differ by the examples and not by other draws.
     generator = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""TT-LoRA beside LoRA and beside no adapter at all: quality, what the settings do, GLUE, a language model, the search.
+"""TT-LoRA beside LoRA and beside no adapter: quality, effect of the settings, GLUE, a language model, the search.
 
-``python -m studies.tt_lora`` measures what the record lacks and keeps what it has, run by run, so a study that was
-stopped goes on where it was; ``python -m studies.tt_lora rates grid`` does so for these sections alone. To measure
-anew, remove ``book/results/tt_lora.json``, or a section from it. On one core it takes about an hour and a half, most of
-it in training steps of 32 short sentences; times are processor seconds of one thread, so other work does not count.
+``python -m studies.tt_lora`` measures the runs that the record lacks and keeps the others, so a study that was stopped
+continues; ``python -m studies.tt_lora rates grid`` does so for these sections alone. To measure again, remove
+``book/results/tt_lora.json``, or a section from it. On one core it takes about an hour and a half, most of it in
+training steps of 32 short sentences; times are processor seconds of one thread, so other processes do not count.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ATTENTION = ("query", "key", "value", "attention.output.dense")
 def grid_arms(lr: dict[str, float]) -> dict[str, list[Arm]]:
     """The methods side by side, with the head trained and with the head frozen at its random start.
 
-    Each at its own learning rate, which for TT-LoRA was chosen at rank 4; where the update grows larger than there, at
-    rank 8 and beside a frozen head, half that rate is tried too.
+    Each at its learning rate, which for TT-LoRA was chosen at rank 4; at rank 8 and beside a frozen head, where the
+    update grows larger, half that rate is tried too.
     """
     tt = {rank: Arm("ttlora", rank, lr=lr["ttlora"]) for rank in (1, 2, RANK, 8)}
     lora = {rank: Arm("lora", rank, lr=lr["lora"]) for rank in (1, 8)}
@@ -69,7 +69,7 @@ def ablation_arms(lr: dict[str, float]) -> dict[str, list[Arm]]:
 
 
 def measure(groups: dict[str, list[Arm]], task: Task, known: dict, save: Callable, seeds_of: Callable) -> dict:
-    """A point for each arm: its settings, its runs, their means. Runs that are known are not run again."""
+    """A point for each arm: its settings, its runs, their means. Known runs are not repeated."""
     made = {
         group: [point(arm, [each for each in known.get(arm.key, ()) if each["seed"] in seeds_of(arm)]) for arm in arms]
         for group, arms in groups.items()
@@ -86,7 +86,7 @@ def measure(groups: dict[str, list[Arm]], task: Task, known: dict, save: Callabl
 
 
 def one(arm: Arm, task: Task, seed: int) -> dict:
-    """One run, or why it failed."""
+    """The record of one run, or the reason of its failure."""
     try:
         return {"seed": seed} | run(arm, task, seed)[0]
     except FloatingPointError as error:
@@ -142,7 +142,7 @@ def rates(folder: Path | None, keep: Keep, recorded: dict) -> dict:
 
 
 def described(task: Task) -> dict:
-    """What a reader must know of the task."""
+    """Classes, sizes and lengths of the task."""
     return {
         "classes": list(task.classes),
         **{split: len(task.labels[split]) for split in SPLITS},
@@ -156,7 +156,7 @@ def described(task: Task) -> dict:
 
 
 def section(name: str, arms: Callable) -> Callable:
-    """A section on the docstring task, at the learning rates that were chosen before."""
+    """A section on the docstring task, at the learning rates chosen by ``rates``."""
 
     def measured(folder: Path | None, keep: Keep, recorded: dict) -> dict:
         found = measure(

@@ -21,7 +21,7 @@ Rows = list[tuple[str | tuple[str, str], int]]
 
 
 class Subset(NamedTuple):
-    """How much of a GLUE task is used: tokens kept of a text or a pair, and examples of each split."""
+    """The part of a GLUE task that is used: tokens of a text or a pair, and examples of each split."""
 
     tokens: int
     train: int
@@ -47,20 +47,20 @@ class Task(NamedTuple):
     labels: dict[str, Tensor]
 
     def majority(self, split: str = "test") -> float:
-        """Accuracy of always answering the class that is most frequent in training."""
+        """Accuracy of always predicting the class that is most frequent in training."""
         answer = self.labels["train"].bincount().argmax()
         return (self.labels[split] == answer).double().mean().item()
 
 
 @functools.cache
 def encoder() -> sources.LoadedModel:
-    """MiniLM, read once; whoever trains it takes a copy."""
+    """MiniLM, read once; training uses a copy."""
     return sources.load_encoder()
 
 
 @functools.cache
 def docstrings() -> Task:
-    """What a sentence of documentation describes."""
+    """The task of :mod:`book.workbook.docstrings`: does a sentence describe a function, an argument or a result?"""
     found = load_docstring_task()
     parts = {split: getattr(found, split) for split in SPLITS}
     ids = {split: encode(encoder().tokenizer, part.texts, DOCSTRING_TOKENS) for split, part in parts.items()}
@@ -116,7 +116,7 @@ READERS = {"sst2": sst2, "mrpc": mrpc, "rte": rte, "cola": cola}
 
 
 def online(name: str) -> tuple[tuple[str, ...], Rows]:
-    """The same from the hub, for those without the folder; the rows come in another order, so numbers differ a little.
+    """The same from the hub, without the folder; the rows are in another order, so numbers differ a little.
 
     Raises:
         ModuleNotFoundError: the `datasets` library is not installed.

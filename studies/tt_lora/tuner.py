@@ -1,8 +1,8 @@
 """Ray Tune for the book's studies: seeded trials, ASHA, quiet, and resumable after a kill.
 
-On this machine by default, one trial to a CPU. With ``RAY_ADDRESS`` set the trials run on that cluster, which gets the
-book's packages from here; Python's packages must be installed on it, ``TTREF_CACHE`` must be a folder that all its
-machines share, and if it asks for a token, ``RAY_AUTH_MODE=token`` must be set here too.
+By default trials run on this machine, one on each CPU. With ``RAY_ADDRESS`` set they run on that cluster, which gets
+the book's packages from here; Python's packages must be installed on it, ``TTREF_CACHE`` must be a folder shared by all
+its machines, and if it requires a token, ``RAY_AUTH_MODE=token`` must be set here too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METRIC = "validation_accuracy"
 KEPT = "kept.zip"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when told to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when silenced
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C would end the search as if it were complete
@@ -42,8 +42,8 @@ QUIET = {
 
 @contextlib.contextmanager
 def cluster() -> Iterator[int]:
-    """Connect to ``RAY_ADDRESS``, or start Ray here; gives the number of CPUs, and leaves nothing running."""
-    before = dict(os.environ)  # Ray adds variables of its own
+    """Connect to ``RAY_ADDRESS``, or start Ray here; yields the number of CPUs, and leaves nothing running."""
+    before = dict(os.environ)  # Ray adds variables
     os.environ.update(QUIET)
     options = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     try:
@@ -61,7 +61,7 @@ def cluster() -> Iterator[int]:
 
 
 class Watch(tune.Callback):
-    """Moves the bar, and keeps what Ray forgets: the scheduler's rungs, and a whole copy of the search's state."""
+    """Moves the bar, and saves what Ray does not: the scheduler's rungs, and a complete copy of the search's state."""
 
     def __init__(self, scheduler: ASHAScheduler, folder: Path, description: str) -> None:
         self.scheduler, self.folder, self.description = scheduler, folder, description
@@ -71,7 +71,7 @@ class Watch(tune.Callback):
         self.bar, self.ended = progress(total=total_num_samples, description=self.description), 0
 
     def on_step_end(self, iteration: int, trials: list, **info) -> None:
-        """Count the trials that ended; a new one is worth a copy."""
+        """Count the trials that ended, and copy the state after each."""
         ended = sum(trial.is_finished() for trial in trials)
         if ended > self.ended:
             self.bar.update(ended - self.ended)
@@ -79,15 +79,15 @@ class Watch(tune.Callback):
             keep_copy(self.folder)
 
     def on_experiment_end(self, trials: list, **info) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
     def get_state(self) -> dict:
-        """What ASHA knows. Ray itself restores the scheduler as it was before the first trial."""
+        """The state of ASHA. Ray itself restores the scheduler as it was before the first trial."""
         return {"scheduler": dict(vars(self.scheduler))}
 
     def set_state(self, state: dict) -> None:
-        """Give ASHA back what it knew."""
+        """Restore the state of ASHA."""
         vars(self.scheduler).update(state["scheduler"])
 
     def __getstate__(self) -> dict:
@@ -110,21 +110,21 @@ def trials(
 
     Args:
         train: ``train(config, report)`` trains once and calls ``report`` after every epoch with a dict that holds at
-            least ``validation_accuracy``. It runs in other processes, so it brings its data along or loads it there.
+            least ``validation_accuracy``. It runs in other processes, so it must carry its data or load it there.
         space: a search space of Ray Tune.
-        folder: where the search keeps its state. If a search that was killed left its state here, it goes on:
-            trials that ended are kept, the others and those that failed start again.
+        folder: folder of the search's state. A search that was killed continues from its state there: trials that
+            ended are kept, the others and those that failed start again.
         cpus: trials at a time.
         samples: number of configurations; with a ``grid_search`` in the space, of repetitions of the grid.
-        epochs: the most that a trial gets. ASHA stops the worse half after ``grace`` epochs, 2 · ``grace`` and so on.
+        epochs: most epochs of a trial. ASHA stops the worse half after ``grace`` epochs, 2 · ``grace`` and so on.
         grace: epochs that every trial gets.
-        seed: draws the configurations. With several trials at a time, the moments at which they end also decide what
-            ASHA stops.
-        description: shown in front of the bar.
+        seed: of the draw of configurations. With several trials at a time, the order in which they end also decides
+            which ones ASHA stops.
+        description: text in front of the bar.
 
     Returns:
         A dict for each trial, in the order in which they were drawn: ``number``, ``config``, ``reports`` (one an
-        epoch), ``error`` (None, or what made it fail).
+        epoch), ``error`` (None, or the reason of its failure).
 
     Raises:
         PermissionError: another user could have put a state into ``folder``.
@@ -176,7 +176,7 @@ def trials(
 
 
 def check_own(folder: Path) -> None:
-    """Refuse a folder that others may fill: Ray's files are pickles, and to read one is to run what is in it."""
+    """Refuse a folder that other users may write to: Ray's files are pickles, and reading one can run any code."""
     if not hasattr(os, "geteuid"):  # Windows, where a user's folders are his own
         return
     for path in [folder, *folder.rglob("*")] if os.path.lexists(folder) else []:
@@ -189,7 +189,7 @@ def check_own(folder: Path) -> None:
 
 
 def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | None:
-    """The search that left its state here, or None where it must start anew; a line says so if there was one."""
+    """The search saved in this folder, or None if it must start again; a printed line reports an unusable state."""
     try:
         if resumable(folder):
             return tune.Tuner.restore(str(folder), trainable=trainable, resume_errored=True)
@@ -202,7 +202,7 @@ def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | No
 
 
 def as_row(result: tune.Result) -> dict:
-    """The number of a trial is the end of its name; of an error, the first line, without the way it came."""
+    """A trial as a dict. Its number is the end of its name; of an error, the first line without the traceback."""
     error = result.error.cause if isinstance(result.error, RayTaskError) else result.error
     return {
         "number": int(Path(result.path).name.rpartition("_")[2]),
@@ -213,7 +213,7 @@ def as_row(result: tune.Result) -> dict:
 
 
 def resumable(folder: Path) -> bool:
-    """Tell whether a search can go on from here; if a kill cut one of Ray's files short, put the copy in its place."""
+    """True if a search can continue from here; a file that a kill has truncated is replaced by its copy."""
     if not whole(state(folder)) and (folder / KEPT).is_file():
         try:
             with zipfile.ZipFile(folder / KEPT) as kept:
@@ -229,7 +229,7 @@ def resumable(folder: Path) -> bool:
 
 
 def keep_copy(folder: Path) -> None:
-    """Copy the state, if it is whole: Ray writes these files anew in place, and a kill may come in between."""
+    """Copy the state, if it is complete: Ray rewrites these files in place, and a kill may truncate them."""
     found = state(folder)
     if whole(found):
         fresh = folder / f"{KEPT}.new"
@@ -240,17 +240,17 @@ def keep_copy(folder: Path) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """Ray's own files on the whole search."""
+    """Ray's files of the whole search."""
     return [path for path in folder.glob("*") if path.suffix in (".json", ".pkl")]
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """The search's state as Ray keeps it in files."""
+    """The content of Ray's files of the search's state."""
     return {path.name: path.read_bytes() for path in files(folder)}
 
 
 def whole(found: dict[str, bytes]) -> bool:
-    """Tell whether nothing is missing and every file can be read to its end."""
+    """True if no file is missing and each can be read to its end."""
     if not any(name.startswith("experiment_state") for name in found) or "tuner.pkl" not in found:
         return False
     try:
