@@ -13,7 +13,7 @@ from .checks import check_float, check_input, check_modes, check_rank_or_eps
 from .files import check_finite, check_header
 from .linears import computed, weight_and_bias
 from .modules import cores_of, listed, owned
-from .plans import ORDERS, Plan
+from .plans import Plan
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
 from .starts import draw
@@ -91,7 +91,7 @@ class TTLinear(TTMatrix):
     _SHAPES = "out_shape", "in_shape"
     _WIDTHS = "out_features", "in_features"
     _KIND = "TTLinear"
-    _SETTINGS = {"in_features": (int,), "out_features": (int,), "order": (str,), "recompute": (bool,)}
+    _SETTINGS = {"in_features": (int,), "out_features": (int,)}
 
     def __init__(
         self,
@@ -327,15 +327,11 @@ class TTLinear(TTMatrix):
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTLinear:
-        check_header(header, cls._SETTINGS | {"trainable": (bool,), "bias": (bool, type(None))})
+        check_header(header, cls._SETTINGS | cls._OPTIONS | {"bias": (bool, type(None))})
         check_finite(tensors)
         bias = None if header["bias"] is None else tensors.pop("bias")
         cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
-        made = cls.from_cores(cores, bias, in_features=header["in_features"], out_features=header["out_features"])
-        if header["order"] not in ("auto", *ORDERS):
-            raise ValueError(f"its order is {header['order']!r}")
-        made.order, made.recompute = header["order"], header["recompute"]
-        made.cores.requires_grad_(header["trainable"])
+        made = cls.from_cores(cores, bias, **{name: header[name] for name in cls._SETTINGS})
         if bias is not None:
             made.bias.requires_grad_(header["bias"])
-        return made
+        return made._configured(header)

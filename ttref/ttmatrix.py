@@ -17,7 +17,7 @@ from .files import read, write
 from .matrices import ttm_svd, ttm_to_matrix
 from .modes import NOMINAL_RANK, choose_modes
 from .modules import Cores, cores_of, owned
-from .plans import Plan, plan_for
+from .plans import ORDERS, Plan, plan_for
 from .shapes import tt_ranks
 
 
@@ -42,7 +42,8 @@ class TTMatrix(nn.Module):
     _SHAPES: ClassVar[tuple[str, str]] = ("row_shape", "col_shape")  # names of the modes in messages
     _WIDTHS: ClassVar[tuple[str, str]]
     _KIND: ClassVar[str]  # the kind in files, also for subclasses
-    _SETTINGS: ClassVar[dict[str, tuple[type, ...]]]  # attributes in a file's header, with their types
+    _SETTINGS: ClassVar[dict[str, tuple[type, ...]]]  # arguments of from_cores in a file's header, with their types
+    _OPTIONS: ClassVar[dict[str, tuple[type, ...]]] = {"order": (str,), "recompute": (bool,), "trainable": (bool,)}
 
     def plan(self, batch: int) -> Plan:
         """The order and costs of multiplying ``batch`` vectors; ``print`` shows them beside the dense matrix's."""
@@ -65,7 +66,7 @@ class TTMatrix(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, in training mode; all cores are trainable, unless every core was frozen.
 
         Raises:
             FileNotFoundError: No such file.
@@ -168,8 +169,17 @@ class TTMatrix(nn.Module):
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings for a file."""
         tensors = {f"cores.{k}": core.detach() for k, core in enumerate(cores_of(self.cores))}
-        header = {name: getattr(self, name) for name in self._SETTINGS}
+        header = {name: getattr(self, name) for name in (*self._SETTINGS, "order", "recompute")}
         return tensors, header | {"trainable": any(core.requires_grad for core in self.cores)}
+
+    def _configured(self, header: dict[str, Any]) -> Self:
+        """This module with the options of a file's header; files of tables before version 3 have no order."""
+        order = header.get("order", "auto")
+        if order not in ("auto", *ORDERS):
+            raise ValueError(f"its order is {order!r}")
+        self.order, self.recompute = order, header.get("recompute", False)
+        self.cores.requires_grad_(header["trainable"])
+        return self
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Self:

@@ -18,6 +18,7 @@ from table_files import (
 )
 from torch import nn
 
+import ttref
 from ttref import MPSEmbedding, TTMEmbedding
 
 
@@ -74,6 +75,18 @@ def test_what_was_frozen_or_sparse_stays_so(kind, path):
         assert not any(p.requires_grad for p in again.parameters())
     table.save(path)
     assert getattr(type(table).load(path), "sparse", False) == sparse
+
+
+def test_the_order_of_scores_is_kept(path):
+    """As a layer's: scores are computed in it."""
+    table = KINDS["ttm"]()
+    table.order, table.recompute = "dense", True
+    table.save(path)
+    again = ttref.load(path)
+    assert (again.order, again.recompute) == ("dense", True) and again.plan(8).order == "dense"
+    table.order = "sideways"
+    with pytest.raises(ValueError, match="its order is 'sideways'"):
+        table.save(path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ttm"])

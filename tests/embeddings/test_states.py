@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -119,6 +120,44 @@ def test_sizes_that_tell_nothing_are_refused():
     assert same_state(fresh, before)
     fresh.load_state_dict(table.state_dict())
     torch.testing.assert_close(fresh(torch.arange(6)), table(torch.arange(6)))
+
+
+def test_what_the_table_has_does_not_settle_which_sizes_are_meant():
+    """A table of rank 2 has as many numbers a row as the dense rows that the state holds, in other pieces."""
+    dense, fresh = MPSEmbedding.from_embedding(embedding(noise(6, 24)), rank=24), MPSEmbedding(5, 24, 2)
+    assert dense.store.buckets[0].layout.dense and not fresh.store.buckets[0].layout.dense
+    fresh.append(noise(1, 24))
+    with pytest.raises(RuntimeError, match="bucket 0 has 24 numbers a row, which 2 layouts of modes .* have"):
+        fresh.load_state_dict(dict(dense.state_dict()))
+
+
+def test_ranks_that_store_the_same_cores_are_not_told_apart():
+    """Modes (2, 2, 2, 2) at rank 2 and at rank 3 store one core of 2 x 4 x 2."""
+    table, fresh = MPSEmbedding.from_embedding(embedding(noise(6, 12)), rank=2), MPSEmbedding(6, 12, 1)
+    fresh.load_state_dict(dict(table.state_dict()))
+    torch.testing.assert_close(fresh(torch.arange(6)), table(torch.arange(6)))
+
+
+@pytest.mark.parametrize("target", [{"rank": 1}, {"rank": 2}, {"rank": 2, "center": True}])
+@pytest.mark.parametrize("lost", ["mean", "rotation"])
+def test_a_state_without_its_frame_is_refused(target, lost):
+    """Its rows would be other ones."""
+    state, fresh = made(rank=2, center=True, rotate=True).state_dict(), made(**target)
+    before = copy.deepcopy(fresh)
+    del state[f"store.frame.{lost}"]
+    with pytest.raises(RuntimeError, match=f"it lacks its {lost}.*nothing was loaded"):
+        fresh.load_state_dict(state)
+    assert_same(fresh, before)
+
+
+@pytest.mark.parametrize("eps", ["much", -1, math.nan, True])
+def test_a_bound_that_is_none_is_refused(eps):
+    """Later rows would have to follow it."""
+    state, fresh = made(eps=0.5).state_dict(), MPSEmbedding(24, 32, 1)
+    state._metadata[""]["rows"]["eps"] = eps
+    with pytest.raises(RuntimeError, match="eps.*nothing was loaded"):
+        fresh.load_state_dict(state)
+    assert fresh.eps is None
 
 
 def test_keys_and_counts_are_those_of_tensors():

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..checks import check_rank_or_eps
 from ..files import read, write
 from ..rows.packed import RowLayout
 from ..rows.sorting import layouts_by_size
@@ -83,6 +84,8 @@ class RowTable(CompressedTable):
     def load(cls, path: str | Path) -> Self:
         """Read a file of :meth:`save`; the table does not depend on the file afterwards.
 
+        It is in training mode; all cores are trainable, unless every core was frozen.
+
         Raises:
             FileNotFoundError, OSError: No such file; a folder, missing permissions.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
@@ -116,7 +119,9 @@ class RowTable(CompressedTable):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if (metadata := getattr(destination, "_metadata", None)) is not None:
             ranks = [list(bucket.layout.ranks) for bucket in self.store.buckets]
-            metadata[prefix[:-1]]["rows"] = {"ranks": ranks, "eps": self.eps, "by_row": self.by_row}
+            frame = [name for name, tensor in self.store.frame.named_buffers() if tensor is not None]
+            about = {"ranks": ranks, "eps": self.eps, "by_row": self.by_row, "frame": frame}
+            metadata[prefix[:-1]]["rows"] = about
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
@@ -147,6 +152,10 @@ class RowTable(CompressedTable):
         """The table's store if torch can load these tensors into it, else a new one made of them."""
         own, buckets = self.store.state_dict(), self.store.buckets
         ranks = about.get("ranks") or [bucket.layout.ranks for bucket in buckets]
+        if about.get("eps") is not None:
+            check_rank_or_eps(None, about["eps"])
+        if held and (lost := [name for name in about.get("frame", []) if f"frame.{name}" not in held]):
+            raise ValueError(f"it lacks its {' and '.join(lost)}")
         sizes = {name: tensor.shape for name, tensor in held.items()}
         plain = all(piece.plain() for bucket in buckets for piece in bucket.pieces)
         alike = sizes == {name: tensor.shape for name, tensor in own.items()}

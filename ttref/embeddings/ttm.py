@@ -181,13 +181,12 @@ class TTMEmbedding(CompressedTable, TTMatrix):
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTMEmbedding:
-        check_header(header, cls._SETTINGS | {"trainable": (bool,)})
+        check_header(header, cls._SETTINGS | cls._OPTIONS, optional=("order", "recompute"))
         check_finite(tensors)
         if header["padding_idx"] is not None:
             whole("padding_idx", header["padding_idx"], least=0)
         cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
-        made = cls.from_cores(cores, **{name: header[name] for name in cls._SETTINGS})
-        return made.requires_grad_(header["trainable"])
+        return cls.from_cores(cores, **{name: header[name] for name in cls._SETTINGS})._configured(header)
 
     def _look_up(self, ids: Tensor) -> Callable[[slice, Tensor | None], Tensor]:
         """Contract slices from both ends to the middle; an end with few digits is contracted for all combinations."""

@@ -84,18 +84,18 @@ def sorted_rows(
 def layouts_by_size(
     sizes: Sequence[int], shape: Sequence[int], width: int, known: Iterable[RowLayout]
 ) -> list[RowLayout]:
-    """The layout of each bucket from its count of numbers per row: a known one, else that of a cap on the ranks."""
+    """The layout of each bucket from its count of numbers per row: a known one, or that of a cap on the ranks."""
     caps: list[RowLayout] = []
     while not caps or not caps[-1].dense:
         caps.append(RowLayout(shape, len(caps) + 1, width))
     known, found = list(known), []
     for k, size in enumerate(sizes):
-        fits = [layout for layout in known if layout.numbers == size]
-        fits = fits or [layout for layout in caps if layout.numbers == size]
-        if len(fits) != 1:
+        fits = [layout for layout in (*known, *caps) if layout.numbers == size]
+        kinds = {(layout.dense, *layout.cores) for layout in fits}  # what numbers mean
+        if len(kinds) != 1:
             raise ValueError(
-                f"bucket {k} has {size} numbers a row, which {len(fits)} layouts of modes {tuple(shape)} have; the "
+                f"bucket {k} has {size} numbers a row, which {len(kinds)} layouts of modes {tuple(shape)} have; the "
                 "metadata of a state_dict, which a plain dict has not, tell which"
             )
-        found += fits
+        found.append(fits[0])
     return found
