@@ -183,6 +183,20 @@ def test_interrupted_at_any_line():
     assert outcomes[0] == untouched != done == outcomes[-1]
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("what", ["swap", "edit"])
+def test_an_edit_whose_changes_cannot_be_kept_is_taken_back(monkeypatch, what, error):
+    def fail(edit):
+        raise error
+
+    model = make()
+    before = state(model)
+    monkeypatch.setattr(edit, "_made", fail)
+    with pytest.raises(error):
+        swap_layer(model, "q", nn.Linear(8, 8)) if what == "swap" else both(model)
+    assert state(model) == before
+
+
 def test_an_undo_interrupted_at_any_line():
     undo = {}
 

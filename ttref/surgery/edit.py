@@ -139,13 +139,23 @@ class edit:
         to_the_end(put_back)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
-            to_the_end(lambda: self._write([(held, before) for _, _, held, before in self._first()]))
-            return
+        try:
+            if error is None:
+                self._changes, self._seen = self._made(), {}
+                return
+        except BaseException:  # what is not known to the end could not be undone
+            to_the_end(self._take_back)
+            raise
+        to_the_end(self._take_back)
+
+    def _made(self) -> list[tuple]:
+        """What was changed: module, its name, container or parameter, entries before and after, if it is in there."""
         inside = {id(part) for part in self.model.modules()}
         changed = [first for first in self._first() if not _holds(first[2], first[3])]
-        self._changes = [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
-        self._seen = {}
+        return [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
+
+    def _take_back(self) -> None:
+        self._write([(held, before) for _, _, held, before in self._first()])
 
     def _see(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         """Record the contents of the modules before they are changed."""
