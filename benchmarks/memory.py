@@ -21,7 +21,7 @@ from .live import forward_peak, training_peak
 RESULT, MODELS = "memory", ["Gaussian layers"]
 PACKAGES = ("torch", "tensorly", "tensorly-torch", "torchTT")
 LAYERS = ((768, 3072, 16), (3072, 768, 16), (1024, 1024, 16))
-BATCH, ROUNDS = 2048, 2
+BATCH, ROUNDS = 2048, 5
 
 
 def measure(limits: dict) -> dict:

@@ -94,7 +94,7 @@ class Plan(NamedTuple):
         The tensors that autograd keeps, the answer, and the gradients of ``x``, cores and bias count. Parameters,
         ``x``, the gradient of the answer and an optimizer's state do not.
         """
-        given = self.order, self.shapes, self.batch, self.chunk, self.cut, self._kept
+        given = self.order, self.shapes, self.batch, self.chunk, self.cut, self.block, self._kept
         x, y = self._padding
         return 4 * (training_peak(*given, self.bias, self.recompute) + x + (y if self.recompute else 0))
 
@@ -217,10 +217,10 @@ def cheapest(
 ) -> Plan:
     """The cheapest of all orders for cores of these shapes, or the plan of the one named.
 
-    Orders that take at most a tenth more memory than a dense layer are preferred. With recomputation only the two
-    one-core-at-a-time orders are compared: merged cores would get a gradient from every chunk.
+    Orders that take at most a tenth more memory than a dense layer are preferred. With recomputation two-gemm
+    is left out: its merged cores would get a gradient from every chunk.
     """
-    orders = (order,) if order != "auto" else ORDERS[:2] if recompute else ORDERS
+    orders = (order,) if order != "auto" else (*ORDERS[:2], "dense") if recompute else ORDERS
     plans = [cost(way, shapes, batch, working, recompute) for way in orders]
     best = _cheaper(plans)
     if torch.compiler.is_compiling() or _modest(best):
@@ -262,7 +262,7 @@ def cost(
     _, rows, cols, _ = merged(shapes)
     room = _room(shapes, batch, recompute)
     if order == "dense":
-        plan = _rebuild(shapes, batch, working, room)
+        plan = _rebuild(shapes, batch, working, room, copies=4 if recompute else 2)
     elif order == "two-gemm":
         plans = []
         for cut in range(1, max(len(shapes), 2)):
@@ -330,13 +330,16 @@ def _merging(parts: Sequence[Sequence[Shape]]) -> tuple[list[Shape], list[tuple[
     return [merged(part) for part in parts], found
 
 
-def _rebuild(shapes: Sequence[Shape], batch: int, working: int, room: int) -> Plan:
-    """The plan of "dense": merge all cores but the first; for each block of rows, one product rebuilds, one uses it."""
+def _rebuild(shapes: Sequence[Shape], batch: int, working: int, room: int, copies: int) -> Plan:
+    """The plan of "dense": merge all cores but the first; for each block of rows, one product rebuilds, one uses it.
+
+    ``copies``: arrays of a block's size that may be alive at once.
+    """
     (_, rows, cols, _), first = merged(shapes), shapes[0][1]
     block, before = first, []
     if len(shapes) > 1:  # a single core is the matrix
         _, before = _merging([shapes[1:]])
-        most = max(working // LEAST_SHARE, min(working, (room - 4 * math.prod(merged(shapes[1:]))) // 2))
+        most = max(working // LEAST_SHARE, min(working, (room - 4 * math.prod(merged(shapes[1:]))) // copies))
         block = max(1, min(first, most * first // (4 * rows * cols)))
         before.append((rows * cols * shapes[0][3], 12 * rows * cols, 4 * rows * cols // first * block))
     return Plan(

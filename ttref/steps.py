@@ -125,7 +125,7 @@ class Live:
             self.drop(entries, before if k else 0)  # this gradient, and what was kept to compute it
 
     def walk(self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, kept: bool) -> None:
-        """Forward without gradients, as ``contraction._in_place``."""
+        """Forward without gradients, as ``walks.in_place``."""
         if way == "left-to-right":  # the axes of the cores are sorted
             self.add(*[0 if mergeable(shape, [(0, 2), (1, 3)]) else math.prod(shape) for shape in shapes])
         if kept:
@@ -140,7 +140,7 @@ class Live:
     def train(
         self, way: str, shapes: Sequence[Shape], batch: int, chunk: int, *, bias: int = 0, fresh: bool = False
     ) -> None:
-        """Forward and backward through ``contraction._recorded``; ``fresh`` cores are merged ones, alive already."""
+        """Forward and backward through ``walks.recorded``; ``fresh`` cores are merged ones, alive already."""
         left, found, outputs, last = way == "left-to-right", [], 1, 1
         ordered = shapes if left else shapes[::-1]
         for (slices, p, q, w), (r, m, n, bond) in zip(steps(way, shapes), ordered, strict=True):
@@ -179,6 +179,20 @@ class Live:
         self.sort(batch * cols, needed=others > 0)
 
 
+    def rebuild(self, shapes: Sequence[Shape], batch: int, block: int, bias: int) -> None:
+        """Backward through ``recomputed.RebuiltTwice``."""
+        (_, rows, cols, _), first, rest = merged(shapes), math.prod(shapes[0]), math.prod(merged(shapes[1:]))
+        size, sorting = rows * cols // shapes[0][1] * block, sorts(shapes[0], merged(shapes[1:]))
+        self.add(bias, batch * rows)
+        self.merge(shapes[1:], keep=True)
+        self.add(batch * cols, first, rest, size)
+        self.sort(size, needed=sorting)
+        part = [size, size if sorting else 0, first // shapes[0][1] * block, rest]
+        self.add(*part)
+        self.drop(size, *part)
+        self.unmerge(shapes[1:])
+
+
 def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, block: int, kept: bool) -> int:
     """Peak of the numbers alive at once without gradients; neither cores nor vectors count."""
     live, (_, rows, cols, _) = Live(), merged(shapes)
@@ -200,10 +214,22 @@ def forward_peak(order: str, shapes: Sequence[Shape], batch: int, chunk: int, cu
 
 
 def training_peak(
-    order: str, shapes: Sequence[Shape], batch: int, chunk: int, cut: int, kept: bool, bias: int, recompute: bool
+    order: str,
+    shapes: Sequence[Shape],
+    batch: int,
+    chunk: int,
+    cut: int,
+    block: int,
+    kept: bool,
+    bias: int,
+    recompute: bool,
 ) -> int:
     """Peak of the numbers alive at once in a training step; cores, vectors and the answer's gradient do not count."""
     live, (_, rows, cols, _), parts, fresh = Live(), merged(shapes), [], False
+    if order == "dense" and recompute and len(shapes) > 1:
+        before = forward_peak(order, shapes, batch, chunk, cut, block, kept)
+        live.rebuild(shapes, batch, block, bias)
+        return max(before, live.peak)
     if order == "dense":
         rest, alone = shapes[1:], len(shapes) == 1
         live.merge(rest, keep=True)

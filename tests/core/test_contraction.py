@@ -47,7 +47,7 @@ def kept(monkeypatch):
         return taken(entries, x, **options)
 
     monkeypatch.setattr("ttref.scratch.WORTH_KEEPING", 0)
-    monkeypatch.setattr("ttref.contraction.scratch", recorded)
+    monkeypatch.setattr("ttref.walks.scratch", recorded)
     vars(scratch._KEPT).clear()
     return requests
 
