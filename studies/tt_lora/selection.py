@@ -70,7 +70,7 @@ def flattering(right: np.ndarray, sizes: Iterable[int], draws: int) -> Iterator[
 def drawn(right: np.ndarray, kept: np.ndarray, size: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """For each draw, accuracies of the trials, in random order, on ``size`` of the kept examples and on the others."""
     total, examples = right.shape
-    # The same keys whatever is left out, so that the results differ by the examples and not by other draws.
+    # The same random keys for every part left out, so that results differ only by the examples.
     generator = np.random.default_rng(0)
     order = generator.random((draws, total)).argsort(1)
     keys = generator.random((draws, examples), np.float32)[:, kept]

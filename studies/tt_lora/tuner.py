@@ -255,7 +255,7 @@ def whole(found: dict[str, bytes]) -> bool:
         return False
     try:
         for name, content in found.items():
-            # The searcher's file is a pickle whatever it is called.
+            # The searcher's file is a pickle despite its name.
             json.loads(content) if name.startswith("experiment_state") else cloudpickle.loads(content)
     except Exception:  # a damaged pickle can raise anything
         return False

@@ -149,7 +149,7 @@ class edit:
         to_the_end(self._take_back)
 
     def _made(self) -> list[tuple]:
-        """What was changed: module, its name, container or parameter, entries before and after, if it is in there."""
+        """Changed contents: module, its name, container or parameter, entries before and after, True if in the model."""
         inside = {id(part) for part in self.model.modules()}
         changed = [first for first in self._first() if not _holds(first[2], first[3])]
         return [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
@@ -180,7 +180,7 @@ class edit:
 
 
 class _Swap(edit):
-    """An edit in which nothing but ``put`` is called: what that touches is all that is taken down."""
+    """An edit in which only ``put`` is called: only the modules that it touches are recorded."""
 
     def _touched(self) -> Iterable[tuple[str, nn.Module]]:
         return ()

@@ -162,7 +162,7 @@ def declare(model: nn.Module, look_up: nn.Module, *, untied: bool) -> None:
 
 
 def declares(part: nn.Module) -> bool:
-    """Whether a bare module is a model that transformers ties by names."""
+    """True if a bare module is a model whose weights transformers ties by names."""
     return hasattr(type(part), "get_expanded_tied_weights_keys")  # the class is fast to ask
 
 
