@@ -32,9 +32,9 @@ class TTMatrix(nn.Module):
         params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense matrix in that dtype,
             and its numbers for each number in the cores.
         order: "auto", or the order that vectors must be multiplied in (see :func:`plan_contraction`).
-        recompute: If True, training computes intermediate results twice, one chunk of vectors at a time, instead of
-            keeping them for backward: less memory, more time, as ``plan`` tells. Without effect while a compiler
-            traces.
+        recompute: If True, training computes intermediate results twice, one chunk of vectors or block of rows at a
+            time, instead of keeping them for backward: less memory, more time, as ``plan`` tells. Without effect while
+            a compiler traces.
     """
 
     order = "auto"
