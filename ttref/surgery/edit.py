@@ -149,7 +149,7 @@ class edit:
         to_the_end(self._take_back)
 
     def _made(self) -> list[tuple]:
-        """Changed contents: module, its name, container or parameter, entries before and after, True if in the model."""
+        """Changed contents: module, name, container or parameter, entries before and after, True if in the model."""
         inside = {id(part) for part in self.model.modules()}
         changed = [first for first in self._first() if not _holds(first[2], first[3])]
         return [(*first, _entries(first[2]), id(first[0]) in inside) for first in changed]
