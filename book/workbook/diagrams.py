@@ -256,7 +256,7 @@ def _canvas(ax: Axes | None) -> Axes:
 
 
 def _next_left(ax: Axes) -> float:
-    """x of the next picture's first node, right of the data limits of all that is drawn already."""
+    """The next picture's first node, as its x: right of the data limits of all that is drawn already."""
     return ax.dataLim.x1 + _GAP + _RADIUS if np.isfinite(ax.dataLim.x1) else 0.0
 
 
