@@ -60,4 +60,4 @@ def assert_bound(table, w, eps):
 
 def rows_for(table, count=5, seed=9):
     rows = smooth_rows(count, table.embedding_dim, seed, table.dtype)
-    return rows, ({"row_ranks": [1, 2, 3, 99, 1][:count]} if table.by_row else {})
+    return rows, ({"row_ranks": [1, 2, 3, 99, 1][:count]} if table.store.by_row else {})

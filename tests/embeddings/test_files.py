@@ -93,17 +93,21 @@ def test_the_order_of_scores_is_kept(path):
 def test_a_table_that_has_grown_goes_on_growing(kind, path):
     table = KINDS[kind]()
     for k in range(3):
-        caps = {"row_ranks": [2]} if table.by_row else {}
+        caps = {"row_ranks": [2]} if table.store.by_row else {}
         table.append(noise(1, 48, k), **caps)
     table.save(path)
     again = MPSEmbedding.load(path)
     assert agree(matrix_of(again), matrix_of(table)) and again.num_embeddings == 15
     before = matrix_of(again)
     for one in (table, again):
-        caps = {"row_ranks": [1, 99]} if table.by_row else {}
+        caps = {"row_ranks": [1, 99]} if table.store.by_row else {}
         assert one.append(noise(2, 48, 9), **caps).tolist() == [15, 16]
     assert agree(matrix_of(again), matrix_of(table)) and agree(matrix_of(again)[:15], before)
-    assert (again.eps, again.by_row, again.core_bits) == (table.eps, table.by_row, table.core_bits)
+    assert (again.store.eps, again.store.by_row, again.core_bits) == (
+        table.store.eps,
+        table.store.by_row,
+        table.core_bits,
+    )
 
 
 def test_the_frame_of_the_first_rows_is_that_of_later_ones(path):

@@ -227,7 +227,7 @@ def test_looking_up_the_padding_row_gives_it_no_gradient(kind, padding, pieces):
     table = made(kind, torch.float64, padding_idx=min(padding, 11))
     if pieces:
         more = smooth_rows(3, 48, 1, torch.float64)
-        table.append(more, **({"row_ranks": [1, 2, 99]} if table.by_row else {}))
+        table.append(more, **({"row_ranks": [1, 2, 99]} if table.store.by_row else {}))
         table.padding_idx = padding  # a row that came later may be named, too
     free = copy.deepcopy(table)
     free.padding_idx = None
@@ -251,7 +251,7 @@ def test_sparse_gradients_are_the_dense_ones(kind):
     dense, sparse = made(kind, padding_idx=1), made(kind, padding_idx=1, sparse=True)
     for table in (dense, sparse):
         more = smooth_rows(2, 48, 1)
-        table.append(more, **({"row_ranks": [1, 2]} if table.by_row else {}))
+        table.append(more, **({"row_ranks": [1, 2]} if table.store.by_row else {}))
         ids = torch.tensor([1, 3, 3, 12, 13, 13])
         (table(ids) * noise(6, 48, 2)).sum().backward()
     for ours, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):

@@ -3,15 +3,19 @@
 import copy
 import io
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from compressed import embedding, noise, same_state
+from interrupts import every_line
 from torch import nn
 from torch.nn.utils import prune
 
+import ttref
 from ttref import MPSEmbedding
 
+PACKAGE = Path(ttref.__file__).parent
 W = noise(24, 32)
 
 
@@ -22,7 +26,7 @@ def made(**options):
 def grown(times=3, **options):
     table = MPSEmbedding.from_embedding(embedding(W[: 24 - times]), **options)
     for k in range(times):
-        caps = {"row_ranks": [k + 1]} if table.by_row else {}
+        caps = {"row_ranks": [k + 1]} if table.store.by_row else {}
         table.append(W[24 - times + k :][:1], **caps)
     return table
 
@@ -57,7 +61,7 @@ def rows(table):
 def assert_same(one, other):
     assert same_state(one, other) and repr(one) == repr(other)
     torch.testing.assert_close(rows(one), rows(other))
-    assert (one.eps, one.by_row, one.core_bits) == (other.eps, other.by_row, other.core_bits)
+    assert (one.store.eps, one.store.by_row, one.core_bits) == (other.store.eps, other.store.by_row, other.core_bits)
     assert (one.params, one.nbytes, one.ranks) == (other.params, other.nbytes, other.ranks)
 
 
@@ -157,7 +161,7 @@ def test_a_bound_that_is_none_is_refused(eps):
     state._metadata[""]["rows"]["eps"] = eps
     with pytest.raises(RuntimeError, match="eps.*nothing was loaded"):
         fresh.load_state_dict(state)
-    assert fresh.eps is None
+    assert fresh.store.eps is None
 
 
 def test_keys_and_counts_are_those_of_tensors():
@@ -260,3 +264,14 @@ def test_a_pruned_table_is_left_to_torch():
     with pytest.raises(RuntimeError, match="Missing key.*cores_orig"):
         other.load_state_dict(made(rank=2).state_dict())
     torch.testing.assert_close(rows(other), rows(table))
+
+
+def test_an_interrupt_leaves_the_old_store_or_the_new_one():
+    """At any line of the package: later rows follow the bound of those that are there."""
+    source, old = made(eps=0.5, center=True), MPSEmbedding(24, 32, 1)
+    state, outcomes = source.state_dict(), set()
+    for fresh in every_line(lambda: copy.deepcopy(old), lambda table: table.load_state_dict(state), str(PACKAGE)):
+        new = fresh.store.eps is not None
+        outcomes.add(new)
+        assert_same(fresh, source if new else old)
+    assert outcomes == {False, True}

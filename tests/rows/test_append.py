@@ -60,7 +60,7 @@ def test_appending_leaves_the_old_rows_bit_for_bit(kind, dtype):
     # New rows are what they would have been from the start, in the old frame.
     rows = torch.cat([rows for rows, _ in added])
     if not shared:
-        caps = {"row_ranks": [cap for _, caps in added for cap in caps["row_ranks"]]} if table.by_row else {}
+        caps = {"row_ranks": [cap for _, caps in added for cap in caps["row_ranks"]]} if table.store.by_row else {}
         options = {name: kind[name] for name in kind if name != "row_ranks"}
         fresh = MPSEmbedding.from_embedding(embedding(rows), **options, **caps)
         assert_rows(matrix_of(table)[12:], matrix_of(fresh), dtype)

@@ -14,8 +14,8 @@ from mps_tables import (
 from strategies import agree, seeds
 
 from ttref import MPSEmbedding, quantize_integer
-from ttref.rows import frame, sorting, store
 from ttref.rows import buckets as rows
+from ttref.rows import frame, sorting, store
 
 
 @st.composite

@@ -86,7 +86,7 @@ class MPSEmbedding(RowTable):
         padding_idx = padding_of(padding_idx, rows)
         table = gaussian(torch.empty(rows, width, device=device, dtype=dtype), padding_idx)
         group = RowLayout(shape, rank, width), torch.arange(rows, device=device), None
-        self._start(shape, full_precision(store.grown)(table, [group]), dtype, None, False, padding_idx)
+        self._start(shape, full_precision(store.grown)(table, [group]), dtype, padding_idx)
 
     @full_precision
     @torch.no_grad()
@@ -169,11 +169,11 @@ class MPSEmbedding(RowTable):
         caps = None if row_ranks is None else check_caps(row_ranks, len(table))
         frame = Frame.of(table, center=center, rotate=rotate)
         made = cls.__new__(cls)
-        store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame)
+        store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame, eps=eps, by_row=caps is not None)
         layout = None if rank is None else RowLayout(shape, rank, width)
         groups = sorted_rows(table, shape, frame, layout, eps, caps)
         store = store.grown(table, groups, trainable=table.requires_grad)
-        made._start(shape, store, table.dtype, eps, caps is not None, padding_of(embedding.padding_idx, len(table)))
+        made._start(shape, store, table.dtype, padding_of(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
 
     @full_precision
@@ -216,18 +216,18 @@ class MPSEmbedding(RowTable):
             raise TypeError(f"rows are {rows.dtype}, but the table is {self.dtype}; convert them first")
         if rows.ndim != 2 or rows.shape[1] != self.embedding_dim:
             raise ValueError(f"rows have shape {tuple(rows.shape)}; the table takes rows (count, {self.embedding_dim})")
-        if self.by_row != (row_ranks is not None):
-            how = "row_ranks: give one for each new row" if self.by_row else "rank or eps, which new rows follow too"
+        if (by_row := self.store.by_row) != (row_ranks is not None):
+            how = "row_ranks: give one for each new row" if by_row else "rank or eps, which new rows follow too"
             raise ValueError(f"this table was made with {how}")
         caps = None if row_ranks is None else check_caps(row_ranks, len(rows))
         rows = rows.detach()
         with TURN:
             before = self.store
             rows = rows.to(self.device)
-            layout = None if self.by_row or self.eps is not None else before.buckets[0].layout
-            longer = before.grown(rows, sorted_rows(rows, self.shape, before.frame, layout, self.eps, caps))
+            layout = None if by_row or before.eps is not None else before.buckets[0].layout
+            longer = before.grown(rows, sorted_rows(rows, self.shape, before.frame, layout, before.eps, caps))
             ids = torch.arange(before.count, longer.count, device=rows.device)
-            self._grow(longer)
+            self.store = longer  # in one step: a look-up in another thread finds the old one or the new one, complete
         return ids
 
     def extra_repr(self) -> str:

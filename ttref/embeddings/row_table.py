@@ -26,24 +26,12 @@ class RowTable(CompressedTable):
 
     store: RowStore
 
-    def _start(
-        self,
-        shape: Sequence[int],
-        store: RowStore,
-        dtype: torch.dtype,
-        eps: float | None,
-        by_row: bool,
-        padding_idx: int | None,
-    ) -> None:
+    def _start(self, shape: Sequence[int], store: RowStore, dtype: torch.dtype, padding_idx: int | None) -> None:
         """The last step of every constructor."""
         super().__init__(store.width, padding_idx)
-        self.shape, self.eps, self.by_row, self.store = tuple(shape), eps, by_row, store
+        self.shape, self.store = tuple(shape), store
         # The dtype of the rows of int8 cores.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=self.device), persistent=False)
-
-    def _grow(self, store: RowStore) -> None:
-        """Replace the store in one step: a look-up in another thread finds the old one or the new one, complete."""
-        self.store = store
 
     @property
     def num_embeddings(self) -> int:
@@ -72,8 +60,8 @@ class RowTable(CompressedTable):
             "ranks": [bucket.layout.ranks for bucket in self.store.buckets],
             "dtype": str(self.dtype).removeprefix("torch."),
             "core_bits": self.core_bits,
-            "eps": self.eps,
-            "by_row": self.by_row,
+            "eps": self.store.eps,
+            "by_row": self.store.by_row,
             "padding_idx": self.padding_idx,
             "sparse": self.store.sparse,
             "trainable": any(parameter.requires_grad for parameter in self.parameters()),
@@ -108,10 +96,11 @@ class RowTable(CompressedTable):
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> Self:
         dtype, layouts = checked(header, tensors)
         made, rows, shape = cls.__new__(cls), header["num_embeddings"], layouts[0].shape
-        store = RowStore(header["embedding_dim"], header["core_bits"], sparse=header["sparse"])
+        how = {name: header[name] for name in ("sparse", "eps", "by_row")}
+        store = RowStore(header["embedding_dim"], header["core_bits"], **how)
         held = {re.sub(r"(\w+)\.(\d+)", r"buckets.\2.pieces.0.\1", name): tensor for name, tensor in tensors.items()}
         store.filled(held, layouts, rows, dtype, header["trainable"])
-        made._start(shape, store, dtype, header["eps"], header["by_row"], padding_of(header["padding_idx"], rows))
+        made._start(shape, store, dtype, padding_of(header["padding_idx"], rows))
         return made
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -120,7 +109,7 @@ class RowTable(CompressedTable):
         if (metadata := getattr(destination, "_metadata", None)) is not None:
             ranks = [list(bucket.layout.ranks) for bucket in self.store.buckets]
             frame = [name for name, tensor in self.store.frame.named_buffers() if tensor is not None]
-            about = {"ranks": ranks, "eps": self.eps, "by_row": self.by_row, "frame": frame}
+            about = {"ranks": ranks, "eps": self.store.eps, "by_row": self.store.by_row, "frame": frame}
             metadata[prefix[:-1]]["rows"] = about
 
     def _load_from_state_dict(
@@ -140,9 +129,9 @@ class RowTable(CompressedTable):
             store = self.store
         else:
             changed = store is not self.store
-            self.eps, self.by_row = about.get("eps", self.eps), about.get("by_row", self.by_row)
+            store.eps, store.by_row = about.get("eps", self.store.eps), about.get("by_row", self.store.by_row)
         if changed:
-            self._grow(store)
+            self.store = store  # in one step, with its settings: whatever interrupts
             for key in held:
                 del state_dict[inside + key]
             state_dict |= {inside + key: value for key, value in store.state_dict(keep_vars=True).items()}

@@ -25,15 +25,25 @@ class RowStore(Held):
 
     Attributes:
         width, bits, sparse: Entries of a row; 8 for int8 cores or 32; True for sparse gradients.
+        eps, by_row: How new rows are compressed: the bound on their error or None; True if each has a cap of its own.
         buckets: ``ModuleList`` of :class:`Bucket`.
         frame: Mean row and axes.
         bucket, place: The index, or None.
         count: Number of rows.
     """
 
-    def __init__(self, width: int, bits: int, *, sparse: bool, frame: Frame | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        bits: int,
+        *,
+        sparse: bool,
+        frame: Frame | None = None,
+        eps: float | None = None,
+        by_row: bool = False,
+    ) -> None:
         super().__init__()
-        self.width, self.bits, self.sparse = width, bits, sparse
+        self.width, self.bits, self.sparse, self.eps, self.by_row = width, bits, sparse, eps, by_row
         self.buckets, self.frame = nn.ModuleList(), frame or Frame()
         self.register_buffer("bucket", None)
         self.register_buffer("place", None)
