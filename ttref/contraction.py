@@ -51,7 +51,8 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
         Novikov et al. (2015), equation 5.
 
     Example:
-        >>>         >>> from ttref import ttm_svd
+        >>> import torch
+        >>> from ttref import ttm_svd
         >>> w, x = torch.randn(6, 4), torch.randn(10, 4)
         >>> cores = ttm_svd(w, (2, 3), (2, 2), rank=4)
         >>> torch.allclose(ttm_matvec(cores, x), x @ w.T, atol=1e-5)
