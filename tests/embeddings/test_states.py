@@ -242,6 +242,14 @@ def test_another_state_changes_nothing(damage, strict, target):
     assert all(one is two for one, two in zip(parameters, fresh.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("lost", ["place", "buckets.1.pieces.0.cores"])
+def test_what_a_state_lacks_is_named(lost):
+    state = made(row_ranks=[1, 2, 3, 99] * 6).state_dict()
+    del state[f"store.{lost}"]
+    with pytest.raises(RuntimeError, match=rf"\(it lacks {lost}\); nothing was loaded"):
+        MPSEmbedding(24, 32, 1).load_state_dict(state)
+
+
 def test_a_model_without_the_table_s_numbers():
     """What torch says of keys that are missing, or of other modules, is not this table's to say."""
     model = nn.ModuleDict({"table": MPSEmbedding(24, 32, 1), "other": nn.Linear(2, 2)})

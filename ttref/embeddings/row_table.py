@@ -122,9 +122,10 @@ class RowTable(CompressedTable):
         try:
             store = self._store_for(held, about, local_metadata.get("assign_to_params_buffers", False))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            why = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else error
             rest[-1].append(
                 f"{prefix[:-1] or 'this'} is a table of {self.num_embeddings} rows of {self.embedding_dim} with modes "
-                f"{self.shape}, and the state is of another, or damaged ({error}); nothing was loaded into it"
+                f"{self.shape}, and the state is of another, or damaged ({why}); nothing was loaded into it"
             )
             store = self.store
         else:

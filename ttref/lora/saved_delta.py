@@ -42,7 +42,7 @@ class SavedDelta(nn.Module):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the cores of this one update to a safetensors file, which ``ttref.load`` reads.
+        """Write the cores of this one update to a safetensors file, which ``ttref.load`` reads: all of them trainable.
 
         Raises:
             ValueError: Numbers that are NaN or infinite.
