@@ -298,6 +298,9 @@ def test_names_that_are_refused():
             change.put({"b.q": nn.Linear(8, 8), name: nn.Linear(8, 8)})
         assert [id(module) for module in model.modules()] == before
 
+    with pytest.raises(ValueError, match="the model is a single Linear without modules in it"):
+        swap_layer(nn.DataParallel(nn.Linear(8, 8)), "", nn.Linear(8, 8))
+
 
 def test_one_module_is_named_once():
     model = Named()

@@ -101,10 +101,9 @@ def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[st
     else:
         ends = dict.fromkeys(name.rpartition(".")[2] for name in names if not list(modules[name].children()))
         pattern = "" if re.fullmatch(r"[\w.\-]*", str(target)) else " (it is taken as it stands, not as a pattern)"
-        raise ValueError(
-            f"no module is named {target!r} or ends in '.{target}'{pattern}; the innermost modules here end in "
-            f"{', '.join([*ends][:40])}"
-        )
+        inner = f"the innermost modules here end in {', '.join([*ends][:40])}"
+        alone = f"the model is a single {type(bare(model)).__name__} without modules in it; put it into one first"
+        raise ValueError(f"no module is named {target!r} or ends in '.{target}'{pattern}; {inner if names else alone}")
     if one and whole in found:
         return [whole]
     if one and len(found) > 1:
