@@ -213,3 +213,14 @@ def test_the_oracle_disagrees_with_a_transposed_update():
     train = dense(list(layer.cores))
     swapped = layer.alpha * train.reshape(36, 24).T
     assert float((swapped - update_of(layer)).detach().abs().max()) > 0.01
+
+
+def test_a_gradient_that_exceeds_half_precision_on_its_way_stays_finite():
+    torch.manual_seed(0)
+    layer = TTLoRALinear(nn.Linear(768, 768).half(), rank=4, alpha=2, shape=(64, 16, 9, 64))
+    with torch.no_grad():
+        for core in layer.cores:
+            core.normal_(std=0.3)
+    x = torch.randn(400, 768).half().requires_grad_()
+    layer(x).float().square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *layer.cores))
