@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import adapters, copies, einsums, integers, layers, measure, page, reshapes, tables, trains
+from benchmarks import adapters, copies, einsums, integers, layers, measure, memory, page, reshapes, tables, trains
 from book.tools import results
 
 LAYER = ((2, 3, 2), (3, 2, 2), 2)
 SMALL = {
     "trains": [(trains, {"ROWS": 12, "SOME": 8, "FEW": 4, "MATRIX": (12, 20, (5, 2, 2), (3, 2, 2), 2)})],
     "layers": [(layers, {"LAYERS": (LAYER,), "ROUNDS": 1})],
+    "memory": [(memory, {"LAYERS": ((12, 18, 2),), "BATCH": 4, "ROUNDS": 1})],
     "tables": [
         (tables, {"ROWS": 300, "LOOK_UPS": (1, 4), "APPENDED": (2,), "ROW_SHAPE": (8, 8, 5), "RANK": 2, "ROUNDS": 1})
     ],
@@ -57,7 +58,8 @@ def test_a_part_is_measured_recorded_and_written(name, limits, monkeypatch, caps
     assert list(record)[:7] == ["command", "date", "models", "data", "seed", "machine", "versions"]
     assert record["command"] == f"python -m benchmarks {name}" and record["machine"] == limits
     assert set(record["versions"]) == {"python", *part.PACKAGES}
-    assert all(row["median_us"] > 0 for case in record["cases"] for row in case["rows"])
+    timed = ("forward_ms", "training_ms") if name == "memory" else ("median_us",)
+    assert all(row[key] > 0 for case in record["cases"] for row in case["rows"] for key in timed)
     shown = page.table(part.RESULT).read_text(encoding="utf-8")
     assert shown == part.markdown(record) and shown in capsys.readouterr().out
     assert page.picture(part.RESULT).is_file() == hasattr(part, "draw")

@@ -12,6 +12,7 @@ from book.tools.results import RESULTS
 from studies.elsewhere import fixed as elsewhere_fixed
 from studies.elsewhere import study as elsewhere
 from studies.elsewhere.networks import ResNet20, ViT, cifar, rounded
+from studies.toy_classifier import mnist
 from studies.toy_classifier.data import three_parts
 from studies.toy_classifier.training import SCRATCH, Arm
 from studies.tt_lora.tasks import load_glue
@@ -74,8 +75,8 @@ def test_draws_of_reviews_share_no_text():
 def test_one_network_for_other_digits_ends_near_the_record(recorded):
     held = np.load(Path(DATA) / "mnist" / "mnist_t10k_0_5000.npz")
     x, y = held["x"].reshape(5000, -1) / 255, held["y"].astype(np.int64)
-    arm = Arm(elsewhere.toy_mnist.TT, 1, SCRATCH)
-    found = elsewhere.toy_mnist.after_training(arm, elsewhere.RATE, 0, three_parts(x, y, (1000, 1000), 0))[1]
+    arm = Arm(mnist.TT, 1, SCRATCH)
+    found = mnist.after_training(arm, elsewhere.RATE, 0, three_parts(x, y, (1000, 1000), 0))[1]
     (row,) = (row for row in recorded["digits"]["rows"] if (row["family"], row["rank"]) == (arm.family, arm.size))
     assert abs(found[2] - row["test_correct"][0]) <= 15  # another processor ends 20 epochs elsewhere
 
