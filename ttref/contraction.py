@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import check_float, check_matrix_train
 from .modules import listed
-from .plans import ORDERS, Plan, plan_contraction
+from .plans import ORDERS, Plan, plan_for
 from .precision import computable, under_autocast
 from .recomputed import RebuiltTwice, Recomputed
 from .scratch import may_write, plain
@@ -70,7 +70,7 @@ def ttm_matvec(cores: Sequence[Tensor], x: Tensor, plan: Plan | str = "auto") ->
     if not isinstance(order, str) or order not in (*ORDERS, "auto"):
         raise ValueError(f"plan must be 'auto', a Plan or one of {ORDERS}, got {order!r}")
     if not isinstance(plan, Plan):
-        plan = plan_contraction(cores, max(flat.shape[0], 1), order)
+        plan = plan_for(tuple([tuple(core.shape) for core in cores]), flat.shape[0], x.device.type, order)
     elif plan.chunk < 1 or (order == "two-gemm" and plan.cut not in (range(1, len(cores)) or [1])):
         raise ValueError(f"this plan is of other cores: {plan} for {len(cores)} cores")
     return multiply(cores, flat, plan).reshape(*x.shape[:-1], math.prod(rows))
