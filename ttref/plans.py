@@ -147,8 +147,8 @@ def plan_contraction(cores: Sequence[Tensor], batch: int, order: str = "auto") -
     """The cost of multiplying ``batch`` vectors by a TT-matrix: in the cheapest order, or in the one you name.
 
     Orders are compared by multiply-adds plus float32 numbers moved; merging cores first must be an eighth cheaper. If
-    cores and peak bytes of the cheapest exceed a dense layer's by more than a tenth, the cheapest that stays within
-    is taken, if there is one.
+    cores and peak bytes of the cheapest exceed a dense layer's by more than a tenth, one that stays within is taken, if
+    there is one that costs at most a tenth more.
 
     Args:
         cores: d cores ``(r_{k-1}, m_k, n_k, r_k)``.
@@ -217,7 +217,8 @@ def cheapest(
 ) -> Plan:
     """The cheapest of all orders for cores of these shapes, or the plan of the one named.
 
-    Orders that take at most a tenth more memory than a dense layer are preferred. With recomputation two-gemm
+    Among orders that cost at most a tenth more, one that takes at most a tenth more memory than a dense layer is
+    preferred. With recomputation two-gemm
     is left out: its merged cores would get a gradient from every chunk.
     """
     orders = (order,) if order != "auto" else (*ORDERS[:2], "dense") if recompute else ORDERS
@@ -225,7 +226,7 @@ def cheapest(
     best = _cheaper(plans)
     if torch.compiler.is_compiling() or _modest(best):
         return best
-    return _cheaper([plan for plan in plans if _modest(plan)] or plans)
+    return _cheaper([plan for plan in plans if _modest(plan) and 10 * price(plan) <= 11 * price(best)] or plans)
 
 
 def _modest(plan: Plan) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .steps import folds
 from .tracing import forward_mode, recorded, transformed
 
 _KEPT = threading.local()
@@ -55,11 +56,13 @@ def scratch(entries: Sequence[int], x: Tensor, *, keep: bool = True) -> list[Ten
 def product(step: Tensor, state: Tensor, target: Tensor | None) -> Tensor:
     """``step (p, q)`` times every ``(q, w)`` slice of a state, into the first entries of ``target`` if it is given.
 
-    For w = 1 that is one plain matrix product.
+    For w = 1 that is one plain matrix product, and a large core becomes one too, which reads it once.
     """
     slices, _, width = state.shape
     if target is not None:
         target = target.reshape(-1)[: slices * len(step) * width].view(slices, len(step), width)
+    if target is None and folds(slices, *step.shape, width):
+        return (state.mT.reshape(slices * width, -1) @ step.mT).view(slices, width, -1).mT.contiguous()
     if width == 1:
         return torch.mm(state.squeeze(2), step.mT, out=None if target is None else target.squeeze(2))
     return torch.bmm(step.expand(slices, -1, -1), state, out=target)

@@ -25,6 +25,11 @@ def steps(way: str, shapes: Sequence[Shape]) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def folds(slices: int, p: int, q: int, w: int) -> bool:
+    """True if slices of the state are worth sorting into one matrix: if the core is much larger than a slice."""
+    return slices > 1 and w > 1 and p * q >= 8 * w * (p + q)
+
+
 def way_through(shapes: Sequence[Shape]) -> str:
     """The direction with fewer multiply-adds; if equal, from the right, which copies no core."""
     right, left = [sum([math.prod(step) for step in steps(way, shapes)]) for way in WAYS]
@@ -132,9 +137,11 @@ class Live:
             self.add(batch * merged(shapes)[1], chunk * sum(buffers(way, shapes)))
             return
         before = 0
-        for slices, p, _, w in steps(way, shapes):
-            self.add(batch * slices * p * w)
-            self.drop(before)
+        for slices, p, q, w in steps(way, shapes):
+            sorting = folds(batch * slices, p, q, w)
+            self.add(batch * slices * q * w if sorting else 0, batch * slices * p * w)
+            self.sort(batch * slices * p * w, needed=sorting)
+            self.drop(before, batch * slices * q * w if sorting else 0)
             before = batch * slices * p * w
 
     def train(
