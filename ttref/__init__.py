@@ -21,13 +21,14 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .canonical import tt_norm, tt_orthogonalize, tt_round
     from .compressed import Compressed
     from .contraction import ttm_matvec
+    from .costs import Plan
     from .embeddings import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
     from .entanglement import entanglement_entropy, schmidt_values, suggest_ranks
     from .files import load
     from .layers import TTLinear
     from .lora import TTLoRALinear, add_tt_lora, load_tt_lora, merge_tt_lora, save_tt_lora
     from .matrices import ttm_svd, ttm_to_matrix
-    from .plans import Plan, plan_contraction
+    from .plans import plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
     from .surgery import edit, swap_layer
     from .trains import tt_entry, tt_svd, tt_to_tensor
@@ -85,7 +86,8 @@ _HOME = {
     "canonical": ("tt_orthogonalize", "tt_round", "tt_norm"),
     "algebra": ("tt_dot", "tt_add", "tt_hadamard"),
     "matrices": ("ttm_svd", "ttm_to_matrix"),
-    "plans": ("plan_contraction", "Plan"),
+    "costs": ("Plan",),
+    "plans": ("plan_contraction",),
     "contraction": ("ttm_matvec",),
     "layers": ("TTLinear",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_float, check_matrix_train
+from .costs import Plan
 from .modules import listed
-from .plans import ORDERS, Plan, plan_for
+from .plans import ORDERS, plan_for
 from .precision import computable, under_autocast
 from .recomputed import RebuiltTwice, Recomputed
 from .scratch import may_write, plain

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_float, check_input, check_modes, check_rank_or_eps
+from .costs import Plan
 from .files import check_finite, check_header
 from .linears import computed, weight_and_bias
 from .modules import cores_of, listed, owned
-from .plans import Plan
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
 from .starts import draw

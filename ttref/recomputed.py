@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plans import Plan
+from .costs import Plan
 from .precision import full_precision
 from .walks import by_matrix, in_blocks, in_place, matrix_of, merge, recorded
 

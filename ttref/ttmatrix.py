@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from .checks import check_matrix_train, paired_modes, several, whole
 from .contraction import multiply
+from .costs import Plan
 from .files import read, write
 from .matrices import ttm_svd, ttm_to_matrix
 from .modes import NOMINAL_RANK, choose_modes
 from .modules import Cores, cores_of, owned
-from .plans import ORDERS, Plan, plan_for
+from .plans import ORDERS, plan_for
 from .shapes import tt_ranks
 
 

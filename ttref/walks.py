@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor
 
-from .plans import Plan
+from .costs import Plan
 from .scratch import product, scratch, worth_keeping
 from .steps import buffers, from_right, steps
 

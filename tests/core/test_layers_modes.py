@@ -12,7 +12,7 @@ from linears import (
 from torch import nn
 
 from ttref import TTLinear
-from ttref.plans import cost
+from ttref.costs import cost
 from ttref.shapes import balanced_modes, tt_ranks
 
 # Modes and ranks

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttref.contraction import ttm_matvec
-from ttref.plans import LEAST_SHARE, ORDERS, WORKING_BYTES, Plan, _modest, cost, plan_contraction, price
+from ttref.costs import LEAST_SHARE, Plan, cost, price
+from ttref.plans import ORDERS, WORKING_BYTES, _modest, plan_contraction
 
 ONE_AT_A_TIME = ORDERS[:2]
 SHAPES = [

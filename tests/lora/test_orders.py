@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttref import TTLoRALinear
-from ttref.plans import Plan, price
+from ttref.costs import Plan, price
 
 pytestmark = pytest.mark.filterwarnings("ignore:rank .* exceeds what modes")
 

@@ -15,8 +15,9 @@ from torch.nn.functional import linear, pad
 from ..canonical import tt_orthogonalize
 from ..checks import check_real
 from ..contraction import multiply
+from ..costs import Plan, cost, price
 from ..modules import Cores, cores_of
-from ..plans import NOMINAL_BATCH, ORDERS, Plan, cost, price, working_bytes
+from ..plans import NOMINAL_BATCH, ORDERS, working_bytes
 from ..precision import computable, full_precision
 from ..shapes import tt_ranks
 from ..steps import Shape, joins

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..plans import Plan
+from ..costs import Plan
 from .base import delta_for, device_of, merged_weight, one_product_does, oriented, quantized, updated_answer, widths
 from .delta import TTDelta
 
