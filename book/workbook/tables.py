@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[-+−~<>≤≥±]?\s?\d|[–—-]?$")
 
 
 class Table:
-    r"""Rows and columns that know how to show themselves.
+    """Rows and columns that know how to show themselves.
 
     Args:
         rows: each a mapping from column to value, or a sequence of values in the order of the columns. None is shown
