@@ -61,6 +61,7 @@ def lines(path):
 
 def british(line):
     line = re.sub("|".join(RECORDED), "", line)
+    line = re.sub(r"also spelled \*\w+\*", "", line)  # for readers who search for it
     return [f"{found.group()} -> {american(found.group())}" for found in BRITISH.finditer(line)]
 
 
