@@ -79,12 +79,21 @@ def medlars(folder: Path) -> tuple[list[str], list[str], Tensor]:
     return documents, queries, relevant
 
 
-def position_tables(folder: Path) -> dict[str, Tensor]:
-    """MiniLM's and GPT-2's learned position tables, and the sinusoidal one of the same size as GPT-2's."""
+def gpt2_matrices(folder: Path) -> dict[str, Tensor]:
+    """GPT-2's matrices at hand, (out, in): the positions, and the attention outputs of the first six blocks."""
     import numpy as np
 
     with np.load(folder / "gpt2" / "gpt2_small_part.npz") as arrays:
-        gpt2 = torch.from_numpy(arrays["wpe"]).float()
+        found = {"positions": torch.from_numpy(arrays["wpe"]).float()}
+        for block in range(6):
+            stored = torch.from_numpy(arrays[f"blocks_{block}_attn_c_proj_w"]).float()
+            found[f"attention output, block {block}"] = stored.mT.contiguous()
+    return found
+
+
+def position_tables(folder: Path) -> dict[str, Tensor]:
+    """MiniLM's and GPT-2's learned position tables, and the sinusoidal one of the same size as GPT-2's."""
+    gpt2 = gpt2_matrices(folder)["positions"]
     place = torch.arange(1024, dtype=torch.float64).unsqueeze(1)
     pace = 10_000 ** (-torch.arange(0, 768, 2, dtype=torch.float64) / 768)
     waves = torch.stack(((place * pace).sin(), (place * pace).cos()), -1).flatten(1).float()

@@ -1,9 +1,9 @@
 """Token tables and position tables: tensor trains against the other methods of compression.
 
 Loss of a language model, distance to the bounds of information theory, sentence vectors of a float32 encoder, healing,
-position tables, growth. ``python -m studies.embeddings`` measures the points that the record lacks and keeps the
-others, so a run that was stopped continues; ``python -m studies.embeddings loss growth`` does so for these sections
-alone. To measure again, remove ``book/results/embeddings.json``, or a section from it.
+position tables, GPT-2's matrices, growth. ``python -m studies.embeddings`` measures the points that the record lacks
+and keeps the others, so a run that was stopped continues; ``python -m studies.embeddings loss growth`` does so for
+these sections alone. To measure again, remove ``book/results/embeddings.json``, or a section from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .encoder import LENGTH, Encoder
 from .lists import by_frequency, coded, coded_by_frequency, shared, trains
 from .loss import Scorer, Texts, front
 from .methods import Method
-from .tables import bounds, growth, position_table
+from .tables import bounds, growth, position_table, row_trains
 
 WHOLE_ROWS = (4096, 8192, 16384, 24576)
 
@@ -129,6 +129,13 @@ def positions(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dic
     return {"positions": {name: position_table(table) for name, table in data.position_tables(folder).items()}}
 
 
+def gpt2(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
+    """A train for each row of the matrices of GPT-2 that are at hand."""
+    if recorded:
+        return {"gpt2": recorded}
+    return {"gpt2": {name: row_trains(matrix) for name, matrix in data.gpt2_matrices(folder).items()}}
+
+
 def growing(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
     """Appended rows."""
     if recorded:
@@ -138,6 +145,7 @@ def growing(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
 
 SECTIONS = {
     "positions": positions,
+    "gpt2": gpt2,
     "rate": rate,
     "growth": growing,
     "loss": loss,
@@ -172,7 +180,11 @@ def main(*names: str) -> None:
         return results.write(
             "embeddings",
             values,
-            models=[values.get("loss", {}).get("model", "SmolLM2-135M-Instruct"), "all-MiniLM-L6-v2", "GPT-2 (wpe)"],
+            models=[
+                values.get("loss", {}).get("model", "SmolLM2-135M-Instruct"),
+                "all-MiniLM-L6-v2",
+                "GPT-2 (wpe, attention outputs of six blocks)",
+            ],
             data=["WikiText-2 valid", "MRPC train", "SST-2 train (counts only)", "scikit-learn prose", "MEDLARS"],
             command="python -m studies.embeddings",
         )

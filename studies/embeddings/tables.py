@@ -16,6 +16,8 @@ from ttref import (
     entanglement_entropy,
     factorize,
     gaussian_null,
+    quantize_integer,
+    truncated_svd,
     tt_svd,
     tt_to_tensor,
 )
@@ -23,6 +25,7 @@ from ttref import (
 from .methods import Method, floor, train
 
 RATES = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10)  # bits a weight
+ROW_RANKS = (1, 2, 4, 8)  # of a train for each row
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
 APPENDED = (1, 10, 100, 500)
 MPS_RANK, TTM_RANK = 4, 64
@@ -44,6 +47,35 @@ def bounds(table: Tensor) -> dict:
         "bounds": [floor(table, rate) for rate in RATES],
         "null": points,
     }
+
+
+def mixed(rows: Tensor, seed: int = 0) -> Tensor:
+    """Gaussian rows with the mean and the covariance of these rows: random mixtures of all of them."""
+    mean, generator = rows.mean(0), torch.Generator().manual_seed(seed)
+    return torch.randn(len(rows), len(rows), generator=generator) @ (rows - mean) / len(rows) ** 0.5 + mean
+
+
+def row_trains(table: Tensor) -> dict:
+    """A train for each row, of the table and of two kinds of noise; SVD and four bits in the bytes of rank 4."""
+    found = {
+        "shape": list(table.shape),
+        "mean_energy": (len(table) ** 0.5 * table.mean(0).norm() / table.norm()).item() ** 2,
+    }
+    for kind, rows in (("real", table), ("covariance", mixed(table)), ("white", gaussian_null(table))):
+        found[kind] = []
+        for rank in ROW_RANKS:
+            made, nbytes = train(rows, rank=rank)
+            error = (torch.linalg.vector_norm(made - rows) / torch.linalg.vector_norm(rows)).item()
+            found[kind].append({"rank": rank, "ratio": 4 * rows.numel() / nbytes, "error": error})
+    (four,) = (point for point in found["real"] if point["rank"] == 4)
+    nbytes = round(4 * table.numel() / four["ratio"])
+    for made in (truncated_svd(table, nbytes=nbytes), quantize_integer(table, 4)):
+        found[made.name.split()[0]] = {
+            "name": made.name,
+            "ratio": 4 * table.numel() / made.nbytes,
+            "error": made.relative_error(table),
+        }
+    return found
 
 
 def position_modes(table: Tensor) -> dict[str, tuple[int, ...]]:

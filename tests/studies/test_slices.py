@@ -53,6 +53,18 @@ def test_overview_position_integers():
         assert overview.integers(table, expected["bits"]) == pytest.approx(expected, rel=1e-4)
 
 
+@needs_data
+@pytest.mark.parametrize("name", ["positions", "attention output, block 3"])
+def test_rows_of_gpt2_as_trains(name):
+    recorded = json.loads((RESULTS / "embeddings.json").read_text(encoding="utf-8"))["gpt2"]
+    found = embedding_tables.row_trains(embedding_data.gpt2_matrices(Path(DATA))[name])
+    for kind in ("real", "covariance", "white"):
+        for point, expected in zip(found[kind], recorded[name][kind], strict=True):
+            assert point == pytest.approx(expected, rel=1e-3)
+    for rival in ("SVD", "int4"):
+        assert found[rival]["error"] == pytest.approx(recorded[name][rival]["error"], rel=1e-3)
+
+
 def test_the_two_findings_of_the_introduction():
     recorded = json.loads((RESULTS / "overview.json").read_text(encoding="utf-8"))
     at = {row["eps"]: row for row in recorded["position_table"]}
