@@ -18,6 +18,7 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 import ttref
+from book.tools import used
 from book.tools.notebooks import address
 from ttref import fixedpoint
 from ttref.lora import peft
@@ -137,12 +138,22 @@ def test_buttons_appear_with_an_address_and_only_then(pages):
         assert shown & {"dropdown-source-buttons", "dropdown-launch-buttons"} == expected, page.name
 
 
-def test_the_api_page_shows_every_public_name(html):
-    page = soup(html / "book/api.html")
+def test_one_api_page_shows_each_public_name(html):
+    shown = {name: page.stem for page in sorted((html / "book/api").glob("*.html")) for name in anchors(page)}
     assert ttref.__all__
-    shown = [(ttref, ttref.__all__), (fixedpoint, [*fixedpoint.__all__, "TTMatvec", "simulate"]), (peft, peft.__all__)]
-    for name, home in [(name, getattr(package, name).__module__) for package, names in shown for name in names]:
-        assert page.find(id=f"{home}.{name}"), f"{home}.{name} is not on the API page"
+    public = [(ttref, ttref.__all__), (fixedpoint, [*fixedpoint.__all__, "TTMatvec", "simulate"]), (peft, peft.__all__)]
+    for name, home in [(name, getattr(package, name).__module__) for package, names in public for name in names]:
+        assert f"{home}.{name}" in shown, f"{home}.{name} is on no API page"
+    for page in set(shown.values()):
+        assert soup(html / "book/api.html").find("a", href=f"api/{page}.html"), f"the API reference lists no {page}"
+
+
+def test_an_api_page_names_the_chapters_that_use_it(html):
+    for page in used.pages():
+        line = soup(html / f"book/api/{page}.html").find(class_="used-in")
+        links = [Path(a["href"]).stem for a in line.find_all("a")] if line else []
+        assert links == [chapter.stem for chapter in used.chapters_of(page)], page
+    assert "01_mps_math" in [chapter.stem for chapter in used.chapters_of("trains")]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
