@@ -215,6 +215,7 @@ def _offline(page: str, alt: str) -> str:
     page = page.replace(re.search(r'id="_anim_img(\w+)"', page)[1], "1")
     page = re.sub(r'"data:image/png;base64,([^"]*)"', lambda found: f'"{_small(found[1])}"', page)
     first = re.search(r'"(data:image/png;base64,[^"]*)"', page)[1]
+    page = page.replace('class="anim-slider"', 'class="anim-slider" aria-label="clock cycle"')
     return page.replace('<img id="_anim_img1">', f'<img id="_anim_img1" alt="{html.escape(alt)}" src="{first}">')
 
 

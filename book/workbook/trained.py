@@ -21,7 +21,7 @@ __all__ = ["DigitsLayer", "digits_layer", "token_trains"]
 class DigitsLayer(NamedTuple):
     """A trained 64-64-10 network whose first layer is a train, its cores, and the digits.
 
-    ``network`` is float64: ``TTLinear``, ReLU, ``Linear``. ``cores`` are NumPy matrix cores ``(r_{k-1}, 4, 4, r_k)``.
+    ``network`` is float64: ``TTLinear``, ReLU, ``Linear``. ``cores`` are NumPy matrix cores ``(r_{k-1}, m_k, n_k, r_k)``.
     """
 
     network: nn.Sequential
@@ -29,11 +29,20 @@ class DigitsLayer(NamedTuple):
     digits: DigitsSplit
 
 
-def digits_layer(rank: int, *, seed: int = 0, epochs: int = 60) -> DigitsLayer:
-    """Train a 64-64-10 network on the digits, its first layer a train of modes (4, 4, 4) x (4, 4, 4).
+def digits_layer(
+    rank: int,
+    *,
+    outs: tuple[int, ...] = (4, 4, 4),
+    ins: tuple[int, ...] = (4, 4, 4),
+    seed: int = 0,
+    epochs: int = 60,
+) -> DigitsLayer:
+    """Train a 64-64-10 network on the digits, its first layer a train.
 
     Args:
         rank: Cap of the layer's ranks.
+        outs: Modes of the 64 outputs. With ``(64, 1)`` and ``ins=(1, 64)`` the train is a product of two thin matrices.
+        ins: Modes of the 64 inputs.
         seed: Of the first weights and of the order of examples.
         epochs: Passes over the 1,437 training images, with Adam at 3e-3 and a weight decay of 1e-4.
 
@@ -47,7 +56,7 @@ def digits_layer(rank: int, *, seed: int = 0, epochs: int = 60) -> DigitsLayer:
     """
     digits = DigitsSplit(*(part.double() if part.is_floating_point() else part for part in load_digits_split()))
     torch.manual_seed(seed)
-    first = TTLinear((4, 4, 4), (4, 4, 4), rank, dtype=torch.float64)
+    first = TTLinear(ins, outs, rank, dtype=torch.float64)
     network = nn.Sequential(first, nn.ReLU(), nn.Linear(64, 10, dtype=torch.float64))
     fit(network, digits.train_x, digits.train_y, epochs=epochs, lr=3e-3, weight_decay=1e-4, seed=seed)
     return DigitsLayer(network, [core.detach().numpy().copy() for core in network[0].cores], digits)

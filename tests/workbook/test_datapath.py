@@ -55,6 +55,8 @@ def test_every_button_has_text_and_a_fixed_player(page):
     assert len(buttons) == 9 == page.count("<button")
     assert ("Play", "anim1.play_animation", "▶") in buttons
     assert set(re.findall(r"_anim_img(\w*)", page)) == {"1"}
+    (slider,) = re.findall(r'<input [^>]*type="range"[^>]*>', page)
+    assert 'aria-label="clock cycle"' in slider
 
 
 def test_the_chart_writes_what_the_trace_says(tiny):
