@@ -58,7 +58,7 @@ class Table:
         if not self.rows or not self.columns:
             raise ValueError(f"a table needs rows and columns, got {len(self.rows)} and {len(self.columns)}")
         # Numbers stand at the right of their column, so that digits of one place stand below each other.
-        self._numeric = [all(map(_NUMBER.match, cells)) for cells in zip(*self.rows, strict=True)]
+        self._numeric = [all(map(_is_number, cells)) for cells in zip(*self.rows, strict=True)]
 
     def _values(self, row: Mapping[str, Any] | Sequence[Any]) -> list[Any]:
         if isinstance(row, Mapping):
@@ -129,6 +129,10 @@ def _text(value: Any, spec: str) -> str:
     if value is None:
         return MISSING
     return value if isinstance(value, str) else format(value, spec)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(_NUMBER.match(cell)) and len(cell.split()) <= 3  # "0.12 ± 0.03" is one, a list of ranks is not
 
 
 def _markup(text: str) -> str:

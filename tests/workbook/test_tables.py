@@ -67,9 +67,10 @@ def test_two_wide_columns_share_the_width():
 
 
 def test_numbers_stand_at_the_right():
-    table = Table([("a", "1.2x", "±3 points"), ("b", "–", "text")], ["name", "gain", "note"])
+    rows = [("a", "1.2x", "±3 points", "1 2 4 2 1"), ("b", "–", "text", "1 1 1 1 1")]
+    table = Table(rows, ["name", "gain", "note", "ranks"])
     head = BeautifulSoup(table._repr_html_(), "html.parser").find_all("th", scope="col")
-    assert ["left" in th.get("style", "") for th in head] == [True, False, True]
+    assert ["left" in th.get("style", "") for th in head] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
