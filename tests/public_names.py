@@ -234,6 +234,10 @@ CASES = {
     "save_tt_lora": lambda: saved_and_loaded(),
     "load_tt_lora": lambda: saved_and_loaded(),
     "lora.peft.TTLoraConfig": in_peft,
+    "does_a_train_pay": lambda: list(ttref.does_a_train_pay(waves().weight)[1:5]),
+    "advise": lambda: [
+        [row[key] for key in ("share", "train", "svd", "noise", "integers")] for row in ttref.advise(Model()).rows
+    ],
 }
 
 EXEMPT = {

@@ -14,6 +14,7 @@ from . import fixedpoint as fixedpoint
 from .lazy import lazy_names
 
 if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three lists of this file together
+    from .advice import advise, does_a_train_pay
     from .algebra import tt_add, tt_dot, tt_hadamard
     from .approximation import Baseline
     from .baselines import gaussian_null, product_quantize, quantize_integer, truncated_svd
@@ -45,7 +46,9 @@ __all__ = [
     "TTMEmbedding",
     "TiedHead",
     "add_tt_lora",
+    "advise",
     "balanced_modes",
+    "does_a_train_pay",
     "edit",
     "entanglement_entropy",
     "factorize",
@@ -99,6 +102,7 @@ _HOME = {
     "baselines": ("truncated_svd", "quantize_integer", "product_quantize", "gaussian_null"),
     "approximation": ("Baseline",),
     "compressed": ("Compressed",),
+    "advice": ("advise", "does_a_train_pay"),
 }
 if not TYPE_CHECKING:  # a checker that saw it would take any name for granted
     __getattr__, __dir__ = lazy_names(__name__, _HOME)
