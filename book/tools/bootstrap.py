@@ -1,4 +1,5 @@
-# Makes `ttref` and `book` importable: in a checkout, in a copy named by TTREF_HOME, on Colab. It prints nothing.
+# Makes `ttref` and `book` importable: in a checkout, in a copy named by TTREF_HOME, on
+# Colab. It prints nothing.
 import os
 import re
 import subprocess
@@ -22,36 +23,49 @@ COLAB_LACKS = {
 
 def is_this_book(folder: Path) -> bool:
     about = folder / "pyproject.toml"
-    named = about.is_file() and "\nname = \"ttref\"\n" in about.read_text(encoding="utf-8")
-    return named and (folder / "notebooks").is_dir()
+    text = about.read_text(encoding="utf-8") if about.is_file() else ""
+    return "\nname = \"ttref\"\n" in text and (folder / "notebooks").is_dir()
 
 
 def importable() -> bool:
-    # A `ttref` that is installed comes without its book, and a `book` may be anybody's: the two lie side by side.
-    ttref, book = (getattr(find_spec(name), "origin", None) for name in ("ttref", "book"))
-    return bool(ttref and book) and is_this_book(home := Path(ttref).parents[1]) and home == Path(book).parents[1]
+    # A `ttref` that is installed comes without its book, and a `book` may be anybody's:
+    # the two lie side by side.
+    found = [getattr(find_spec(name), "origin", None) for name in ("ttref", "book")]
+    homes = {Path(origin).parents[1] for origin in found if origin}
+    return all(found) and len(homes) == 1 and is_this_book(homes.pop())
 
 
 def checkout() -> Path | None:
-    # Not any folder above: whoever may write there could leave a `ttref` for you to run.
+    # No other folder above: whoever may write there could leave you a `ttref` to run.
     here, named = Path.cwd(), os.environ.get("TTREF_HOME")
-    found = [p for p in [here, *([here.parent] if here.name == "notebooks" else [])] if is_this_book(p)]
+    near = [here, *([here.parent] if here.name == "notebooks" else [])]
+    found = [folder for folder in near if is_this_book(folder)]
     found += [Path(named).expanduser()] if named else []
-    return next((p for p in [*found, here / "ttref-book"] if (p / "book" / "workbook").is_dir()), None)
+    found += [here / "ttref-book"]
+    return next((p for p in found if (p / "book" / "workbook").is_dir()), None)
 
 
 if not importable():
     if checkout() is None and not REPOSITORY:
-        raise ModuleNotFoundError("The book is not here: set TTREF_HOME to a copy of the repository and run again.")
+        raise ModuleNotFoundError(
+            "The book is not here: set TTREF_HOME to a copy of the repository and run "
+            "again."
+        )
     if checkout() is None:
-        command = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "--depth", "1", "--branch", REVISION]
-        subprocess.run([*command, REPOSITORY, "ttref-book"], check=True)
+        command = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet"]
+        command += ["--depth", "1", "--branch", REVISION, REPOSITORY, "ttref-book"]
+        subprocess.run(command, check=True)
     sys.path.insert(0, str(checkout()))
 if "google.colab" in sys.modules:
-    missing = [package for name, package in COLAB_LACKS.items() if find_spec(name) is None]
-    if missing:  # pinned and hashed; without their dependencies, so that Colab's own torch and NumPy stay as they are
+    missing = [pip for name, pip in COLAB_LACKS.items() if find_spec(name) is None]
+    if missing:
+        # Pinned and hashed; without their dependencies, so that Colab's own torch and
+        # NumPy stay as they are.
         home = Path(find_spec("ttref").origin).parents[1]
-        pins = "".join((home / f"requirements{part}.txt").read_text(encoding="utf-8") for part in ("", "-models"))
-        lines = "\n".join(re.findall(rf"(?m)^(?:{'|'.join(missing)})==(?:.*\\\n)+.*$", pins))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-        subprocess.run([*command, "-r", "/dev/stdin"], input=lines, text=True, check=True)
+        files = [home / f"requirements{part}.txt" for part in ("", "-models")]
+        pins = "".join(path.read_text(encoding="utf-8") for path in files)
+        pattern = rf"(?m)^(?:{'|'.join(missing)})==(?:.*\\\n)+.*$"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        command += ["--require-hashes", "-r", "/dev/stdin"]
+        lines = "\n".join(re.findall(pattern, pins))
+        subprocess.run(command, input=lines, text=True, check=True)

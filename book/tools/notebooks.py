@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "_config.yml"
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 
+FOLDED = {
+    "jupyter": {"source_hidden": True},
+    "mystnb": {"code_prompt_show": "Show the setup that makes the book importable"},
+    "tags": ["hide-cell"],
+}
 BADGES = re.compile(r"^\[Open in Colab\]\(.*\)\n\n", re.MULTILINE)
 RUN_TIME = re.compile(r"^\*\*Run time\.\*\* About (\d+) s on 2 cores\.$", re.MULTILINE)
 
@@ -55,7 +60,7 @@ def badge_row(name: str, url: str) -> str:
 
 
 def dress(nb: nbformat.NotebookNode, name: str, url: str) -> None:
-    """Write the badge row and the bootstrap cell for `url` into the notebook `name`.
+    """Write the badge row and the folded bootstrap cell for `url` into the notebook `name`.
 
     Raises:
         ValueError: the first two cells are not the header and the bootstrap cell.
@@ -68,6 +73,7 @@ def dress(nb: nbformat.NotebookNode, name: str, url: str) -> None:
     bare = BADGES.sub("", header.source)
     header.source = bare.replace("\n**Goals.** ", f"\n{badge_row(name, url)}**Goals.** ", 1)
     bootstrap.source = bootstrap_source(url)
+    bootstrap.metadata = nbformat.from_dict(FOLDED)
 
 
 def read(path: Path) -> nbformat.NotebookNode:

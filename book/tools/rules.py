@@ -1,9 +1,16 @@
-"""The rules for a chapter. CONTRIBUTING.md gives them in words; tests/book applies them to every notebook."""
+"""The rules for a chapter. CONTRIBUTING.md gives them in words; tests/book applies them to every notebook.
 
+`python -m book.tools.rules notebooks/01_mps_math.ipynb` lists what is wrong with a chapter, rule by rule; without a
+name, with all of them.
+"""
+
+import ast
 import base64
 import io
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from nbformat import NotebookNode
 from PIL import Image
@@ -14,6 +21,12 @@ from book.tools.execute import IGNORED
 ENDING = ["Key takeaways", "Exercises", "What next", "References"]
 MIME_TYPES = {"text/plain", "text/html", "text/latex", "text/markdown", "image/png"}
 BUDGET_SECONDS = 90
+WIDTH = 88  # characters of a line of code or of printed text that a page shows without scrolling
+MOST_WORDS = 3300  # aim at 3,000
+MOST_TAKEAWAYS, TAKEAWAY_WORDS = 6, 30  # aim at 25 words
+NOT_A_LESSON = {"Decide in ten minutes"}  # no exercises and no takeaways: the page is a summary itself
+LONG = {"Claims, audited"}  # a ledger, to be looked up in
+FOLDED = {"hide-input", "hide-cell", "hide-output"}
 
 
 def code_cells(nb: NotebookNode) -> list[NotebookNode]:
@@ -44,6 +57,24 @@ def headings(nb: NotebookNode) -> list[tuple[int, str, int]]:
 def pictures(cell: NotebookNode) -> list[bytes]:
     """Return the PNG files among a cell's outputs."""
     return [base64.b64decode(o.data["image/png"]) for o in cell.outputs if "image/png" in o.get("data", {})]
+
+
+def title(nb: NotebookNode) -> str:
+    """Return the title of a chapter."""
+    return nb.cells[0].source.split("\n")[0].removeprefix("# ")
+
+
+def words(nb: NotebookNode) -> int:
+    """Return the number of words between blanks in the Markdown cells."""
+    return sum(len(cell.source.split()) for cell in nb.cells if cell.cell_type == "markdown")
+
+
+def imports(cell: NotebookNode) -> int:
+    """Return how many import statements a code cell has."""
+    try:
+        return sum(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(ast.parse(cell.source)))
+    except SyntaxError:
+        return 0  # a magic
 
 
 def executed(nb: NotebookNode) -> Iterator[str]:
@@ -124,7 +155,8 @@ def structure(nb: NotebookNode) -> Iterator[str]:
     for (before, _, _), (after, text, _) in zip(found, found[1:], strict=False):
         if after > before + 1:
             yield f"heading '{text}' skips a level"
-    if [text for level, text, _ in found if level == 2][-len(ENDING):] != ENDING:
+    ending = [text for level, text, _ in found if level == 2][-len(ENDING):]
+    if title(nb) not in NOT_A_LESSON and ending != ENDING:
         yield f"the last sections are {', '.join(ENDING)}"
     for cell in nb.cells:
         if cell.cell_type == "markdown" and re.search(r"\{[a-z:-]+\}`|(?m:^(```|:::)\{)", cell.source):
@@ -135,7 +167,7 @@ def exercises(nb: NotebookNode) -> Iterator[str]:
     """Three exercises or more, each with a hint, a stub that checks itself, and a folded solution that ran."""
     found = headings(nb)
     starts = [(text, number) for level, text, number in found if level == 3 and text.startswith("Exercise ")]
-    if len(starts) < 3:
+    if len(starts) < 3 and title(nb) not in NOT_A_LESSON:
         yield f"{len(starts)} exercises; a chapter has at least three"
     for count, (text, start) in enumerate(starts, 1):
         if not re.match(rf"Exercise {count}\b", text):
@@ -154,9 +186,66 @@ def exercises(nb: NotebookNode) -> Iterator[str]:
                 yield f"cell {cell.id}: a solution is tagged hide-cell and has jupyter.source_hidden"
 
 
-RULES = [executed, compared, header, figures, structure, exercises]
+def width(nb: NotebookNode) -> Iterator[str]:
+    """Code and printed text fit on a page without scrolling."""
+    for cell in code_cells(nb):
+        seen = [output.get("data", {}) | output for output in cell.outputs]
+        shown = "\n".join(o.get("text", o.get("text/plain", "")) for o in seen if "text/html" not in o)
+        for what, text in (("of code", cell.source), ("printed", shown)):
+            if long := [line for line in text.split("\n") if len(line) > WIDTH]:
+                yield f"cell {cell.id}: {len(long)} lines {what} above {WIDTH} characters, first: {long[0].strip()}"
+
+
+def folded(nb: NotebookNode) -> Iterator[str]:
+    """What draws, shows a table or sets things up is folded, under a label that says what is inside."""
+    for cell in code_cells(nb):
+        table = "tables." in cell.source and any("text/html" in o.get("data", {}) for o in cell.outputs)
+        what = (
+            "sets things up" if cell.id in ("bootstrap", "setup") or imports(cell) > 3 else
+            "draws a figure" if pictures(cell) else
+            "shows a table" if table else ""
+        )  # fmt: skip
+        if what and not tags(cell) & FOLDED and "exercise" not in tags(cell):
+            yield f"cell {cell.id} {what}: tag it hide-input (bootstrap and solutions: hide-cell)"
+        label = cell.metadata.get("mystnb", {}).get("code_prompt_show", "")
+        if tags(cell) & FOLDED and not re.fullmatch("Show .{5,}", label):
+            yield f"cell {cell.id} is folded: mystnb.code_prompt_show says what is inside, as in 'Show the plot's code'"
+
+
+def short(nb: NotebookNode) -> Iterator[str]:
+    """A chapter can be read in a quarter of an hour, and its takeaways at a glance."""
+    if words(nb) > MOST_WORDS and title(nb) not in LONG:
+        yield f"{words(nb):,} words of Markdown; at most {MOST_WORDS:,}, better 3,000"
+    text = "\n\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    section = re.search(r"(?ms)^## Key takeaways$(.*?)(?=^## |\Z)", text)
+    points = re.split(r"(?m)^[-*] +", section[1])[1:] if section else []
+    if len(points) > MOST_TAKEAWAYS:
+        yield f"{len(points)} takeaways; at most {MOST_TAKEAWAYS}"
+    for point in points:
+        if len(point.split()) > TAKEAWAY_WORDS:
+            yield f"a takeaway of {len(point.split())} words, '{point[:40]} ...'; at most {TAKEAWAY_WORDS}, better 25"
+
+
+RULES = [executed, compared, header, figures, structure, exercises, width, folded, short]
 
 
 def problems(nb: NotebookNode) -> list[str]:
     """Return everything that is wrong with a notebook, one sentence each."""
     return [problem for rule in RULES for problem in rule(nb)]
+
+
+def main(paths: list[Path]) -> int:
+    """Print what is wrong with each of the notebooks, rule by rule; return 1 if anything is."""
+    wrong = 0
+    for path in paths:
+        nb = notebooks.read(path)
+        found = {rule.__name__: list(rule(nb)) for rule in RULES}
+        wrong += any(found.values())
+        print(f"{path.name}: {words(nb):,} words, {sum(map(len, found.values())) or 'no'} problems")
+        for name, sentences in found.items():
+            print("".join(f"  {name}: {sentence}\n" for sentence in sentences), end="")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main([Path(name) for name in sys.argv[1:]] or notebooks.chapters()))

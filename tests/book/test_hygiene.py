@@ -138,6 +138,52 @@ def plant_no_stub(nb):
     cell_with(nb, "exercise").metadata["tags"] = []
 
 
+def plant_long_code(nb):
+    rules.code_cells(nb)[2].source += "\n#" + 88 * "x"
+
+
+def plant_long_print(nb):
+    rules.code_cells(nb)[2].outputs = [nbformat.v4.new_output("stream", name="stdout", text="ok\n" + 89 * "x")]
+
+
+def plant_open_figure(nb):
+    next(cell for cell in rules.code_cells(nb) if rules.pictures(cell)).metadata["tags"] = []
+
+
+def plant_open_table(nb):
+    cell = rules.code_cells(nb)[2]
+    cell.source = "tables.show(rows, columns)"
+    cell.metadata = nbformat.from_dict({})
+    cell.outputs = [nbformat.v4.new_output("display_data", data={"text/html": "<table/>", "text/plain": 89 * "x"})]
+
+
+def plant_open_imports(nb):
+    cell = rules.code_cells(nb)[2]
+    cell.source = "import a, b\nimport c\nfrom d import e\nfrom f import (\n    g)"
+    cell.metadata = nbformat.from_dict({})
+
+
+def plant_nameless_fold(nb):
+    cell_with(nb, "solution").metadata["mystnb"] = {}
+
+
+def plant_words(nb):
+    nb.cells[-1].source += " word" * rules.MOST_WORDS
+
+
+def takeaways(nb, text):
+    cell = next(cell for cell in nb.cells if "## Key takeaways" in cell.source)
+    cell.source = f"## Key takeaways\n\n{text}"
+
+
+def plant_takeaways(nb):
+    takeaways(nb, "- one\n" * 7)
+
+
+def plant_long_takeaway(nb):
+    takeaways(nb, "- short\n- " + "word " * 20 + "\n  " + "word " * 11)
+
+
 FAULTS = {
     plant_count: "execution counts",
     plant_semicolon: "ends in ';'",
@@ -158,11 +204,37 @@ FAULTS = {
     plant_no_hint: "no line starting '**Hint.** '",
     plant_open_solution: "a solution is tagged hide-cell",
     plant_no_stub: "tagged exercise",
+    plant_long_code: "1 lines of code above 88",
+    plant_long_print: "1 lines printed above 88",
+    plant_open_figure: "draws a figure",
+    plant_open_table: "shows a table",
+    plant_open_imports: "sets things up",
+    plant_nameless_fold: "says what is inside",
+    plant_words: "words of Markdown",
+    plant_takeaways: "7 takeaways",
+    plant_long_takeaway: "a takeaway of 31 words",
 }
 
 
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_seen(plant):
-    nb = notebooks.read(CHAPTERS[0])
+    nb = notebooks.read(notebooks.ROOT / "notebooks/01_mps_math.ipynb")
+    before = rules.problems(nb)
     plant(nb)
-    assert any(FAULTS[plant] in problem for problem in rules.problems(nb))
+    assert any(FAULTS[plant] in problem for problem in rules.problems(nb) if problem not in before)
+
+
+def test_a_table_is_not_measured_by_its_text_and_an_open_stub_is_no_fault():
+    nb = notebooks.read(notebooks.ROOT / "notebooks/01_mps_math.ipynb")
+    before = rules.problems(nb)
+    plant_open_table(nb)
+    rules.code_cells(nb)[2].metadata["tags"] = ["exercise"]
+    assert set(rules.problems(nb)) <= set(before)
+
+
+def test_the_rules_are_listed_chapter_by_chapter(capsys):
+    path = notebooks.ROOT / "notebooks/01_mps_math.ipynb"
+    status = rules.main([path])
+    said = capsys.readouterr().out
+    assert said.startswith("01_mps_math.ipynb: ") and "problems" in said
+    assert status == bool(rules.problems(notebooks.read(path)))
