@@ -8,7 +8,7 @@ import sys
 
 from book.tools import results
 
-from . import adapters, integers, layers, memory, page, reshapes, tables, trains
+from . import adapters, integers, layers, memory, page, reshapes, summary, tables, trains
 from .measure import machine
 
 PARTS = {
@@ -40,14 +40,18 @@ def main(names: list[str]) -> None:
         )
         part.write(results.read(part.RESULT))
         print(page.table(part.RESULT).read_text(encoding="utf-8"))
+    records = {part.RESULT: results.read(part.RESULT) for part in PARTS.values()}
+    if all(records.values()):
+        summary.write(records)
 
 
 def described(limits: dict) -> str:
     """A machine in one line, because ratios depend on the processor."""
     single = f" {limits['flops32_per_s'] / 1e9:.0f} (float32)," if "flops32_per_s" in limits else ""
+    threads = page.counted(limits["threads"], "thread")
     return (
-        f"{limits['processor']}, {limits['threads']} threads, {limits['flops_per_s'] / 1e9:.0f} Gflop/s "
-        f"(float64 GEMM),{single} {limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
+        f"{limits['processor']}, {threads}, {limits['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM),{single} "
+        f"{limits['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
     )
 
 

@@ -32,6 +32,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     import torchtt
 
 RESULT, MODELS = "layers", ["Gaussian layers"]
+DRAWN = 1, 512  # vectors at once, in the figure
 PACKAGES = ("torch", "tensorly-torch", "torchTT")
 BATCHES = (1, 16, 64, 512)
 LAYERS = (
@@ -190,47 +191,43 @@ def ratios(case: dict) -> dict[str, float]:
 
 
 def draw(results: dict) -> Figure:
-    """Achieved speed against arithmetic intensity, for ttref and for the dense layer, under the machine's two roofs."""
+    """Achieved speed against arithmetic intensity, for one vector and for many, under the machine's two roofs."""
     figures.use_house_style()
     limits = results["machine"]
     peak, bandwidth = limits["flops32_per_s"] / 1e9, limits["bytes_per_s"] / 1e9
-    figure, ax = plt.subplots(figsize=(8, 5.6))
+    figure, ax = plt.subplots(figsize=(6.2, 5.2))
     x = np.geomspace(0.3, 2e4, 200)
     ax.plot(x, np.minimum(peak, bandwidth * x), color="0.35", marker="", linewidth=1.4)
-    ax.annotate("arithmetic", (x[-1], peak), xytext=(0, 5), textcoords="offset points", ha="right")
-    ax.annotate("memory", (3, 3 * bandwidth), xytext=(-6, 4), textcoords="offset points", ha="right")
-    sizes = dict(zip((1, 16, 64, 512), (28, 55, 95, 150), strict=True))
+    ax.annotate("limit: arithmetic", (x[-1], peak), xytext=(0, 5), textcoords="offset points", ha="right")
+    ax.annotate("limit: memory", (1, bandwidth), xytext=(12, -4), textcoords="offset points")
     for name, macs, moved, color, marker in (
         ("nn.Linear", "dense_macs", "dense_bytes", figures.OKABE_ITO[1], "s"),
         ("ttref", "macs", "bytes", figures.OKABE_ITO[0], "o"),
     ):
-        for case in results["cases"]:
-            flops = 2 * case[macs]
+        for batch in DRAWN:
+            cases = [case for case in results["cases"] if case["batch"] == batch]
             ax.scatter(
-                flops / case[moved],
-                flops / times(case)[name] / 1e3,
-                s=sizes[case["batch"]],
+                [2 * case[macs] / case[moved] for case in cases],
+                [2 * case[macs] / times(case)[name] / 1e3 for case in cases],
+                s=90,
                 marker=marker,
-                facecolor=color if name == "ttref" else "none",
+                facecolor=color if batch > 1 else "none",
                 edgecolor=color,
-                alpha=0.85,
                 zorder=3,
-                linewidth=1.3,
+                linewidth=1.6,
+                label=f"{'TT-matrix' if name == 'ttref' else 'dense'}, {page.counted(batch, 'vector')}",
             )
-    handles = [
-        ax.scatter([], [], s=95, marker="o", color=figures.OKABE_ITO[0], label="ttref.TTLinear"),
-        ax.scatter([], [], s=95, marker="s", facecolor="none", edgecolor=figures.OKABE_ITO[1], label="nn.Linear"),
-    ]
-    handles += [ax.scatter([], [], s=size, color="0.6", label=f"batch {batch}") for batch, size in sizes.items()]
-    ax.legend(handles=handles, loc="lower right", ncols=2)
+    ax.legend(loc="lower right")
     ax.set(
         xscale="log",
         yscale="log",
-        xlabel="flops for each byte that must move (input, answer, parameters)",
-        ylabel="achieved Gflop/s",
+        xlabel="operations for each byte that must move",
+        ylabel="billion operations a second",
         xlim=(0.3, 2e4),
         ylim=(2, 2 * peak),
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:,g}")
     return figure
 
 
@@ -242,7 +239,7 @@ def markdown(results: dict) -> str:
         "(copy from and to memory; what fits the cache moves faster)"
     )
     lines = [
-        f"{page.measured(results, speeds)} Times are medians of five rounds. The last four columns say how many times "
+        f"{page.measured(results, speeds)} Times are medians of five rounds. Columns two to five say how many times "
         "as long as `ttref` the other layers took, as the median of the ratios within a round (dense: `nn.Linear`; "
         "tltorch f. and r.: its implementations factorized and reconstructed). Work: multiply-adds as a share of the "
         "dense layer's. Order: "
@@ -256,15 +253,16 @@ def markdown(results: dict) -> str:
             f"**{np.prod(ins)} to {np.prod(outs):,}**, {tuple(ins)} to {tuple(outs)}, rank {rank}: "
             f"{cases[0]['parameters']:,} numbers in the cores, {np.prod(ins) * np.prod(outs):,} in the dense weight",
             "",
-            "| batch | order | work | floor, ms | ttref, ms | dense | tltorch f. | tltorch r. | torchTT |",
-            "| ---: | :---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| batch | dense | tltorch f. | tltorch r. | torchTT | ttref | floor | work | order |",
+            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :---: |",
         ]
         for case in cases:
             ratio = ratios(case)
             others = " | ".join(f"{short(ratio[name])}×" for name in ("nn.Linear", *PEERS))
             lines.append(
-                f"| {case['batch']} | {SIGNS[case['order']]} | {case['macs'] / case['dense_macs']:.2f} "
-                f"| {short(case['floor_us'] / 1e3)} | {short(times(case)['ttref'] / 1e3)} | {others} |"
+                f"| {case['batch']} | {others} | {page.duration(times(case)['ttref'])} "
+                f"| {page.duration(case['floor_us'])} | {case['macs'] / case['dense_macs']:.2f} "
+                f"| {SIGNS[case['order']]} |"
             )
     lines += [
         "",
@@ -285,7 +283,7 @@ def markdown(results: dict) -> str:
         "the fastest of the four or within 10 % of it; in the (geometric) mean it takes "
         f"{np.exp(np.log(regrets).mean()):.2f} times as long as the fastest, at worst {max(regrets):.2f} times.",
     ]
-    return "\n".join(lines) + "\n"
+    return page.folded(results, "\n".join(lines))
 
 
 def regret(results: dict) -> list[float]:

@@ -95,7 +95,7 @@ def markdown(record: dict) -> str:
             sizes = (f"{page.short((row['parameters'] + row[step]) / 1e6)}" for step in ("forward", "training"))
             times = (f"{page.short(row[step] / dense[step])}×" for step in ("forward_ms", "training_ms"))
             lines.append(f"| {row['name']} | {' | '.join((*sizes, *times))} |")
-    return "\n".join(lines) + "\n"
+    return page.folded(record, "\n".join(lines))
 
 
 def write(record: dict) -> None:

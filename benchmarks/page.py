@@ -1,7 +1,8 @@
-"""The shared code of the parts of the performance page: paths, first line, and tables of times."""
+"""The shared code of the parts of the performance page: paths, folded tables, and how times and ratios are written."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -37,39 +38,66 @@ def measured(record: dict, speeds: str | None = None) -> str:
         f"{machine['flops_per_s'] / 1e9:.0f} Gflop/s (float64 GEMM), {machine['bytes_per_s'] / 1e9:.0f} GB/s (copy)"
     )
     versions = record.get("versions") or machine["versions"]  # older results keep them with the machine
+    threads = counted(machine["threads"], "thread")
     return (
-        f"Measured {record['date']} by `{record['command']}` on {machine['processor']}, {machine['threads']} threads, "
-        f"{speeds}; {', '.join(f'{name} {version}' for name, version in versions.items())}. {OTHERS}"
+        f"Measured {record['date']} by `{record['command']}` on {machine['processor']}, {threads}, {speeds}; "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}. {OTHERS}"
     )
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 thread", "2 threads"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def markdown(record: dict) -> str:
     """The page's text for a part that has only times."""
-    return measured(record) + "\n" + times(record["cases"])
+    return folded(record, measured(record) + "\n" + times(record["cases"]))
+
+
+def folded(record: dict, text: str) -> str:
+    """All tables of a part, to be unfolded by the reader."""
+    tables = len(re.findall(r"^\| -", text, re.MULTILINE))
+    title = f"Show {counted(tables, 'table')}, measured {record['date']}"
+    return f":::{{dropdown}} {title}\n{text.rstrip()}\n:::\n"
 
 
 def times(cases: list[dict]) -> str:
-    """A table for each case: medians, spreads, threads, and the ratio to ttref within a round."""
+    """A table for each case: the ratio to ttref within a round, then medians, spreads, threads."""
     lines = []
     for case in cases:
+        floor = f"; floor {duration(case['floor_us'])}" if case["floor_us"] else ""
         lines += [
             "",
-            f"**{case['case']}**, per {case['unit']}; floor {short(case['floor_us'])} µs",
+            f"**{readable(case['case'])}**, per {case['unit']}{floor}",
             "",
-            "| library | µs | fastest and slowest round | threads | times ttref's |",
+            "| library | time / ttref's | median | fastest to slowest round | threads |",
             "| --- | ---: | ---: | ---: | ---: |",
         ]
-        for k, row in enumerate(case["rows"]):
-            ratio = "" if k == 0 else short(row["ratio"])
-            lines.append(f"| {row['name']} | {' | '.join(spread(row))} | {row['threads']} | {ratio} |")
+        for row in case["rows"]:
+            lines.append(f"| {row['name']} | {short(row['ratio'])}× | {' | '.join(spread(row))} | {row['threads']} |")
     return "\n".join(lines) + "\n"
 
 
 def spread(row: dict) -> tuple[str, str]:
     """Median and range, formatted for the tables."""
-    return short(row["median_us"]), f"{short(row['low_us'])}, {short(row['high_us'])}"
+    return duration(row["median_us"]), f"{duration(row['low_us'])} to {duration(row['high_us'])}"
+
+
+def duration(microseconds: float) -> str:
+    """A time of three significant digits in the unit that suits it: 22.7 µs, 538 ms, 1.4 s."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= size:
+            return f"{short(microseconds / size)} {unit}"
+    return f"{short(microseconds)} µs"
 
 
 def short(value: float) -> str:
     """Three significant digits, without an exponent."""
-    return f"{float(f'{value:.3g}'):,.6g}"
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
+def readable(case: str) -> str:
+    """A recorded title as the page prints it: "1 vector", "2¹⁰", "768 to 3,072", "512 × 512"."""
+    case = re.sub(r"\b1 (vector|id|row)s\b", r"1 \1", case).replace("2^10", "2¹⁰").replace(" -> ", " to ")
+    return re.sub(r"(?<=[\d)]) x (?=[\d(])", " × ", case)

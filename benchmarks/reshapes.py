@@ -34,13 +34,13 @@ def markdown(record: dict) -> str:
     lines = [
         page.measured(record),
         "",
-        "| contraction | no copy, µs | fastest, slowest | copied, µs | fastest, slowest | copied takes |",
+        "| contraction | copied takes | no copy | fastest to slowest | copied | fastest to slowest |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in pairs:
         one, other = (" | ".join(page.spread(row)) for row in case["rows"][:2])
-        lines.append(f"| {case['case']} | {one} | {other} | {case['rows'][1]['ratio']:.2f}x |")
-    return "\n".join(lines) + "\n" + page.times(orders)
+        lines.append(f"| {page.readable(case['case'])} | {case['rows'][1]['ratio']:.2f}× | {one} | {other} |")
+    return page.folded(record, "\n".join(lines) + "\n" + page.times(orders))
 
 
 def write(record: dict) -> None:

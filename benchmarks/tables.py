@@ -203,20 +203,23 @@ def look_ups(results: dict, kind: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def draw(results: dict) -> Figure:
-    """Time of a look-up against the number of ids, one panel for each kind of table."""
+    """Time of a look-up against the number of ids, one panel below the other for the two kinds of table."""
     figures.use_house_style()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(2, 1, figsize=(6.2, 8.4), layout="constrained", sharex=True, sharey=True)
     for ax, (kind, title) in zip(axes, KINDS.items(), strict=True):
         for name, points in look_ups(results, kind).items():
             color, marker = "0.45", "x"
             if name in STYLES:
                 color, marker = figures.OKABE_ITO[STYLES[name]], figures.MARKERS[STYLES[name]]
-            ax.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
-        ax.set(xscale="log", yscale="log", xlabel="ids looked up at once", title=title)
-        ax.legend(fontsize=9, loc="best")
-    axes[0].set_ylabel("microseconds")
+            counts, times = zip(*points, strict=True)
+            ax.plot(counts, [time / 1e3 for time in times], color=color, marker=marker, label=name)
+        ax.set(xscale="log", yscale="log", ylabel="milliseconds", title=title)
+        ax.legend(loc="upper left")
+        ax.yaxis.set_major_formatter("{x:,g}")
+    axes[1].set_xlabel("ids looked up at once")
+    axes[1].xaxis.set_major_formatter("{x:,g}")
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low, high * 30)  # room for the legends
+    axes[0].set_ylim(low, high * 300)  # room for the legends
     return figure
 
 

@@ -31,6 +31,12 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 tensorly.set_backend("pytorch")
 
 RESULT, MODELS = "speed", ["SmolLM2-135M-Instruct (token table)"]
+TASKS = {  # in the figure
+    "TT-SVD": "decompose rows",
+    "tt_to_tensor": "rebuild rows",
+    "tt_dot": "inner products",
+    "ttm_svd": "one matrix",
+}
 PACKAGES = ("torch", "tensorly", "torchTT", "tntorch")
 MODES = (2,) * 10
 ROWS, SOME, FEW = 49_152, 4096, 200  # for all at once, for batches and for loops
@@ -176,54 +182,29 @@ def _svd_floor(modes: tuple[int, ...], rank: int) -> tuple[float, float]:
 
 
 def draw(results: dict) -> Figure:
-    """Time per item of every contender, one panel row per case, on a logarithmic axis; the floor as a tick."""
+    """How many times as long as ttref the others take, a line for each task, on a logarithmic axis."""
     figures.use_house_style()
-    cases = results["cases"]
-    count = sum(len(case["rows"]) + 1 for case in cases)
-    figure, ax = plt.subplots(figsize=(8, 0.36 * count + 0.8), layout="constrained")
-    colors = dict(zip(("ttref", "TensorLy", "tntorch", "torchTT", "LAPACK"), figures.OKABE_ITO, strict=False))
-    markers = dict(zip(colors, "oDs^v", strict=True))
-    y, ticks, labels = 0, [], []
-    for case in cases:
-        ax.text(
-            0.0,
-            y,
-            f"{case['case']}, per {case['unit']}",
-            transform=ax.get_yaxis_transform(),
-            weight="bold",
-            va="center",
-            fontsize=10,
-        )
-        top = y + 0.5
+    figure, ax = plt.subplots(figsize=(6.2, 5.6), layout="constrained")
+    cases = [case for case in results["cases"] if "SmolLM2" not in case["case"]]
+    styles = dict(zip(("TensorLy", "tntorch", "torchTT"), zip(figures.OKABE_ITO[1:], "Ds^", strict=False), strict=True))
+    for y, case in enumerate(cases):
+        ax.plot(case["floor_us"] / case["rows"][0]["median_us"], y, "|", color="0.35", ms=18, mew=2)
         for row in case["rows"]:
-            y += 1
-            library = row["name"].split(",")[0].split(".")[0]
-            if library not in colors:  # a part of ttref's work, timed alone
-                library = "LAPACK"
-            ax.plot([row["low_us"], row["high_us"]], [y, y], color=colors[library], linewidth=2, marker="")
-            ax.plot(row["median_us"], y, markers[library], color=colors[library], markersize=8)
-            ax.annotate(
-                "" if library == "ttref" else f"{row['ratio']:.1f}×",
-                (row["high_us"], y),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=10,
-            )
-            ticks.append(y)
-            labels.append(row["name"])
-        ax.vlines(case["floor_us"], top, y + 0.5, color="0.35", linestyle=(0, (2, 1.5)), linewidth=1.2)
-        y += 1
+            if style := styles.get(row["name"].split(",")[0]):
+                ax.plot([row["ratio"]], [y], color=style[0], marker=style[1], markersize=9, linestyle="")
+    ax.axvline(1, color=figures.OKABE_ITO[0], linewidth=2)
+    for name, (color, marker) in styles.items():
+        ax.plot([], [], color=color, marker=marker, markersize=9, linestyle="", label=name)
+    ax.plot([], [], "|", color="0.35", ms=14, mew=2, label="floor")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=4, columnspacing=1, handletextpad=0.3)
     ax.set(
         xscale="log",
-        yticks=ticks,
-        yticklabels=labels,
-        ylim=(y - 0.4, -0.6),
-        xlabel="microseconds per item; dashed: floor",
+        yticks=range(len(cases)),
+        yticklabels=[f"{TASKS[case['case'].split(',')[0]]},\nrank {case['case'].rpartition(' ')[2]}" for case in cases],
+        ylim=(len(cases) - 0.5, -0.5),
+        xlabel="time, in multiples of ttref's (blue line)",
     )
-    low, high = ax.get_xlim()
-    ax.set_xlim(low, high * 2.5)
-    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.grid(axis="y", visible=False)
     return figure
 
