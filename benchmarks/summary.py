@@ -86,10 +86,9 @@ def lines(records: dict[str, dict]) -> list[tuple[str, str, str, str]]:
 
 def markdown(records: dict[str, dict]) -> str:
     """The table."""
-    head = "| What | gain | over | where it loses |\n| --- | ---: | --- | --- |\n"
-    return head + "".join(
-        f"| {what} | {ratio}× | {rival} | {loses} |\n" for what, ratio, rival, loses in lines(records)
-    )
+    head = "| What | gain | where it loses |\n| --- | --- | --- |\n"
+    rows = lines(records)
+    return head + "".join(f"| {what} | **{ratio}×** over {rival} | {loses} |\n" for what, ratio, rival, loses in rows)
 
 
 def write(records: dict[str, dict]) -> None:
