@@ -5,7 +5,8 @@
 """
 
 from .advising import advise
-from .check import Check, does_a_train_pay
-from .report import Advice
+from .check import Check as Check
+from .check import does_a_train_pay
+from .report import Advice as Advice
 
-__all__ = ["Advice", "Check", "advise", "does_a_train_pay"]
+__all__ = ["advise", "does_a_train_pay"]

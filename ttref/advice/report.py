@@ -80,7 +80,8 @@ class Advice:
             text += [f"Round to integers: they win on {sum(row['share'] for row in same):.1%} of the model."]
         for row in others:
             each = [f"{verdict} at {eps:.0%}" for verdict, eps in zip(row["verdict"], self.eps, strict=True)]
-            text += [f"{row['part'].capitalize()} ({row['share']:.1%}): {', '.join(each)}."]
+            said = row["verdict"][0] if len(set(row["verdict"])) == 1 else ", ".join(each)
+            text += [f"{row['part'].capitalize()} ({row['share']:.1%}): {said}."]
         if any(row["part"] == INTEGERS for row in self.rows):
             text += [f"{self.row(INTEGERS)['share']:.1%} are integers already: they were not compared."]
         if not compared:

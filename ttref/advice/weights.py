@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -67,15 +68,10 @@ def weights_of(model: nn.Module | Mapping[str, Tensor]) -> list[Weight]:
 
 
 def _of_module(model: nn.Module) -> Iterator[Weight]:
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for tensor in module._parameters.values():
-            owners[id(tensor)] = owners.get(id(tensor), 0) + 1
+    owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     seen: set[int] = set()
-    trains: set[int] = set()
+    trains = {id(part) for module in model.modules() if isinstance(module, Compressed) for part in _parts(module)}
     for path, module in model.named_modules():
-        if isinstance(module, Compressed):
-            trains |= {id(module), id(getattr(module, "cores", None))}
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or id(tensor) in seen:
                 continue
@@ -84,10 +80,18 @@ def _of_module(model: nn.Module) -> Iterator[Weight]:
             if id(module) in trains and tensor.ndim > 1:
                 yield Weight(name, COMPRESSED, tensor.numel(), None)
             elif key in module._parameters or _is_integer(tensor):
-                yield _weight(name, tensor, module, conv1d_of(module) is not None, owners.get(id(tensor), 1) > 1)
+                yield _weight(name, tensor, module, conv1d_of(module) is not None, owners[id(tensor)] > 1)
         packed = getattr(module, "_packed_params", None)  # torch's own quantized layers keep no parameter
         if packed is not None and callable(getattr(module, "weight", None)):
             yield Weight(f"{path}.weight", INTEGERS, module.weight().numel(), None)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """A compressed layer and what is in it, but not the frozen layer beside an adapter."""
+    yield module
+    for name, part in module.named_children():
+        if name != "base_layer":
+            yield from _parts(part)
 
 
 def _of_state(state: Mapping[str, Tensor]) -> Iterator[Weight]:
