@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
+from book.workbook import codes
 from ttref import factorize
 
-from . import codes
 from . import methods as ways
 from .methods import Method
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from book.workbook.codes import Made
 from book.workbook.store import cache_folder
 from ttref import (
     MPSEmbedding,
@@ -23,8 +24,6 @@ from ttref import (
     tt_to_tensor,
     ttm_params,
 )
-
-from .codes import Made
 
 Compress = Callable[[Tensor], Made]
 INDEX = 5  # bytes a row for its part and its place in it, as in MPSEmbedding

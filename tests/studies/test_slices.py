@@ -11,10 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from book.tools.results import RESULTS
 from book.workbook import sources
+from book.workbook.codes import coded_train, gaussian_levels, water_fill
 from studies.embeddings import data as embedding_data
 from studies.embeddings import study as embeddings
 from studies.embeddings import tables as embedding_tables
-from studies.embeddings.codes import coded_train, gaussian_levels, water_fill
 from studies.embeddings.encoder import Encoder
 from studies.embeddings.healing import Factors
 from studies.embeddings.loss import Texts, front

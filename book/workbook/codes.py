@@ -1,7 +1,7 @@
 """Codes of a few bits on the optimal levels of the normal distribution, after transforms that make numbers normal.
 
 The cores of a TT-matrix, principal coordinates, rows under a random rotation, groups of entries: the same codes for
-each.
+each. They are counted, not packed: the chapter on the frontier and its study compare sizes and errors.
 """
 
 from __future__ import annotations
@@ -14,13 +14,23 @@ from torch.nn.functional import pad
 
 from ttref import ttm_svd, ttm_to_matrix
 
+__all__ = ["coded_axes", "coded_groups", "coded_rows", "coded_train", "gaussian_levels", "rounded", "row_scales"]
+
 Made = tuple[Tensor, int]  # approximation, bytes
 SPLIT = (96, 4)  # row and column mode of the first core
 
 
 @cache
 def gaussian_levels(bits: int) -> Tensor:
-    """The ``2^bits`` levels of least squared error for a standard normal number (Lloyd and Max)."""
+    """The ``2^bits`` levels of least squared error for a standard normal number.
+
+    Source:
+        Max, "Quantizing for Minimum Distortion", 1960; Lloyd, "Least Squares Quantization in PCM", 1982.
+
+    Example:
+        >>> [round(level, 2) for level in gaussian_levels(2).tolist()]
+        [-1.51, -0.45, 0.45, 1.51]
+    """
     sample = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
     levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits)
     for _ in range(200):
@@ -31,7 +41,12 @@ def gaussian_levels(bits: int) -> Tensor:
 
 
 def rounded(values: Tensor, bits: int) -> Tensor:
-    """Values of variance 1, each replaced by the nearest level."""
+    """Values of variance 1, each replaced by the nearest level.
+
+    Example:
+        >>> [round(value, 2) for value in rounded(torch.tensor([0.3, -2.0]), 1).tolist()]
+        [0.8, -0.8]
+    """
     levels = gaussian_levels(bits)
     return levels[torch.bucketize(values.contiguous(), (levels[1:] + levels[:-1]) / 2)]
 
@@ -58,7 +73,12 @@ def by_variance(components: Tensor, bits: float) -> tuple[Tensor, int, Tensor]:
 
 
 def row_scales(rows: Tensor) -> Tensor:
-    """Root mean square of each row, in bfloat16."""
+    """Root mean square of each row, rounded to bfloat16: one column.
+
+    Example:
+        >>> row_scales(torch.tensor([[3.0, -3.0], [0.5, 0.5]])).squeeze(1).tolist()
+        [3.0, 0.5]
+    """
     return rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12).bfloat16().float()
 
 
@@ -68,6 +88,20 @@ def coded_train(table: Tensor, bits: float, *, by_row: bool = False) -> Made:
     Slice k of the second core, which must be the larger one, belongs to Schmidt value k. Large ones get many bits, the
     last ones none: the bond ends with the last slice that gets bits. The mean row is stored too, and a scale for each
     row if wanted.
+
+    Args:
+        table: ``(rows, columns)``, at least 384² entries; the columns are a multiple of four.
+        bits: Bits a weight, on average.
+        by_row: Whether rows are divided by their length first.
+
+    Returns:
+        The approximation, and the bytes that must be stored.
+
+    Example:
+        >>> table = torch.randn(3840, 48, generator=torch.Generator().manual_seed(0))
+        >>> approximation, nbytes = coded_train(table, 4)
+        >>> bool((approximation - table).norm() / table.norm() < 0.12), nbytes
+        (True, 388800)
     """
     (rows, columns), (count, width) = SPLIT, table.shape
     mean = table.mean(0)
@@ -86,7 +120,14 @@ def coded_train(table: Tensor, bits: float, *, by_row: bool = False) -> Made:
 
 
 def coded_axes(table: Tensor, bits: float) -> Made:
-    """Principal coordinates in codes, bits by the variances; the axes in float16, mean row, a scale for each row."""
+    """Principal coordinates in codes, bits by the variances; the axes in float16, mean row, a scale for each row.
+
+    Example:
+        >>> table = torch.randn(960, 8, generator=torch.Generator().manual_seed(0))
+        >>> approximation, nbytes = coded_axes(table, 4)
+        >>> bool((approximation - table).norm() / table.norm() < 0.12), nbytes
+        (True, 5952)
+    """
     mean, width = table.mean(0), table.shape[1]
     scales = row_scales(table - mean)
     inner = (table - mean) / scales
@@ -97,7 +138,14 @@ def coded_axes(table: Tensor, bits: float) -> Made:
 
 
 def coded_rows(table: Tensor, bits: int) -> Made:
-    """Rows under a random rotation (its seed is stored), in codes with a bfloat16 scale for each row."""
+    """Rows under a random rotation (its seed is stored), in codes with a bfloat16 scale for each row.
+
+    Example:
+        >>> table = torch.randn(960, 8, generator=torch.Generator().manual_seed(0))
+        >>> approximation, nbytes = coded_rows(table, 4)
+        >>> bool((approximation - table).norm() / table.norm() < 0.12), nbytes
+        (True, 5792)
+    """
     generator = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(table.shape[1], table.shape[1], generator=generator))[0]
     mean = table.mean(0)
@@ -108,7 +156,14 @@ def coded_rows(table: Tensor, bits: int) -> Made:
 
 
 def coded_groups(table: Tensor, bits: int, group: int = 48) -> Made:
-    """The same codes after subtracting the mean row only: a bfloat16 scale for each group."""
+    """The same codes after subtracting the mean row only: a bfloat16 scale for each group.
+
+    Example:
+        >>> table = torch.randn(960, 8, generator=torch.Generator().manual_seed(0))
+        >>> approximation, nbytes = coded_groups(table, 4, group=8)
+        >>> bool((approximation - table).norm() / table.norm() < 0.12), nbytes
+        (True, 5792)
+    """
     mean = table.mean(0)
     inner = (table - mean).reshape(-1, group)
     scales = row_scales(inner)
