@@ -1,0 +1,29 @@
+"""What a chapter refers to stands in the bibliography, and the page of references shows it."""
+
+import re
+
+import pytest
+from pybtex.database import parse_file
+
+from book.tools.notebooks import ROOT, chapters, read
+
+BIBLIOGRAPHY = parse_file(str(ROOT / "book" / "references.bib"), bib_format="bibtex").entries
+ADDRESS = re.compile(r"https?://(?:arxiv\.org/abs/|doi\.org/)([^)\s]+?)(?:v\d+)?(?=[)\s]|$)")
+
+
+def referred(chapter):
+    """arXiv numbers and DOIs of a chapter, in lower case."""
+    text = "\n".join(cell.source for cell in read(chapter).cells if cell.cell_type == "markdown")
+    return {found.lower() for found in ADDRESS.findall(text)}
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda chapter: chapter.stem)
+def test_what_a_chapter_refers_to_is_in_the_bibliography(chapter):
+    known = {entry.fields.get(key, "").lower() for entry in BIBLIOGRAPHY.values() for key in ("eprint", "doi")}
+    assert not referred(chapter) - known, "add it to book/references.bib"
+
+
+def test_titles_are_plain_text():
+    for key, entry in BIBLIOGRAPHY.items():
+        assert "$" not in entry.fields["title"], f"{key}: formulas in titles are not set; write them in Unicode"
+        assert entry.fields.get("year"), key
