@@ -1,5 +1,6 @@
 """Run every study whose data is present: ``make studies``."""
 
+from .advise import study as advise
 from .elsewhere import study as elsewhere
 from .embeddings import study as embeddings
 from .fpga import study as fpga
@@ -7,7 +8,7 @@ from .overview import study as overview
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
-STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere)
+STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere, advise)
 
 if __name__ == "__main__":
     for study in STUDIES:
