@@ -6,14 +6,18 @@ Book has no key for are set here too, because naming them in `_config.yml` would
 """
 
 import sys
+import tomllib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 
 def _options(app, config) -> None:
     options = config.html_theme_options
     options["navbar_persistent"] = []  # the search field stands in the side bar already
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    options["extra_footer"] = f"Version {version}. Code: Apache License 2.0. Text and figures: CC BY 4.0."
     if options.get("repository_url"):
         options.update(use_repository_button=True, use_issues_button=True, use_edit_page_button=True)
     else:
