@@ -89,7 +89,8 @@ def tt_add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
         >>> from ttref import tt_svd, tt_to_tensor
         >>> ones = tt_svd(torch.ones(8), (2, 2, 2), rank=1)
         >>> total = tt_add(ones, ones)
-        >>> [tuple(core.shape) for core in total], round(tt_to_tensor(total).flatten()[0].item(), 4)
+        >>> first = tt_to_tensor(total).flatten()[0].item()
+        >>> [tuple(core.shape) for core in total], round(first, 4)
         ([(1, 2, 2), (2, 2, 2), (2, 2, 1)], 2.0)
     """
     check_pair(a, b)

@@ -109,7 +109,8 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
         Inference, equation 1 with zero-point 0; here no statistics are learned, so it is rounding to nearest.
 
     Example:
-        >>> baseline = quantize_integer(torch.tensor([[0.3, -1.5, 0.9, 0.0]]), 3)     # the grid is -1.5, -1, ..., 1.5
+        >>> # the grid is -1.5, -1, ..., 1.5
+        >>> baseline = quantize_integer(torch.tensor([[0.3, -1.5, 0.9, 0.0]]), 3)
         >>> baseline.name, baseline.nbytes, baseline.approximation
         ('int3 per row', 4, tensor([[ 0.5000, -1.5000,  1.0000,  0.0000]]))
     """

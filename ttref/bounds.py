@@ -49,7 +49,7 @@ def gaussian_distortion(variances: Tensor, bits: float) -> float:
 
     Example:
         >>> white = torch.ones(100)
-        >>> gaussian_distortion(white, 200) / 100                     # two bits an entry: a sixteenth
+        >>> gaussian_distortion(white, 200) / 100  # two bits an entry: a sixteenth
         0.0625
         >>> uneven = torch.tensor([16.0, 1.0])
         >>> gaussian_distortion(uneven, 2), gaussian_distortion(uneven, 3)

@@ -125,7 +125,8 @@ def suggest_ranks(x_or_cores: Tensor | Sequence[Tensor], *, eps: float) -> tuple
         Oseledets (2011), theorem 2.2.
 
     Example:
-        >>> suggest_ranks(torch.linspace(0, 1, 16).reshape(2, 2, 2, 2), eps=1e-4)    # a ramp has rank 2
+        >>> # a ramp has rank 2
+        >>> suggest_ranks(torch.linspace(0, 1, 16).reshape(2, 2, 2, 2), eps=1e-4)
         (1, 2, 2, 2, 1)
     """
     check_rank_or_eps(None, eps)

@@ -134,7 +134,8 @@ class TTLinear(TTMatrix):
 
         Example:
             >>> import torch
-            >>> TTLinear.from_cores([torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)])(torch.ones(15)).tolist()
+            >>> cores = [torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)]
+            >>> TTLinear.from_cores(cores)(torch.ones(15)).tolist()
             [30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0, 30.0]
         """
         cores = listed(cores)

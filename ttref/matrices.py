@@ -60,7 +60,8 @@ def ttm_svd(
 
     Example:
         >>> import torch
-        >>> w = torch.kron(torch.randn(4, 2), torch.randn(3, 5))     # a Kronecker product has rank 1
+        >>> # a Kronecker product has rank 1
+        >>> w = torch.kron(torch.randn(4, 2), torch.randn(3, 5))
         >>> [tuple(core.shape) for core in ttm_svd(w, (4, 3), (2, 5), eps=1e-5)]
         [(1, 4, 2, 1), (1, 3, 5, 1)]
     """

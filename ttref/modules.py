@@ -69,7 +69,8 @@ def owned(tensor: Tensor) -> nn.Parameter:
 
     Example:
         >>> import torch
-        >>> owned(torch.ones(2)).requires_grad, owned(nn.Parameter(torch.ones(2), requires_grad=False)).requires_grad
+        >>> frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        >>> owned(torch.ones(2)).requires_grad, owned(frozen).requires_grad
         (True, False)
     """
     keep = tensor.requires_grad or not isinstance(tensor, nn.Parameter)

@@ -78,7 +78,8 @@ def tt_svd(
 
     Example:
         >>> t = torch.arange(16, dtype=torch.float64)
-        >>> cores = tt_svd(2.0 ** -t, (2, 2, 2, 2), eps=1e-10)     # an exponential has rank 1 at every bond
+        >>> # an exponential has rank 1 at every bond
+        >>> cores = tt_svd(2.0 ** -t, (2, 2, 2, 2), eps=1e-10)
         >>> [tuple(core.shape) for core in cores]
         [(1, 2, 1), (1, 2, 1), (1, 2, 1), (1, 2, 1)]
         >>> rows = torch.randn(100, 2, 2, 2, 2)

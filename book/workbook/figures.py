@@ -129,7 +129,8 @@ def rank_curve(
         ValueError: a series of another length than `ranks`, ranks not positive and increasing, unknown `null`.
 
     Example:
-        >>> ax = rank_curve(Figure().subplots(), [1, 2, 4], {"table": [0.9, 0.8, 0.6]}, ylabel="relative error")
+        >>> errors = {"table": [0.9, 0.8, 0.6]}
+        >>> ax = rank_curve(Figure().subplots(), [1, 2, 4], errors, ylabel="relative error")
         >>> ax.get_xlabel(), [t.get_text() for t in ax.texts]
         ('rank', ['table'])
     """

@@ -40,8 +40,10 @@ class SentenceClassifier(nn.Module):
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-        >>> model = SentenceClassifier(BertModel(BertConfig(vocab_size=200, **sizes)), classes=3)
+        >>> sizes = dict(hidden_size=8, intermediate_size=8)
+        >>> sizes |= dict(num_hidden_layers=1, num_attention_heads=2)
+        >>> encoder = BertModel(BertConfig(vocab_size=200, **sizes))
+        >>> model = SentenceClassifier(encoder, classes=3)
         >>> model(torch.tensor([[101, 7, 8, 102, 0, 0], [101, 9, 102, 0, 0, 0]])).shape
         torch.Size([2, 3])
     """
@@ -113,7 +115,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
 
     Example:
         >>> from torch import nn
-        >>> trainable_parameters(nn.ModuleDict({"core": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 3)}))
+        >>> parts = {"core": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 3)}
+        >>> trainable_parameters(nn.ModuleDict(parts))
         {'head': 9, 'adapter': 4}
     """
     counts = {"head": 0, "adapter": 0}

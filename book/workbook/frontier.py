@@ -28,6 +28,7 @@ __all__ = [
     "on_front",
     "svd_int8",
     "two_parts",
+    "words",
 ]
 
 Way = Callable[[Tensor], Made]
@@ -195,6 +196,26 @@ def family_of(point: dict) -> str:
         'train per row'
     """
     return next(family for start, family in GROUPS.items() if point["family"].startswith(start))
+
+
+def words(family: str, setting: str) -> str:
+    """Say in few words what a recorded point is.
+
+    Example:
+        >>> words("int4 rows, mean row for the rest", "8192 rows by counted, mean row rest")
+        'int4 rows: 8192 by count, mean row rest'
+        >>> words("random rotation, rows in codes", "3 bits a weight")
+        'random rotation: 3 bits'
+    """
+    if family.startswith("integers"):
+        return setting
+    setting = setting.replace(" rows by counted", " by count").replace(" rows by id", " by id")
+    setting = setting.replace("1 bits a weight", "1 bit").replace(" bits a weight", " bits")
+    family = family.replace(", rows in codes", "").replace("MPS", "train per row")
+    if family.endswith(" for the rest"):
+        family, rest = family.removesuffix(" for the rest").rsplit(", ", 1)
+        setting += "" if setting.endswith("rest") else f", {rest} rest"
+    return f"{family}: {setting.replace('MPS', 'trains of')}"
 
 
 def on_front(points: list[dict], x: str, y: str) -> list[dict]:

@@ -147,8 +147,9 @@ def language_model_loss(model: Any, windows: torch.Tensor, *, batch: int = 1) ->
     Example:
         >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1))
-        >>> _ = model.lm_head.weight.data.zero_()            # every token equally likely: log(10) nats
+        >>> sizes = dict(vocab_size=10, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+        >>> model = GPT2LMHeadModel(GPT2Config(**sizes))
+        >>> _ = model.lm_head.weight.data.zero_()  # every token equally likely: log(10) nats
         >>> round(language_model_loss(model, torch.tensor([[1, 2, 3]])), 4)
         2.3026
     """

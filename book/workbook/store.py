@@ -123,8 +123,10 @@ def built_once(name: str, build: Callable[[Path], None], *, source_sha256: str) 
     Example:
         >>> import tempfile
         >>> from unittest.mock import patch
-        >>> with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TTREF_CACHE=cache):
-        ...     folder = built_once("demo", lambda f: (f / "a.txt").write_text("x"), source_sha256="0")
+        >>> cache = tempfile.TemporaryDirectory()
+        >>> with cache as path, patch.dict(os.environ, TTREF_CACHE=path):
+        ...     write = lambda f: (f / "a.txt").write_text("x")
+        ...     folder = built_once("demo", write, source_sha256="0")
         ...     sorted(p.name for p in folder.iterdir())
         ['a.txt', 'manifest.json']
     """

@@ -62,7 +62,8 @@ def advise(model: nn.Module | Mapping[str, Tensor], *, eps: Sequence[float] = (0
         >>> _ = torch.manual_seed(0)
         >>> model = nn.ModuleDict({"pos_emb": nn.Embedding(64, 32), "fc1": nn.Linear(32, 128)})
         >>> with torch.no_grad():
-        ...     _ = model["pos_emb"].weight.copy_(torch.linspace(0, 1, 64).unsqueeze(1) * torch.ones(32))
+        ...     ramp = torch.linspace(0, 1, 64).unsqueeze(1) * torch.ones(32)
+        ...     _ = model["pos_emb"].weight.copy_(ramp)
         >>> advice = advise(model)
         >>> [(row["part"], row["verdict"]) for row in advice.rows][:2]
         [('position table', ['train', 'train']), ('feed-forward', ['integers', 'integers'])]

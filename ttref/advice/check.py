@@ -99,9 +99,11 @@ def does_a_train_pay(weight: Tensor, eps: float = 0.2, *, rows: int = ROWS) -> C
     Example:
         >>> import torch
         >>> time = torch.linspace(0, 3, 512).unsqueeze(1)
-        >>> does_a_train_pay(time * (time * torch.linspace(1, 6, 384)).sin()).verdict       # smooth along the rows
+        >>> # smooth along the rows
+        >>> does_a_train_pay(time * (time * torch.linspace(1, 6, 384)).sin()).verdict
         'train'
-        >>> does_a_train_pay(torch.randn(512, 384, generator=torch.Generator().manual_seed(0))).verdict
+        >>> noise = torch.randn(512, 384, generator=torch.Generator().manual_seed(0))
+        >>> does_a_train_pay(noise).verdict
         'integers'
     """
     check_matrix("weight", weight)

@@ -61,7 +61,7 @@ class MPSEmbedding(RowTable):
     Example:
         >>> table = nn.Embedding(100, 768)
         >>> mps = MPSEmbedding.from_embedding(table, rank=1)
-        >>> mps(torch.tensor([[3, 1], [4, 1]])).shape, mps.params, mps.ratio        # 20 numbers a row
+        >>> mps(torch.tensor([[3, 1], [4, 1]])).shape, mps.params, mps.ratio  # 20 numbers a row
         (torch.Size([2, 2, 768]), 2000, 38.4)
         >>> MPSEmbedding.from_embedding(table, rank=1, shape=(2,) * 8 + (3,)).params // 100
         19

@@ -81,8 +81,8 @@ def replace_embedding(
         >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> from ttref import MPSEmbedding
-        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=1, n_head=1,
-        ...                                    bos_token_id=None, eos_token_id=None))
+        >>> sizes = dict(vocab_size=50, n_positions=8, n_embd=16, n_layer=1, n_head=1)
+        >>> model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None))
         >>> table = MPSEmbedding.from_embedding(model.get_input_embeddings(), rank=2)
         >>> before = replace_embedding(model, table, head="tied")
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape, type(model.lm_head).__name__

@@ -123,7 +123,8 @@ class TTMEmbedding(CompressedTable, TTMatrix):
             >>> table = nn.Embedding(60, 12)
             >>> TTMEmbedding.from_embedding(table, rank=4).row_shape
             (5, 4, 3)
-            >>> whole = TTMEmbedding.from_embedding(table, row_shape=(4, 4, 4), col_shape=(2, 2, 3), eps=0)
+            >>> shapes = dict(row_shape=(4, 4, 4), col_shape=(2, 2, 3))
+            >>> whole = TTMEmbedding.from_embedding(table, **shapes, eps=0)
             >>> torch.allclose(whole(torch.arange(60)), table.weight, atol=1e-5)
             True
         """
@@ -153,7 +154,8 @@ class TTMEmbedding(CompressedTable, TTMatrix):
             TypeError, ValueError: Cores that are no TT-matrix, or sizes beyond the products of their modes.
 
         Example:
-            >>> TTMEmbedding.from_cores([torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)])(torch.tensor(7)).shape
+            >>> cores = [torch.ones(1, 2, 3, 2), torch.ones(2, 4, 5, 1)]
+            >>> TTMEmbedding.from_cores(cores)(torch.tensor(7)).shape
             torch.Size([15])
         """
         made = cls.__new__(cls)

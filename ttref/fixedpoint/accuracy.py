@@ -50,7 +50,8 @@ def error_bound(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> np.nda
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> cores, x = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))], rng.normal(size=(50, 16))
+        >>> cores = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))]
+        >>> x = rng.normal(size=(50, 16))
         >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=8, calibration=x)
         >>> error = np.abs(q.matvec_float(x) - contract_float(cores, x))
         >>> bool((error <= error_bound(cores, q, x)).all())
@@ -131,7 +132,8 @@ def predicted_sqnr_db(cores: Sequence[np.ndarray], qtt: QuantizedTT, x: Any) -> 
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> cores, x = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))], rng.normal(size=(500, 16))
+        >>> cores = [rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(2, 4, 4, 1))]
+        >>> x = rng.normal(size=(500, 16))
         >>> q = QuantizedTT.from_float(cores, weight_width=8, act_width=8, calibration=x)
         >>> measured = sqnr_db(contract_float(cores, x), q.matvec_float(x))
         >>> abs(predicted_sqnr_db(cores, q, x) - measured) < 0.5

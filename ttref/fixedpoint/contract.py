@@ -203,8 +203,10 @@ class QuantizedTT(IntegerCores):
 
         Example:
             >>> int4 = FixedPointFormat(4, 4)
-            >>> q = QuantizedTT((np.array([[[[3]], [[-2]]]]),), (FixedPointFormat(4, 1),), (int4, int4))
-            >>> q.matvec(np.array([[5], [-3]]))          # 15/8, -10/8, -9/8 and 6/8, rounded down to integers
+            >>> core = np.array([[[[3]], [[-2]]]])
+            >>> q = QuantizedTT((core,), (FixedPointFormat(4, 1),), (int4, int4))
+            >>> # 15/8, -10/8, -9/8 and 6/8, rounded down to integers
+            >>> q.matvec(np.array([[5], [-3]]))
             array([[ 1, -2],
                    [-2,  0]])
         """
@@ -236,7 +238,8 @@ class QuantizedTT(IntegerCores):
 
         Example:
             >>> half = FixedPointFormat(8, 1, rounding="RND_CONV", overflow="SAT")
-            >>> q = QuantizedTT((np.array([[[[64]]]]),), (half,), (half, half))         # multiply by 64/128
+            >>> # multiply by 64/128
+            >>> q = QuantizedTT((np.array([[[[64]]]]),), (half,), (half, half))
             >>> q.matvec_float([[0.5], [0.25]])
             array([[0.25 ],
                    [0.125]])

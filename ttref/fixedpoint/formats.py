@@ -163,8 +163,8 @@ class FixedPointFormat:
             FormatError: It is so small or large that the binary point would be more than 256 bits away.
 
         Example:
-            >>> FixedPointFormat.for_range(3.2, 8).int_bits, FixedPointFormat.for_range(3.999, 8).int_bits
-            (3, 4)
+            >>> [FixedPointFormat.for_range(largest, 8).int_bits for largest in (3.2, 3.999)]
+            [3, 4]
         """
         check_number("max_abs", max_abs)
         unit = cls(width, 1, **modes)

@@ -78,7 +78,8 @@ def fill_ranges(cores: Sequence[np.ndarray], widths: Sequence[int]) -> list[np.n
         O(entries).
 
     Example:
-        >>> cores = fill_ranges([np.full((1, 2, 1, 1), 3.0), np.full((1, 2, 1, 1), 0.6)], [8, 8])
+        >>> cores = [np.full((1, 2, 1, 1), 3.0), np.full((1, 2, 1, 1), 0.6)]
+        >>> cores = fill_ranges(cores, [8, 8])
         >>> [float(np.abs(core).max().round(4)) for core in cores]
         [1.8142, 0.9922]
     """

@@ -87,7 +87,8 @@ def buffer_words(stages: Sequence[Stage]) -> int:
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
-        >>> buffer_words(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]))     # 256 read, 256 written
+        >>> # 256 read, 256 written
+        >>> buffer_words(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]))
         512
     """
     return max(stage.A * (stage.K + stage.M) * stage.B for stage in check_chain(stages))
@@ -112,9 +113,11 @@ def mac_ratio(stages: Sequence[Stage]) -> float:
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
-        >>> round(mac_ratio(tt_stages([(1, 43, 16, 8), (8, 16, 16, 8), (8, 16, 16, 1)])), 2)     # 4096 -> 11008
+        >>> # 4096 -> 11008
+        >>> round(mac_ratio(tt_stages([(1, 43, 16, 8), (8, 16, 16, 8), (8, 16, 16, 1)])), 2)
         7.36
-        >>> round(mac_ratio(tt_stages([(1, 16, 16, 8), (8, 16, 16, 8), (8, 43, 16, 1)])), 2)     # modes reordered
+        >>> # modes reordered
+        >>> round(mac_ratio(tt_stages([(1, 16, 16, 8), (8, 16, 16, 8), (8, 43, 16, 1)])), 2)
         3.2
     """
     first, last = check_chain(stages)[0], stages[-1]
@@ -139,8 +142,8 @@ def roofline(macs_per_byte: float, *, macs_per_s: float, bytes_per_s: float) -> 
         Williams, Waterman and Patterson (2009), Roofline: an insightful visual performance model.
 
     Example:
-        >>> roofline(0.5, macs_per_s=8e9, bytes_per_s=4e9), roofline(10, macs_per_s=8e9, bytes_per_s=4e9)
-        (2000000000.0, 8000000000.0)
+        >>> [roofline(work, macs_per_s=8e9, bytes_per_s=4e9) for work in (0.5, 10)]
+        [2000000000.0, 8000000000.0]
     """
     for name, value in (("macs_per_byte", macs_per_byte), ("macs_per_s", macs_per_s), ("bytes_per_s", bytes_per_s)):
         check_number(name, value, positive=True)
@@ -216,7 +219,8 @@ class ArrayModel:
         >>> from ttref.fixedpoint import tt_stages
         >>> array = ArrayModel(macs_per_cycle=4096, clock_hz=140e6, bytes_per_s=286.72e9)
         >>> dense = tt_stages([(1, 4096, 4096, 1)])
-        >>> one = array.layer_time(dense, 1, weight_bytes=4096 * 4096 / 2)       # one vector, weights of four bits
+        >>> # one vector, weights of four bits
+        >>> one = array.layer_time(dense, 1, weight_bytes=4096 * 4096 / 2)
         >>> round(one.seconds * 1e6, 2), one.binds
         (29.26, 'both')
         >>> array.layer_time(dense, 8, weight_bytes=4096 * 4096 / 2).binds

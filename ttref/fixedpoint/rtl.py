@@ -72,7 +72,8 @@ class TTMatvec(wiring.Component):
         >>> from ttref.fixedpoint import QuantizedTT, TTMatvec
         >>> rng = np.random.default_rng(0)
         >>> cores = [rng.normal(size=s) for s in [(1, 2, 3, 2), (2, 2, 2, 1)]]
-        >>> dut = TTMatvec(QuantizedTT.from_float(cores, weight_width=8, act_width=8, x_max=1.0), lanes=4)
+        >>> qtt = QuantizedTT.from_float(cores, weight_width=8, act_width=8, x_max=1.0)
+        >>> dut = TTMatvec(qtt, lanes=4)
         >>> dut.schedule.cycles, dut.schedule.used_lanes, dut.schedule.word
         (32, 4, 2)
         >>> netlist = rtlil.convert(dut)             # for any synthesis tool

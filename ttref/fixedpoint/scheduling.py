@@ -127,7 +127,8 @@ class Schedule:
     Example:
         >>> from ttref.fixedpoint import tt_stages
         >>> found = schedule(tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)]), 8)
-        >>> [(tile.words, tile.rows, tile.columns) for tile in found.tiles], found.word, found.cycles
+        >>> tiles = [(tile.words, tile.rows, tile.columns) for tile in found.tiles]
+        >>> tiles, found.word, found.cycles
         ([(4, 2, 1), (4, 1, 2), (4, 1, 2)], 2, 804)
     """
 
@@ -178,7 +179,7 @@ class Schedule:
 
         Example:
             >>> from ttref.fixedpoint import tt_stages
-            >>> schedule(tt_stages([(1, 2, 2, 2), (2, 2, 2, 1)]), 4).layout(1)       # entries (a, r, m)
+            >>> schedule(tt_stages([(1, 2, 2, 2), (2, 2, 2, 1)]), 4).layout(1)  # entries (a, r, m)
             [[0, 1], [2, 3], [4, 5], [6, 7]]
         """
         if not 0 <= boundary <= len(self.tiles):
@@ -205,7 +206,8 @@ class Schedule:
 
         Example:
             >>> from ttref.fixedpoint import tt_stages
-            >>> schedule(tt_stages([(1, 3, 2, 1)]), 2).weights(0)       # 3 rows on 2 lanes: one slot stays empty
+            >>> # 3 rows on 2 lanes: one slot stays empty
+            >>> schedule(tt_stages([(1, 3, 2, 1)]), 2).weights(0)
             [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(2, 0), None], [(2, 1), None]]
         """
         tile, table = self.tiles[stage], []
@@ -235,7 +237,7 @@ def schedule(stages: Sequence[Stage], lanes: int) -> Schedule:
 
     Example:
         >>> from ttref.fixedpoint import tt_stages
-        >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])            # 6144 products
+        >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])  # 6144 products
         >>> [(p, schedule(stages, p).cycles, -(-6144 // p)) for p in (1, 2, 4, 8, 16)]
         [(1, 6171, 6144), (2, 3102, 3072), (4, 1572, 1536), (8, 804, 768), (16, 420, 384)]
     """

@@ -80,7 +80,7 @@ def tt_stages(cores: Sequence[Any]) -> list[Stage]:
             other than 1.
 
     Example:
-        >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])      # 64 x 64 at rank 4
+        >>> stages = tt_stages([(1, 4, 4, 4), (4, 4, 4, 4), (4, 4, 4, 1)])  # 64 x 64 at rank 4
         >>> [(s.core, s.A, s.M, s.K, s.B, s.macs) for s in stages]
         [(2, 16, 16, 4, 1, 1024), (1, 4, 16, 16, 4, 4096), (0, 1, 4, 16, 16, 1024)]
     """

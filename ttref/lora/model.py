@@ -68,7 +68,8 @@ def add_tt_lora(
     Example:
         >>> model = nn.ModuleDict({"query": nn.Linear(64, 64), "head": nn.Linear(64, 2)})
         >>> _ = add_tt_lora(model, "query", rank=2, alpha=2, modules_to_save="head")
-        >>> sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
+        >>> trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        >>> trained, sum(p.numel() for p in model.parameters())
         (226, 4386)
     """
     targets, saved = _names("target_modules", target_modules), _names("modules_to_save", modules_to_save)

@@ -50,7 +50,8 @@ def save_tt_lora(model: nn.Module, path: str | Path) -> None:
         >>> from ttref import add_tt_lora
         >>> model = add_tt_lora(nn.Sequential(nn.Linear(64, 64)), "0", rank=2, alpha=2)
         >>> base = nn.Sequential(nn.Linear(64, 64))
-        >>> base.load_state_dict({"0.weight": model[0].base_layer.weight, "0.bias": model[0].bias})
+        >>> frozen = model[0].base_layer
+        >>> base.load_state_dict({"0.weight": frozen.weight, "0.bias": frozen.bias})
         <All keys matched successfully>
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_tt_lora(model, f"{folder}/adapter.safetensors")

@@ -42,7 +42,8 @@ class edit:
         >>> from ttref.surgery import edit
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> with edit(model) as change:
-        ...     _ = change.put({name: TTLinear.from_linear(model[int(name)], rank=4) for name in ("0", "2")})
+        ...     trains = {k: TTLinear.from_linear(model[int(k)], rank=4) for k in ("0", "2")}
+        ...     _ = change.put(trains)
         ...     _ = model.requires_grad_(False)
         >>> type(model[0]).__name__, model[2].bias.requires_grad
         ('TTLinear', False)

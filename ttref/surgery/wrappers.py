@@ -37,7 +37,8 @@ def bare(module: nn.Module) -> nn.Module:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2))
-        >>> bare(nn.DataParallel(model)) is model, list(bare_names(nn.DataParallel(model)).values())
+        >>> wrapped = nn.DataParallel(model)
+        >>> bare(wrapped) is model, list(bare_names(wrapped).values())
         (True, ['', '', '0'])
     """
     while inside := _inside(module):
