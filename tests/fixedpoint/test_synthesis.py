@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out  # noqa: E402
 
 from studies.fpga import netlist as fpga_netlist  # noqa: E402
 from studies.fpga import study as fpga  # noqa: E402
-from ttref.fixedpoint import TTMatvec, cycles, synthesis, synthesize, tt_stages  # noqa: E402
+from ttref.fixedpoint import TTMatvec, cycles, requantize, simulate, synthesis, synthesize, tt_stages  # noqa: E402
 
 RECORD = Path(__file__).parents[2] / "book" / "results" / "fpga.json"
 CLOCK = "$glbnet$clk"
@@ -151,6 +151,23 @@ def test_the_recorded_table_is_of_these_schedules():
         assert design["fmax_median_mhz"] == np.median(design["fmax_mhz"])
         assert design["us_per_vector"] == pytest.approx(design["cycles"] / design["fmax_median_mhz"], abs=0.006)
         assert design["dsp"] == design["lanes"]
+
+
+def test_svd_factors_are_two_stages_that_use_each_number_once():
+    """A matrix times a vector and another matrix times the result, each rounded once, in NumPy and in the circuit."""
+    assert fpga.shapes("svd", (64,), 3) == [(1, 64, 1, 3), (3, 1, 64, 1)]
+    assert fpga.shapes("dense", (64,), None) == [(1, 64, 64, 1)]
+    assert [(s.M, s.K, s.macs) for s in tt_stages(fpga.shapes("svd", (64,), 3))] == [(3, 64, 192), (64, 3, 192)]
+    qtt, xq = fpga.layer("svd", (12,), 3, 8, 8)
+    left, right = qtt.cores[0][0, :, 0, :], qtt.cores[1][:, 0, :, 0]
+    points = [weights.frac_bits for weights in qtt.core_formats]
+    into, between, out = qtt.stage_formats
+    inner, _ = requantize(xq @ right.T, points[1] + into.frac_bits, between)
+    expected, _ = requantize(inner @ left.T, points[0] + between.frac_bits, out)
+    np.testing.assert_array_equal(qtt.matvec(xq), expected)
+    yq, _, taken = simulate(TTMatvec(qtt, 4), xq)
+    np.testing.assert_array_equal(yq, expected)
+    assert taken == cycles(qtt.stages, 4)
 
 
 def test_the_recorded_table_keeps_what_was_promised():
