@@ -2,8 +2,8 @@
 
 With cores ``(r_{k-1}, m_k, n_k, r_k)`` the product can be taken core by core from either end, or after some merging::
 
-    left-to-right    x meets G_1, the result meets G_2, ...     cheap when the output modes grow from left to right
-    right-to-left    x meets G_d, the result meets G_{d-1}, ... cheap when they shrink
+    left-to-right    x meets G_1, the result meets G_2, ...; cheap when output modes grow
+    right-to-left    x meets G_d, the result meets G_{d-1}, ...; cheap when they shrink
     two-gemm         merge the cores into two halves, then two matrix products
     dense            rebuild the matrix, block by block, then one matrix product
 

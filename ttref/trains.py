@@ -2,8 +2,8 @@
 
 A train is a plain list of cores, core k of shape ``(*batch, r_{k-1}, n_k, r_k)``, end ranks 1::
 
-    o--o--o--o        x[i_1, ..., i_d] = G_1[i_1] G_2[i_2] ... G_d[i_d],   each G_k[i_k] a r_{k-1} x r_k matrix
-    |  |  |  |
+    o--o--o--o        x[i_1, ..., i_d] = G_1[i_1] G_2[i_2] ... G_d[i_d],
+    |  |  |  |        each G_k[i_k] a r_{k-1} x r_k matrix
 
 Batch axes come first in every core: a batch of trains is one list, not a list of lists. Reshaping is row-major and the
 first mode is the most significant. Decompositions run without gradients; contractions (:func:`tt_to_tensor`,

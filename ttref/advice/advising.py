@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import several
 from ..precision import full_precision
+from ..threads import CHUNK_BYTES, map_chunks
 from .check import ROWS, Check, does_a_train_pay
 from .code import lines
 from .kinds import KINDS, POSITIONS
@@ -74,11 +75,7 @@ def advise(model: nn.Module | Mapping[str, Tensor], *, eps: Sequence[float] = (0
     """
     errors = tuple(eps) if several(eps) else (eps,)
     found = weights_of(model)
-    checked = {
-        weight.name: [does_a_train_pay(weight.matrix, error, rows=_rows(weight)) for error in errors]
-        for weight in found
-        if weight.matrix is not None
-    }
+    checked = _checked([weight for weight in found if weight.matrix is not None], errors)
     groups = {kind: [weight for weight in found if weight.kind == kind] for kind in KINDS}
     rows = [_row(kind, group, checked, isinstance(model, nn.Module)) for kind, group in groups.items() if group]
     total = sum(row["numbers"] for row in rows)
@@ -96,8 +93,18 @@ def advise(model: nn.Module | Mapping[str, Tensor], *, eps: Sequence[float] = (0
     return Advice(errors, rows, checks, tuple(total / max(numbers, 1) for numbers in left))
 
 
-def _rows(weight: Weight) -> int:
-    return ROWS_OF_POSITIONS if weight.kind == POSITIONS else ROWS
+def _checked(matrices: list[Weight], errors: tuple[float, ...]) -> dict[str, list[Check]]:
+    """Each matrix at each error; matrices are shared out among torch's threads, because each alone is too small."""
+    checked: dict[str, list[Check]] = {}
+
+    def work(part: slice) -> None:
+        for weight in matrices[part]:
+            rows = ROWS_OF_POSITIONS if weight.kind == POSITIONS else ROWS
+            checked[weight.name] = [does_a_train_pay(weight.matrix, error, rows=rows) for error in errors]
+
+    device = matrices[0].matrix.device if matrices else torch.device("cpu")
+    map_chunks(work, len(matrices), CHUNK_BYTES, device)
+    return checked
 
 
 def _row(kind: str, group: list[Weight], checked: dict[str, list[Check]], of_module: bool) -> dict[str, Any]:

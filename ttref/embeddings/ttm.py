@@ -27,7 +27,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
     An id is written in mixed radix, one digit for each row mode; digit k picks a slice of core k, and the row is the
     product of the slices::
 
-        row(id)[j_1 j_2 j_3] = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]        id = (i_1 i_2 i_3)
+        row(id)[j_1 j_2 j_3] = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]    id = (i_1 i_2 i_3)
 
     Args:
         row_shape: Row modes ``(m_1, ..., m_d)``, or the number of rows: then three balanced modes are chosen, in the

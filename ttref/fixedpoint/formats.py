@@ -2,7 +2,7 @@
 
 A format has ``width`` bits, ``int_bits`` of them left of the point (the sign included), as AMD's ``ap_fixed`` counts::
 
-    ap_fixed<8,3>      s i i . f f f f f         value = integer * 2^-5,  range -4 to 4 - 2^-5
+    ap_fixed<8,3>    s i i . f f f f f    value = integer * 2^-5, range -4 to 4 - 2^-5
 
 The format also states how bits that do not fit are dropped, at the right (rounding) and at the left (overflow).
 """

@@ -4,7 +4,7 @@ A dense layer uses each of its weights once for each vector. A train uses each w
 every position of the stage. So its compression ratio and its ratio of multiplications differ by that reuse::
 
     numbers stored      sum over stages of M K
-    multiplications     sum over stages of M K A B            per vector; dense: inputs * outputs, both
+    multiplications     sum over stages of M K A B     per vector; dense: inputs * outputs, both
 
 Only counts are computed here. The stages come from :func:`~ttref.fixedpoint.stages.tt_stages`, and a dense layer is a
 train of one core, ``tt_stages([(1, outputs, inputs, 1)])``.

@@ -4,8 +4,10 @@ One activation word and one weight word are read in every cycle. Besides selecti
 memory, one multiplier or one adder between two registers::
 
     address -> activation memory -> register -> pick a slot --+
-                                                              x -> + -> queue -> round -> shift -> saturate -> write
-    address -> weight memory ----> register -> pick a slot --+    accumulators            ``word`` rounding units
+                                                              x -> + -> queue
+    address -> weight memory ----> register -> pick a slot --+    accumulators
+
+    queue -> round -> shift -> saturate -> write              ``word`` rounding units
 
 The activation memory has two halves; a stage reads one and writes the other. :mod:`ttref.fixedpoint.scheduling` states
 which numbers are in a word and which lane multiplies which.

@@ -6,7 +6,7 @@ lanes form a small array: ``q`` words of ``g`` rows times ``v`` columns::
     cycle:  one activation word read       v neighbors b of one (a, k)
             one weight word read           q g rows m of one k          ->  q g v products
     after K cycles, while the next sums accumulate:
-            q words of g v results written, one a cycle, in the layout that the next stage reads
+            q words of g v results written, one a cycle, as the next stage reads them
 
 A memory of one number per word feeds one column. A memory of words of ``g v`` numbers feeds ``g v`` columns, and needs
 as many rounding units. So a stage that reads words of ``v`` numbers may write wider words for the next, as soon as a

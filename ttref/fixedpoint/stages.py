@@ -3,7 +3,8 @@
 Cores ``G_k`` of shape ``(r_{k-1}, m_k, n_k, r_k)`` are contracted from the last to the first. The state between two of
 them is a flat array read as ``[A][K][B]``, and a stage is one matrix product::
 
-    A = n_1 ... n_{k-1}      K = n_k r_k      B = m_{k+1} ... m_d      G = G_k read as (r_{k-1} m_k) x (n_k r_k)
+    A = n_1 ... n_{k-1}    K = n_k r_k    B = m_{k+1} ... m_d
+    G = G_k read as (r_{k-1} m_k) x (n_k r_k)
 
     out[a, m, b] = sum over k of G[m, k] * z[a, k, b]
 

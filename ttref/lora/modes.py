@@ -4,11 +4,11 @@ An adapter's train has the output modes first, then the input modes. If some lea
 number of rows, one bond separates rows from columns, and its rank bounds the rank of the matrix. If not, a mode
 straddles the boundary::
 
-    shape (8, 6, 8, 8, 6, 8) of a 384 x 384 matrix        shape (32, 18, 16, 16) of the same matrix
+    384 x 384 as (8, 6, 8, 8, 6, 8)         the same as (32, 18, 16, 16)
 
-     8   6   8  |  8   6   8                               32  [ 18   16 ]  16
-     o---o---o--|--o---o---o                                o--[--o----o--]--o
-        rows    bond   columns                            rows   12 x 24   columns
+     8   6   8  |  8   6   8                 32  [ 18   16 ]  16
+     o---o---o--|--o---o---o                  o--[--o----o--]--o
+        rows    bond   columns              rows   12 x 24   columns
 
 Either way the cores are those of a TT-matrix: a row core has column mode 1, a column core row mode 1, and straddling
 cores are merged into one with both modes.
