@@ -4,8 +4,8 @@ Core k has shape ``(r_{k-1}, m_k, n_k, r_k)``, m for rows (outputs) and n for co
 
     m_1  m_2  m_3
      |    |    |
-     o----o----o     W[(i_1 i_2 i_3), (j_1 j_2 j_3)] = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]
-     |    |    |
+     o----o----o     W[(i_1 i_2 i_3), (j_1 j_2 j_3)]
+     |    |    |         = G_1[i_1, j_1] G_2[i_2, j_2] G_3[i_3, j_3]
     n_1  n_2  n_3
 """
 

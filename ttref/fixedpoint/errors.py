@@ -32,10 +32,12 @@ class FixedPointOverflow(OverflowError):
     """A value left the range of a format whose overflow mode is ``RAISE``. The message names the entry.
 
     Example:
-        >>> from ttref.fixedpoint import FixedPointFormat, quantize
-        >>> quantize([0.5, 3.0], FixedPointFormat(8, 1, overflow="RAISE"))
-        Traceback (most recent call last):
-        ...
-        ttref.fixedpoint.errors.FixedPointOverflow: 1 of 2 values leave the range of ap_fixed<8,1,AP_TRN,RAISE>, \
--128 to 127 in LSBs; the worst is 384 at index (1,). Give the format more integer bits, or SAT or WRAP
+        >>> import textwrap
+        >>> from ttref.fixedpoint import FixedPointFormat, FixedPointOverflow, quantize
+        >>> try:
+        ...     quantize([0.5, 3.0], FixedPointFormat(8, 1, overflow="RAISE"))
+        ... except FixedPointOverflow as error:
+        ...     print(textwrap.fill(str(error), 84))
+        1 of 2 values leave the range of ap_fixed<8,1,AP_TRN,RAISE>, -128 to 127 in LSBs;
+        the worst is 384 at index (1,). Give the format more integer bits, or SAT or WRAP
     """
