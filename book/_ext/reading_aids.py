@@ -22,7 +22,7 @@ THEME = [
     (r'<div role="list" class="citation-list">', r'<div class="citation-list">'),
     (r' role="doc-biblioentry"', r""),
 ]  # fmt: skip
-SENTENCE = re.compile(r".{40,240}?[.!?](?= |$)")
+SENTENCES = re.compile(r".{1,200}[.!?](?= |$)")
 
 
 def _visit(self, node) -> None:
@@ -40,7 +40,7 @@ def description(doctree: nodes.document) -> str:
         if "used-in" in paragraph["classes"] or not isinstance(paragraph.parent, (nodes.section, nodes.list_item)):
             continue
         text = re.sub(r"\\\w+|[\\${}]", "", " ".join(paragraph.astext().split()))
-        first = SENTENCE.match(text)
+        first = SENTENCES.match(text)
         return first[0] if first else text[:240]
     return ""
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import axe_playwright_python
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
@@ -39,6 +40,21 @@ ARGUMENTS = [
 UNTYPESET = "[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
 WRONG = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
 BROKEN = "[...document.images].filter(i => !i.naturalWidth).length"
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+# The letters of a formula and the words of a program are thousands of elements; looking at each would take minutes.
+AXE_RUN = """axe.run({exclude: ["mjx-container", "pre > span"]}, {resultTypes: ["violations"]})
+.then(found => found.violations.filter(v => ["serious", "critical"].includes(v.impact))
+.map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)} (${v.nodes.length})`))"""
+# What hides columns behind a scroll bar. A table of results may, if the name and the result are in sight.
+CLIPPED = """[...document.querySelectorAll("article :is(pre, .pst-scrollable-table-container, table, .tt-table)")]
+.filter(e => {
+  if (!e.clientWidth || e.scrollWidth <= e.clientWidth + 1) return false;
+  if (!e.matches(".tt-table")) return true;
+  const second = e.querySelector("thead th:nth-child(2)") || e.querySelector("th");
+  return second.getBoundingClientRect().right > e.getBoundingClientRect().right + 1;
+})
+.map(e => `${e.tagName} ${e.className} ${e.clientWidth} < ${e.scrollWidth}: ${e.textContent.trim().slice(0, 80)}`)"""
+OPEN = "document.querySelectorAll('details').forEach(fold => { fold.open = true })"
 FILTERS = "[...document.querySelectorAll('.bd-content img')].map(i => getComputedStyle(i).filter)"
 
 
@@ -62,9 +78,9 @@ def pages(html) -> list[Path]:
     return found
 
 
-def test_the_start_page_leads_to_the_introduction(html):
+def test_the_start_page_leads_to_the_verdict(html):
     refresh = soup(html / "index.html").find("meta", attrs={"http-equiv": "Refresh"})["content"]
-    assert refresh.split("url=")[1] == "book/intro.html"
+    assert refresh.split("url=")[1] == "notebooks/00_decide.html"
 
 
 def test_every_internal_link_and_anchor_exists(html):
@@ -83,6 +99,25 @@ def test_every_internal_link_and_anchor_exists(html):
                 dead.append(f"{page.name}: {link['href']}")
     assert checked > 100
     assert not dead
+
+
+def test_pages_describe_themselves(pages):
+    said = {}
+    for page in pages:
+        metas = soup(page).find_all("meta", content=True)
+        head = {tag.get("name") or tag.get("property"): tag["content"] for tag in metas}
+        assert 20 < len(head["description"]) <= 240, page.name
+        assert head["og:description"] == head["description"] and head["og:title"], page.name
+        assert "Version" in soup(page).find(class_="extra_footer").text
+        said[page] = head["description"]
+    assert len(set(said.values())) > 0.9 * len(said)
+
+
+def test_a_figure_opens_at_full_size(html, pages):
+    links = [(page, link) for page in pages for link in soup(page).find_all("a", class_="enlarge")]
+    assert links
+    for page, link in links:
+        assert (page.parent / link["href"]).is_file() and link.img["alt"]
 
 
 def test_headings_start_with_one_title_and_skip_no_level(pages):
@@ -252,8 +287,66 @@ def test_no_page_moves_sideways_on_a_phone(visit, names):
         assert page.evaluate(BROKEN) == 0, name
 
 
-def test_search_finds_schmidt(visit):
-    page = visit()("search.html?q=Schmidt")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_column_hides_behind_a_scroll_bar(visit, names, width):
+    go = visit(width=width)
+    hidden = []
+    for name in names:
+        page = go(name)
+        hidden += [f"{name}: {what}" for what in page.evaluate(CLIPPED)]
+        page.evaluate(OPEN)
+        hidden += [f"{name}, unfolded: {what}" for what in page.evaluate(CLIPPED)]
+    assert not hidden
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_nobody_is_kept_out(visit, names, width, scheme):
+    go = visit(width=width, scheme=scheme)
+    found = []
+    for name in [*names, "search.html"]:
+        page = go(name)
+        page.evaluate(AXE)
+        found += [f"{name}: {problem}" for problem in page.evaluate(AXE_RUN)]
+    assert not found
+
+
+def test_a_tab_stop_is_something_to_act_on(visit):
+    page = visit()("notebooks/01_mps_math.html")
+    assert page.locator("mjx-container").count()
+    assert page.locator("mjx-container[tabindex='0']").count() == 0
+
+
+def test_a_fold_is_announced_by_the_words_on_it(visit):
+    page = visit()("notebooks/01_mps_math.html")
+    fold = page.get_by_role("group").filter(has_text="Show the solution").first
+    summary = fold.locator("summary")
+    assert summary.get_attribute("aria-label") is None and summary.inner_text().strip() == "Show the solution"
+    summary.press("Enter")
+    assert summary.inner_text().strip() == "Hide the solution"
+
+
+def search(visit, query):
+    page = visit()(f"search.html?q={query}")
     page.wait_for_selector("ul.search li a")
-    hits = page.locator("ul.search li a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    page.wait_for_function("document.querySelector('.search-summary').textContent.includes('finished')")
+    links = page.locator("ul.search > li > a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    return page, links
+
+
+def test_search_finds_schmidt_and_leads_to_sections(visit, html):
+    page, hits = search(visit, "Schmidt")
     assert any("01_mps_math" in hit for hit in hits)
+    page.wait_for_selector(".search-sections a[href*='#']")
+    for link in page.locator(".search-sections a").evaluate_all("links => links.map(a => a.getAttribute('href'))"):
+        target = urlsplit(link)
+        assert unquote(target.fragment) in anchors(html / unquote(target.path).lstrip("/")), link
+
+
+@pytest.mark.parametrize(
+    "british, american",
+    [("quantisation", "quantization"), ("nearest neighbours", "nearest neighbors"), ("normalise", "normalize"),
+     ("colour", "color"), ("grey", "gray")],
+)  # fmt: skip
+def test_search_finds_both_spellings(visit, british, american):
+    (_, theirs), (_, ours) = search(visit, british), search(visit, american)
+    assert ours and theirs == ours
