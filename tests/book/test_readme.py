@@ -9,11 +9,14 @@ from book.tools.notebooks import ROOT
 
 def test_the_examples_run():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    train, layer, table, adapter, integers = re.findall(r"(?s)```python\n(.*?)```", readme)
+    train, advice, layer, table, adapter, integers = re.findall(r"(?s)```python\n(.*?)```", readme)
     shapes, numbers, close = run(train)
     assert {max(shape) for shape in eval(shapes)} == {2}
     assert numbers == "72"
     assert close == "tensor(True)"
+    told = run(advice)
+    assert any(line.startswith("position table") for line in told) and max(map(len, told)) <= 88
+    assert told[-1] == "weight.copy_(ttref.quantize_integer(weight, 3).dense())"
     shape, how, *figures = run(layer)
     assert shape == "(8, 8, 12) (16, 16, 12) (1, 8, 8, 1) 228"
     assert how.endswith(", 64 of 64 vectors at a time") and any(line.startswith("multiply-adds") for line in figures)
