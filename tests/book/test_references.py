@@ -27,3 +27,9 @@ def test_titles_are_plain_text():
     for key, entry in BIBLIOGRAPHY.items():
         assert "$" not in entry.fields["title"], f"{key}: formulas in titles are not set; write them in Unicode"
         assert entry.fields.get("year"), key
+
+
+def test_the_glossary_is_alphabetical():
+    terms = re.findall(r"^## (.+)$", (ROOT / "book" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) > 80 and len(set(terms)) == len(terms)
+    assert terms == sorted(terms, key=str.lower)
