@@ -21,7 +21,8 @@ __all__ = ["DigitsLayer", "digits_layer", "token_trains"]
 class DigitsLayer(NamedTuple):
     """A trained 64-64-10 network whose first layer is a train, its cores, and the digits.
 
-    ``network`` is float64: ``TTLinear``, ReLU, ``Linear``. ``cores`` are NumPy matrix cores ``(r_{k-1}, m_k, n_k, r_k)``.
+    ``network`` is float64: ``TTLinear``, ReLU, ``Linear``. ``cores`` are NumPy matrix cores
+    ``(r_{k-1}, m_k, n_k, r_k)``.
     """
 
     network: nn.Sequential
