@@ -166,6 +166,26 @@ def test_trains_are_put_in_where_they_win(part):
         assert isinstance(model.mlp, ttref.TTLinear)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(96, 512), nn.Embedding(512, 96)])
+def test_the_lines_run_on_a_bare_layer_too(layer):
+    """It has no place in a model where a train could be put, so its weight is changed."""
+    with torch.no_grad():
+        layer.weight.copy_(smooth(512, 96))
+    advice = ttref.advise(layer)
+    part = advice.rows[0]["part"]
+    assert advice.row(part)["verdict"] == ["train", "train"]
+    exec(advice.code(part), {"model": layer, "ttref": ttref})
+    assert 0 < (layer.weight.detach() - smooth(512, 96)).norm() <= 0.2 * smooth(512, 96).norm()
+
+
+def test_the_lines_run_on_a_dictionary_of_parameters():
+    state = dict(made("bert").named_parameters())
+    before = {name: weight.detach().clone() for name, weight in state.items()}
+    advice = ttref.advise(state)
+    exec(advice.code("feed-forward"), {"state": state, "advice": advice, "ttref": ttref})
+    assert all(not torch.equal(state[name], before[name]) for name in advice.names("feed-forward"))
+
+
 def test_several_matrices_that_trains_win_are_named():
     advice = ttref.advise(Smooth())
     assert '# the first of advice.names("position table")' in advice.code("position table")
@@ -317,3 +337,5 @@ def test_another_error_may_be_asked_about():
     assert advice.eps == (0.05,) and advice.checks[0]["eps"] == 0.05
     with pytest.raises(ValueError, match="between 0 and 1"):
         ttref.advise({"fc1": torch.ones(16, 16)}, eps=(2,))
+    with pytest.raises(ValueError, match="eps is empty"):
+        ttref.advise({"fc1": torch.ones(16, 16)}, eps=())

@@ -95,6 +95,18 @@ def test_the_ratio_of_the_whole_model_counts_bytes_of_all(advice):
     assert advice.ratio[0] == pytest.approx(advice.numbers / left)
 
 
+def test_ratios_are_against_float32_whatever_the_model_is_kept_in(advice):
+    assert "smaller than in float32." in " ".join(repr(advice).split())
+    state = {"fc1": gaussian((64, 96), 0, torch.float32).bfloat16()}
+    assert ttref.advise(state).ratio == ttref.advise({"fc1": state["fc1"].float()}).ratio
+
+
+def test_an_error_that_was_not_asked_about_is_named(advice):
+    for ask in (advice.code, lambda part, eps: advice.names(part, "integers", eps)):
+        with pytest.raises(ValueError, match=r"eps=0.05 was not asked about, only 0.2, 0.1: advise\(model, eps="):
+            ask("feed-forward", 0.05)
+
+
 def test_a_part_that_is_not_there_is_named(advice):
     with pytest.raises(ValueError, match="position table"):
         advice.code("convolution")

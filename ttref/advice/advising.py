@@ -74,6 +74,8 @@ def advise(model: nn.Module | Mapping[str, Tensor], *, eps: Sequence[float] = (0
         weight.copy_(ttref.quantize_integer(weight, 3).dense())
     """
     errors = tuple(eps) if several(eps) else (eps,)
+    if not errors:
+        raise ValueError("eps is empty; give one relative error or more, such as (0.2, 0.1)")
     found = weights_of(model)
     checked = _checked([weight for weight in found if weight.matrix is not None], errors)
     groups = {kind: [weight for weight in found if weight.kind == kind] for kind in KINDS}

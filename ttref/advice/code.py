@@ -47,4 +47,4 @@ def _shaped(matrix: str, weight: Weight) -> str:
 
 
 def _taken(of_module: bool) -> str:
-    return "weight = model.get_parameter(name).detach()" if of_module else "weight = state[name]"
+    return "weight = model.get_parameter(name).detach()" if of_module else "weight = state[name].detach()"

@@ -28,8 +28,9 @@ class Advice:
             type at each error. Lists are empty where nothing was compared.
         checks: One dictionary for each matrix and error: its ``name``, ``part``, ``shape`` and the fields of
             :class:`Check`.
-        ratio: At each error, how many times smaller the model would be in bytes, with the verdicts followed and all
-            else kept in float32. An estimate from the rows that were looked at.
+        ratio: At each error, how many times smaller the model would be in bytes than in float32, with the verdicts
+            followed and all else kept in float32. A model kept in bfloat16 has half of that to gain. An estimate from
+            the rows that were looked at.
     """
 
     def __init__(
@@ -50,14 +51,21 @@ class Advice:
         if verdict is None:
             return list(self.row(part)["names"])
         self.row(part)
-        eps = self.eps[0] if eps is None else eps
+        eps = self.eps[self._asked(eps)]
         found = (check for check in self.checks if check["part"] == part and check["eps"] == eps)
         return [check["name"] for check in found if check["verdict"] == verdict]
 
     def code(self, part: str, eps: float | None = None) -> str:
         """The lines to type for a part at an error, the first one by default; they change the model, to be measured."""
         code = self.row(part)["code"]
-        return code[0 if eps is None else self.eps.index(eps)] if code else ""
+        return code[self._asked(eps)] if code else ""
+
+    def _asked(self, eps: float | None) -> int:
+        """Which of the errors that were asked about this is; the first one by default."""
+        if eps is not None and eps not in self.eps:
+            asked = ", ".join(f"{one:g}" for one in self.eps)
+            raise ValueError(f"eps={eps:g} was not asked about, only {asked}: advise(model, eps=({eps:g},))")
+        return 0 if eps is None else self.eps.index(eps)
 
     def _typed(self) -> list[str]:
         """The lines to type under headings: for all parts, and for the stricter errors where their verdict differs."""
@@ -155,7 +163,7 @@ class Advice:
         return (
             f"Times smaller at a relative error of {errors}, median of the matrices: train, SVD and noise in numbers, "
             "integers in bytes. A verdict counts trains and SVD with int8 numbers, a quarter of the bytes. "
-            f"All verdicts followed, the model is about {ratios} times smaller in bytes."
+            f"All verdicts followed, the model is about {ratios} times smaller than in float32."
         )
 
 

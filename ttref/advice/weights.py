@@ -31,7 +31,7 @@ class Weight(NamedTuple):
         matrix: ``(out, in)``, rows first, a view where that is possible; None where there is nothing to compress.
         view: ``""`` if the tensor itself is that matrix, else what makes it one: ``".mT"``, ``".flatten(1)"``, ...
         layer: Kind of the module that owns it, ``"Linear"``, ``"Embedding"`` or ``""``, where it is the module's
-            ``weight``.
+            ``weight`` and the module lies in another.
         tied: True if several modules have it.
     """
 
@@ -145,7 +145,8 @@ def _weight(name: str, tensor: Tensor, module: nn.Module | None, in_by_out: bool
     check_input(name, matrix.detach())
     layer = "Linear" if isinstance(module, nn.Linear) or view == ".mT" else ""
     layer = "Embedding" if isinstance(module, nn.Embedding) else layer
-    layer = layer if module is not None and getattr(module, "weight", None) is tensor else ""
+    in_a_model = module is not None and "." in name  # a bare layer has no place where another could be put
+    layer = layer if in_a_model and getattr(module, "weight", None) is tensor else ""
     return Weight(name, kind, tensor.numel(), matrix.detach(), view, layer, tied)
 
 
