@@ -1,22 +1,22 @@
 r"""Numbers in prose that nothing on the page bears out: `python -m book.tools.numbers FILE ...` lists them.
 
-A **section** starts at a heading of level two. A number in its prose must occur in what the section's cells printed or
-showed as a table, in their code (a parameter such as `rank=4`), in a fenced block, or, on a page of `book/`, in a file
-that it includes. What stands before the first section, "Key takeaways", "Exercises" and "What next" speak of the whole
-chapter and may use all of it; so may whole numbers from 100 on that have no unit (512 rows). A table typed by hand is
-prose.
+A **section** starts at a heading of level two or three. A number in its prose must occur in what the section's cells
+printed or showed as a table, in their code (a parameter such as `rank=4`), in a fenced block, or, on a page of `book/`,
+in a file that it includes. What stands before the first section, "Key takeaways", "Exercises" and "What next" speak of
+the whole chapter and may use all of it; so may whole numbers from 100 on that have no unit (512 rows). A table typed by
+hand is prose.
 
 **Match.** A number agrees with one of the section if that rounds to it at the digits that are written: 0.4 beside
 0.43, 3.3× beside 3.31, 48,000 beside 48,213 (zeros at the end count only up to two digits in front). A sign is not
 compared. `%` and "points" also agree with a fraction (38 % beside 0.382); k, M, million, kB, MB, µs, ms and the like
 also with the number that they stand for. "More than", "over", "at least" allow up to a quarter more, "less than",
 "under", "almost", "at most" up to a quarter less, "about" and "roughly" a twentieth both ways. What carries `×`,
-"times", "dB", "nats" is measured: code does not bear it out, and a percentage only as a fraction (`eps=0.1`).
+`x`, "times", "dB", "nats" is measured: code does not bear it out, and a percentage only as a fraction (`eps=0.1`).
 
 **Not read.** Code, formulas (but `$58\times$` is a number), addresses, headings, "References", text in "double quotes"
 (a quotation), whole numbers up to twelve without a unit, years, sizes (384 × 384, 784-512-10, (4, 16)), versions, arXiv
 numbers, names such as GPT-2, and "Figure 12". In words are read: one to twelve before a unit ("three points") and
-fractions ("an eighth more", "a twelfth of"). What an accident makes equal is not found.
+fractions ("an eighth more", "a twelfth of"); not "half", "twice", "thirty". What an accident makes equal is not found.
 
 **Marks** say where a number comes from otherwise, in the cell's metadata, `"numbers": {"69": SOURCE}`, or on a page
 in the same section, `<!-- number 69 = SOURCE -->`. The number is written as in the list, without its unit. SOURCE is
@@ -27,7 +27,7 @@ in the same section, `<!-- number 69 = SOURCE -->`. The number is written as in 
 - else an expression, which is computed: `1024 * 768 / 1e6`, or from files in `book/results` by their names,
   `1 / adapters.cases[2].rows[1].ratio`.
 
-A mark that no number needs, or whose source does not give the number, is listed too.
+A mark whose number is not in the text, or whose source does not give it, is listed too.
 """
 
 import json
@@ -49,17 +49,18 @@ PARTS = "third quarter fifth sixth seventh eighth ninth tenth eleventh twelfth t
 TIMES = {"s": 1, "seconds": 1, "second": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}
 SCALES = {"k": 1e3, "thousand": 1e3, "kB": 1e3, "kbit": 1e3, "M": 1e6, "million": 1e6, "G": 1e9, "billion": 1e9}
 SCALES |= {"KB": 1024, "KiB": 1024, "MB": 1e6, "MiB": 2**20, "MHz": 1e6, "GB": 1e9, "GiB": 2**30, "GHz": 1e9} | TIMES
-MEASURED = ("×", "times", "nats", "nat", "dB", "standard errors", "standard error")
+MEASURED = ("×", "x", "times", "nats", "nat", "dB", "standard errors", "standard error")
 SHARES = ("%", "per cent", "percent", "points", "point", "percentage points")
 UNITS = (*SCALES, *SHARES, *MEASURED)
 UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 ABOVE = ("more than", "over", "above", "at least")
 BELOW = ("less than", "fewer than", "under", "below", "almost", "nearly", "at most")
+BOUND = "|".join((*ABOVE, *BELOW, "about", "roughly", "around", "some")).replace(" ", r"\s")
 PART = re.compile(rf"\ban?\s+({'|'.join(PARTS)})\s+(more|less|fewer|longer|shorter|slower|faster|larger|smaller|of)\b")
 NUMBER = re.compile(
-    rf"(?P<bound>\b(?:{'|'.join(ABOVE + BELOW)}|about|roughly|around|some)\s+)?(?<![\w.,/])(?<!\w-)[-−+±~]?"
-    rf"(?:(?P<number>{DIGITS}|\b(?i:{'|'.join(WORDS)})(?=[\s-](?:{UNIT}|to|or)\b))(?:[  -]?(?P<unit>{UNIT})(?!\w))?"
+    rf"(?P<bound>\b(?i:{BOUND})\s+)?(?<![\w.,/])(?<!\w-)[-−+±~]?"
+    rf"(?:(?P<number>{DIGITS}|\b(?i:{'|'.join(WORDS)})(?=[\s-](?:{UNIT}|to|or)\b))(?:[\s-]?(?P<unit>{UNIT})(?!\w))?"
     rf"(?!\w|\.\d|,\d)|(?P<part>{PART.pattern}))"
 )
 LINKING = re.compile(r"\s*(?:to|or|and|–|±|,)\s*(?:about\s+)?[-−]?$")
@@ -72,12 +73,16 @@ SKIPPED = [
     for pattern in (
         r"<!--.*?-->", r"`[^`\n]+`", r"^#.*?$", r"\$\$.*?\$\$", r"^\*\*Run time\.\*\*.*?$", r"^:(?:alt|name):.*?$",
         r"\]\([^)]*\)", r"https?://\S+", r"\\\w+", r'"(?:[^"\n]|\n(?!\n))*?"', r"“[^”]*”", r"arXiv:?\s?[\d.]+(?:v\d)?",
-        r"\d+(?:\s*[×x]\s*\d[\d,]*)+(?!\.?\d)", r"\d+(?:-\d+){2,}", r"[(\[]\d+(?:,\s?\d+)+[)\]]", r"v?\d+\.\d+\.\d+\S*",
-        r"(?:Figures?|Fig\.|Tables?|Exercise|Python|Section|line) \d+(?:\.\d+)?", r"\b(?:19\d\d|20[0-3]\d)\b(?!,\d{3})",
-        r"\d+[-−][⁰-⁹²³]+|\d+[⁰-⁹²³⁻]+",
+        r"(?<![\d.,])\d[\d,]*(?:(?:[×x]|\s[×x]\s)\d[\d,]*)+(?!\.?\d)", r"\d+(?:-\d+){2,}", r"v?\d+\.\d+\.\d+\S*",
+        r"(?![(\[]\d{1,3}(?:,\d{3})+[)\]])[(\[]\d+(?:,\s?\d+)+[)\]]",  # (4, 16), but not (48,213)
+        r"(?:Figures?|Fig\.|Tables?|Exercise|Python|Section|line) \d+(?:\.\d+)?",
+        rf"(?<![\d.,])\b(?:19\d\d|20[0-3]\d)\b(?!,\d{{3}}|\.\d|[\s-]?(?:{UNIT})(?!\w))",
+        r"(?:\d[\d.]*\s?×\s?)?\d+[-−]?[⁰-⁹¹²³⁻]+",
     )
 ]  # fmt: skip
-PLAIN_FORMULA = re.compile(r"\$((?:[\d.,%\s−+-]|\\times|\\%|\\pm|\{,\})+)\$")
+FORMULA = re.compile(r"\$([^$\n]+)\$")
+TEX = re.compile(r"\\times|\\%|\\pm|\{,\}")
+PLAIN = re.compile(rf"(?:[\d.,%\s−+-]|{TEX.pattern})+")
 
 
 @dataclass
@@ -162,13 +167,19 @@ def agrees(written: str, unit: str, bound: str, value: float) -> bool:
     return any(low * (1 - 1e-9) <= value * factor <= high * (1 + 1e-9) for factor in factors)
 
 
+def blank(match: re.Match) -> str:
+    """Return what stands in the place of text that is not read: its line ends."""
+    return "\n" * match[0].count("\n") + " "
+
+
 def written_numbers(text: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (number as written, unit, bound, sentence) of a text."""
     tex = {r"\times": "×", r"\%": "%", r"\pm": "±", "{,}": ","}
-    text = PLAIN_FORMULA.sub(lambda m: re.sub(r"\\times|\\%|\\pm|\{,\}", lambda sign: tex[sign[0]], m[1]), text)
-    for pattern in SKIPPED:
-        text = pattern.sub(lambda m: "\n" * m[0].count("\n") + " ", text)
-    text = re.sub(r"\$[^$\n]*\$", " ", text)
+    for pattern in SKIPPED[:4]:  # before formulas: a dollar in code opens none
+        text = pattern.sub(blank, text)
+    text = FORMULA.sub(lambda m: TEX.sub(lambda sign: tex[sign[0]], m[1]) if PLAIN.fullmatch(m[1]) else " ", text)
+    for pattern in SKIPPED[4:]:
+        text = pattern.sub(blank, text)
     found = list(NUMBER.finditer(text))
     units = [m["unit"] or "" for m in found]
     for k in range(len(found) - 2, -1, -1):  # in "21 to 22 dB" both have the unit
@@ -180,7 +191,7 @@ def written_numbers(text: str) -> Iterator[tuple[str, str, str, str]]:
         if match["part"] or not small or (unit and number.lower() != "one"):
             start = max(text.rfind(end, 0, match.start()) for end in (". ", ".\n", "\n\n", "\n- ", "? ", "! "))
             end = re.compile(r"[.?!]\s|\n\n|\n- |\Z").search(text, match.end()).end()
-            words = (number, unit, match["bound"] or "", text[start + 1 : end])
+            words = (number, unit, (match["bound"] or "").lower(), text[start + 1 : end])
             yield tuple(" ".join(part.split()) for part in words)
 
 
