@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import re
 
 import nbformat
 import pytest
@@ -88,9 +89,8 @@ def plant_skip(nb):
 
 
 def plant_goal(nb):
-    lines = nb.cells[0].source.split("\n")
-    goals = [line for line in lines if line.startswith("- ")]
-    nb.cells[0].source = "\n".join(line for line in lines if line not in goals[1:])
+    before, goals, after = re.split(r"(?s)(?<=\*\*Goals\.\*\* )(.+?)(?=\n\*\*Prerequisites)", nb.cells[0].source)
+    nb.cells[0].source = before + "\n- ".join(goals.split("\n- ")[:2]) + "\n" + after
 
 
 def plant_run_time(nb):
