@@ -9,7 +9,7 @@ const AMERICAN = [
   [/tre(s?)$/, "ter$1"],
   [/ogue(s?)$/, "og$1"],
   [/ence$/, "ense"],
-  [/ll(ed|ing|er|ers)$/, "l$1"],
+  [/ell(ed|ing|er|ers)$/, "el$1"], // not "filled": "filed" is another word
 ];
 
 function american(word, known) {

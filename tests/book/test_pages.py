@@ -326,3 +326,9 @@ def test_search_finds_schmidt_and_leads_to_sections(visit, html):
 def test_search_finds_both_spellings(visit, british, american):
     (_, theirs), (_, ours) = search(visit, british), search(visit, american)
     assert ours and theirs == ours
+
+
+def test_search_leaves_words_of_both_spellings_alone(visit):
+    page = visit()("search.html")
+    words = ["filled", "installed", "filling", "modelling"]
+    assert page.evaluate("words => words.map(w => american(w, () => true))", words) == [*words[:3], "modeling"]
