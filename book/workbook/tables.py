@@ -70,7 +70,7 @@ class Table:
         return list(row)
 
     def __repr__(self) -> str:
-        """The table as text of at most `WIDTH` characters a line, if its columns can be wrapped so far."""
+        """Text of at most `WIDTH` characters a line, if the columns can be wrapped so far (not its caption)."""
         rows = [self.columns, *self.rows]
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         while (excess := sum(widths) + 2 * (len(widths) - 1) - WIDTH) > 0:
