@@ -92,11 +92,15 @@ def linked(chapter: Path) -> set[str]:
     return set(re.findall(r"\]\(\.\./book/api/(\w+)\.md", text))
 
 
+def needed(chapter: Path) -> list[str]:
+    """The pages that a chapter should link to: those whose names its code uses, but for the book's own helpers."""
+    return [page for page in pages() if page not in ("workbook", "pictures") and chapter in chapters_of(page)]
+
+
 def main() -> None:
     """Print each chapter's pages; a page that is used and not linked has a star."""
     for chapter in in_order():
-        of = [page for page in pages() if page not in ("workbook", "pictures") and chapter in chapters_of(page)]
-        print(chapter.stem, *(page if page in linked(chapter) else f"{page}*" for page in of))
+        print(chapter.stem, *(page if page in linked(chapter) else f"{page}*" for page in needed(chapter)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import pytest
 from pybtex.database import parse_file
 
+from book.tools import used
 from book.tools.notebooks import ROOT, chapters, read
 
 BIBLIOGRAPHY = parse_file(str(ROOT / "book" / "references.bib"), bib_format="bibtex").entries
@@ -33,3 +34,10 @@ def test_the_glossary_is_alphabetical():
     terms = re.findall(r"^## (.+)$", (ROOT / "book" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(terms) > 80 and len(set(terms)) == len(terms)
     assert terms == sorted(terms, key=str.lower)
+
+
+@pytest.mark.parametrize("chapter", used.in_order(), ids=lambda path: path.stem)
+def test_a_chapter_links_to_the_pages_of_what_it_uses(chapter):
+    needed, linked = used.needed(chapter), used.linked(chapter)
+    assert needed
+    assert not set(needed) - linked, "link to them under What next: python -m book.tools.used"
