@@ -31,6 +31,13 @@ class Advice:
         ratio: At each error, how many times smaller the model would be in bytes than in float32, with the verdicts
             followed and all else kept in float32. A model kept in bfloat16 has half of that to gain. An estimate from
             the rows that were looked at.
+
+    Example:
+        >>> import torch
+        >>> from ttref import advise
+        >>> advice = advise(torch.nn.ModuleDict({"fc1": torch.nn.Linear(32, 128)}))
+        >>> advice.names("feed-forward"), advice.numbers
+        (['fc1.weight'], 4224)
     """
 
     def __init__(
