@@ -18,7 +18,7 @@ def test_the_embedding_chapter_runs_on_a_gpt2(tmp_path):
     printed = "".join(
         output.text for cell in rules.code_cells(nb) for output in cell.outputs if output.output_type == "stream"
     )
-    assert "300 x 48 = 14,400 numbers" in printed
+    assert "token table  300 x 48, " in printed
     assert "padded       48 -> 64 = 2^6" in printed
     assert "head         tied to the table" in printed
     assert "SmolLM2" not in printed
