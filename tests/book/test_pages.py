@@ -42,7 +42,9 @@ WRONG = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
 BROKEN = "[...document.images].filter(i => !i.naturalWidth).length"
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 # The letters of a formula and the words of a program are thousands of elements; looking at each would take minutes.
-PLAIN = """document.querySelectorAll("pre").forEach(e => { e.textContent = e.textContent });
+# A fold that fades in has pale letters half way: what still moves is stopped first.
+PLAIN = """document.getAnimations().forEach(moving => moving.cancel());
+document.querySelectorAll("pre").forEach(e => { e.textContent = e.textContent });
 document.querySelectorAll("mjx-container").forEach(e => e.replaceWith("x"))"""
 # Without its preload, which asks for the imports of a style sheet beside the page instead of beside the sheet.
 AXE_RUN = """axe.run({preload: false, resultTypes: ["violations"]})
