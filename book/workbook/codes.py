@@ -1,23 +1,82 @@
-"""Codes of a few bits on the optimal levels of the normal distribution, after transforms that make numbers normal.
+"""Ways to store a table that the chapter on the frontier and its study share; each gives an approximation and bytes.
 
-The cores of a TT-matrix, principal coordinates, rows under a random rotation, groups of entries: the same codes for
-each. They are counted, not packed: the chapter on the frontier and its study compare sizes and errors.
+Integers, one row for all, parts by frequency, and codes of a few bits on the optimal levels of the normal distribution,
+after transforms that make numbers normal: the cores of a TT-matrix, principal coordinates, rows under a random
+rotation, groups of entries. Codes are counted, not packed: what is compared are sizes and errors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ttref import ttm_svd, ttm_to_matrix
+from ttref import quantize_integer, ttm_svd, ttm_to_matrix
 
-__all__ = ["coded_axes", "coded_groups", "coded_rows", "coded_train", "gaussian_levels", "rounded", "row_scales"]
+__all__ = [
+    "coded_axes",
+    "coded_groups",
+    "coded_rows",
+    "coded_train",
+    "gaussian_levels",
+    "integers",
+    "mean_row",
+    "parts",
+    "rounded",
+    "row_scales",
+]
 
 Made = tuple[Tensor, int]  # approximation, bytes
+INDEX = 5  # bytes a row for its part and its place in it, as in MPSEmbedding
 SPLIT = (96, 4)  # row and column mode of the first core
+
+
+def integers(table: Tensor, bits: int, group: int | None = None, best: bool = False) -> Made:
+    """Integers with a scale for each row or group: :func:`ttref.quantize_integer`.
+
+    Example:
+        >>> approximation, nbytes = integers(torch.ones(3, 4), 8)
+        >>> bool((approximation - 1).abs().max() < 0.01), nbytes
+        (True, 18)
+    """
+    made = quantize_integer(table, bits, group=group, best=best)
+    return made.approximation, made.nbytes
+
+
+def mean_row(table: Tensor) -> Made:
+    """One row for all.
+
+    Example:
+        >>> mean_row(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+        (tensor([[2., 4.],
+                [2., 4.]]), 8)
+    """
+    return table.mean(0).expand(table.shape), 4 * table.shape[1]
+
+
+def parts(table: Tensor, order: Tensor, sizes: Sequence[int], ways: Sequence[Callable[[Tensor], Made]]) -> Made:
+    """Rows in an order, cut into parts; each part is stored in its way, with five bytes a row to find it.
+
+    Args:
+        table: ``(rows, columns)``.
+        order: A permutation of the rows, frequent ones first.
+        sizes: Rows in each part but the last.
+        ways: One more than the sizes.
+
+    Example:
+        >>> table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+        >>> approximation, nbytes = parts(table, torch.arange(6), (2,), (lambda rows: integers(rows, 8), mean_row))
+        >>> torch.equal(approximation[2:], table[2:].mean(0).expand(4, 4)), nbytes
+        (True, 58)
+    """
+    approximation, nbytes = torch.empty_like(table), INDEX * len(table)
+    for mine, way in zip(order.split([*sizes, len(order) - sum(sizes)]), ways, strict=True):
+        approximation[mine], used = way(table[mine])
+        nbytes += used
+    return approximation, nbytes
 
 
 @cache

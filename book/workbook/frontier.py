@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ttref import MPSEmbedding, TTMEmbedding, quantize_integer, truncated_svd
 from ttref.compressed import Compressed
 
-from .codes import Made, coded_axes, coded_rows, coded_train
+from .codes import Made, coded_axes, coded_rows, coded_train, integers, mean_row, parts
 from .figures import pareto_frontier, readable
 
 __all__ = [
@@ -27,13 +27,11 @@ __all__ = [
     "log_axes",
     "on_front",
     "svd_int8",
-    "two_parts",
     "words",
 ]
 
 Way = Callable[[Tensor], Made]
 Candidate = tuple[str, str, Callable[[], Made]]  # family, setting, how it is made
-INDEX = 5  # bytes a row for its part and its place in it, as in MPSEmbedding
 TURNED = {"center": True, "rotate": True, "core_bits": 8}
 BLOCKS = {"row_shape": (32, 32, 30), "col_shape": (6, 8, 8)}
 LOOKS = {  # one color and one marker for each family, in every figure of the chapter
@@ -92,7 +90,7 @@ def candidates(dense: nn.Embedding, by_id: Tensor, by_count: Tensor) -> Iterator
     table = dense.weight.detach()
 
     def mixed(order: Tensor, count: int, head: Way, rest: Way) -> Callable[[], Made]:
-        return partial(two_parts, table, order, count, head, rest)
+        return partial(parts, table, order, (count,), (head, rest))
 
     for bits in (8, 4, 3):
         yield "integers", f"int{bits} per row", partial(integers, table, bits)
@@ -129,22 +127,6 @@ def candidates(dense: nn.Embedding, by_id: Tensor, by_count: Tensor) -> Iterator
     yield name, "2,048 by count, int3 rest", mixed(by_count, 2048, int8, partial(integers, bits=3, group=64))
 
 
-def two_parts(table: Tensor, order: Tensor, count: int, head: Way, rest: Way) -> Made:
-    """Store the first rows of an order in one way and the others in another, with five bytes a row to find each.
-
-    Example:
-        >>> table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-        >>> approximation, nbytes = two_parts(table, torch.arange(6), 2, partial(integers, bits=8), mean_row)
-        >>> torch.equal(approximation[2:], table[2:].mean(0).expand(4, 4)), nbytes
-        (True, 58)
-    """
-    approximation, nbytes = torch.empty_like(table), INDEX * len(table)
-    for part, way in ((order[:count], head), (order[count:], rest)):
-        approximation[part], used = way(table[part])
-        nbytes += used
-    return approximation, nbytes
-
-
 def svd_int8(table: Tensor, count: int) -> Made:
     """Store the mean row, the first principal axes in float32, and the coordinates along them in int8.
 
@@ -158,16 +140,6 @@ def svd_int8(table: Tensor, count: int) -> Made:
     axes = torch.linalg.eigh(torch.cov((table - mean).double().mT))[1].flip(1)[:, :count].float()
     coordinates = quantize_integer(((table - mean) @ axes).contiguous(), 8)
     return coordinates.approximation @ axes.mT + mean, coordinates.nbytes + 4 * table.shape[1] * (count + 1)
-
-
-def mean_row(table: Tensor) -> Made:
-    """One row for all."""
-    return table.mean(0).expand(table.shape), 4 * table.shape[1]
-
-
-def integers(table: Tensor, bits: int, group: int | None = None, best: bool = False) -> Made:
-    """Integers with a scale for each row or group."""
-    return _made(quantize_integer(table, bits, group=group, best=best))
 
 
 def _bits(bits: int) -> str:

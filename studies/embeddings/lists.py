@@ -57,16 +57,16 @@ def shared(rows: int, width: int) -> Iterator[Method]:
         way = partial(ways.svd_integers, budget=dense // ratio)
         yield Method(f"svd-int8-{ratio}", "SVD, centered, int8 factors", f"about {ratio}x", False, way)
     for bits in (8, 4, 3, 2):
-        yield Method(f"int{bits}", "integers", f"int{bits} per row", False, partial(ways.integers, bits=bits))
+        yield Method(f"int{bits}", "integers", f"int{bits} per row", False, partial(codes.integers, bits=bits))
     for bits in (4, 3, 2):
-        way = partial(ways.integers, bits=bits, best=True)
+        way = partial(codes.integers, bits=bits, best=True)
         yield Method(f"int{bits}-best", "integers, best scale", f"int{bits} per row, best scale", False, way)
-        way = partial(ways.integers, bits=bits, group=48, best=True)
+        way = partial(codes.integers, bits=bits, group=48, best=True)
         yield Method(f"int{bits}-group-best", "integers, groups, best scale", f"int{bits}, groups of 48", False, way)
     for bits in (4, 3, 2):
-        way = partial(ways.integers, bits=bits, group=48)
+        way = partial(codes.integers, bits=bits, group=48)
         yield Method(f"int{bits}-group", "integers, groups", f"int{bits}, groups of 48", False, way)
-    yield Method("mean-row", "mean row", "for every token", False, ways.mean_row)
+    yield Method("mean-row", "mean row", "for every token", False, codes.mean_row)
     for pieces in (width // 4, width // 8):
         name = f"{pieces} pieces of 8 bits"
         yield Method(f"pq-{pieces}", "product quantization", name, False, partial(ways.product, subvectors=pieces))
@@ -98,7 +98,7 @@ def coded_by_frequency(orders: dict[str, Tensor], sizes: tuple[int, ...]) -> Ite
         for size in sizes:
             for kind, (family, way) in kinds.items():
                 if kind != "pq" or (name, size) == ("id", sizes[-1]):  # k-means takes minutes
-                    made = partial(ways.parts, order=order, sizes=(size,), ways=(way, ways.mean_row))
+                    made = partial(codes.parts, order=order, sizes=(size,), ways=(way, codes.mean_row))
                     setting = f"{size} rows by {name}, {2 if kind == 'pq' else 3} bits a weight"
                     yield Method(f"{kind}-codes-{name}-{size}", family, setting, kind == "tt", made)
 
@@ -129,13 +129,14 @@ def by_frequency(orders: dict[str, Tensor], width: int, sizes: tuple[int, ...]) 
 def divided(name: str, order: Tensor, bits: int, size: int, rests: tuple[str, ...]) -> Iterator[Method]:
     """Integer rows for the ``size`` most frequent tokens, and each of several methods for the rest."""
     rest_ways = {
-        "mean row": ways.mean_row,
+        "mean row": codes.mean_row,
         "MPS rank 1": partial(ways.train, rank=1, center=True, core_bits=8),
         **{f"PCA of {numbers} bytes": partial(ways.svd_rows, numbers=numbers) for numbers in (22, 74)},
-        **{f"int{bits}": partial(ways.integers, bits=bits) for bits in (4, 3, 2)},
+        **{f"int{bits}": partial(codes.integers, bits=bits) for bits in (4, 3, 2)},
     }
     for rest in rests:
         key = f"int{bits}-{name}-{size}-{rest.lower().replace(' ', '-')}"
-        way = partial(ways.parts, order=order, sizes=(size,), ways=(partial(ways.integers, bits=bits), rest_ways[rest]))
+        head = partial(codes.integers, bits=bits)
+        way = partial(codes.parts, order=order, sizes=(size,), ways=(head, rest_ways[rest]))
         setting = f"{size} rows by {name}, {rest} rest"
         yield Method(key, f"int{bits} rows, {rest} for the rest", setting, rest.startswith("MPS"), way)

@@ -26,7 +26,6 @@ from ttref import (
 )
 
 Compress = Callable[[Tensor], Made]
-INDEX = 5  # bytes a row for its part and its place in it, as in MPSEmbedding
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,6 @@ def svd_integers(table: Tensor, budget: int, bits: int = 8) -> Made:
     return left.approximation.mT @ basis.approximation + mean, left.nbytes + basis.nbytes + 4 * len(mean)
 
 
-def integers(table: Tensor, bits: int, group: int | None = None, best: bool = False) -> Made:
-    made = quantize_integer(table, bits, group=group, best=best)
-    return made.approximation, made.nbytes
-
-
 def product(table: Tensor, subvectors: int) -> Made:
     """Product quantization, kept in the user's cache folder: k-means takes minutes."""
     folder = cache_folder() / "product_quantization"
@@ -145,19 +139,6 @@ def product(table: Tensor, subvectors: int) -> Made:
 def product_of_width(table: Tensor, length: int) -> Made:
     """Product quantization with pieces of ``length`` entries."""
     return product(table, table.shape[1] // length)
-
-
-def mean_row(table: Tensor) -> Made:
-    return table.mean(0).expand(table.shape), 4 * table.shape[1]
-
-
-def parts(table: Tensor, order: Tensor, sizes: tuple[int, ...], ways: tuple[Compress, ...]) -> Made:
-    """Rows in the order of their frequency, each part by its method."""
-    approximation, nbytes = torch.empty_like(table), INDEX * len(table)
-    for mine, way in zip(order.split([*sizes, len(order) - sum(sizes)]), ways, strict=True):
-        approximation[mine], used = way(table[mine])
-        nbytes += used
-    return approximation, nbytes
 
 
 def adaptive(table: Tensor, order: Tensor, whole: int, rank: int, **options) -> Made:

@@ -18,7 +18,7 @@ from studies.embeddings import tables as embedding_tables
 from studies.embeddings.encoder import Encoder
 from studies.embeddings.healing import Factors
 from studies.embeddings.loss import Texts, front
-from studies.embeddings.methods import floor, mean_row, parts
+from studies.embeddings.methods import floor
 from studies.embeddings.tables import columns, growth, sizes_at
 from studies.overview import study as overview
 from studies.toy_classifier import adaptive as toy_adaptive
@@ -189,14 +189,6 @@ def test_codes_for_normal_numbers():
     table = torch.randn(9600, 24, generator=torch.Generator().manual_seed(0))
     errors = [(coded_train(table, bits)[0] - table).norm() for bits in (1, 2, 4)]
     assert errors == sorted(errors, reverse=True) and errors[2] < 0.15 * table.norm()
-
-
-def test_parts_of_a_table():
-    table, order = torch.randn(9, 4), torch.tensor([3, 1, 8, 0, 2, 4, 5, 6, 7])
-    made, nbytes = parts(table, order, (3,), (lambda part: (part, 16 * len(part)), mean_row))
-    assert torch.equal(made[order[:3]], table[order[:3]])
-    assert torch.allclose(made[order[3:]], table[order[3:]].mean(0).expand(6, 4))
-    assert nbytes == 9 * 5 + 3 * 16 + 16
 
 
 def test_factors_start_as_the_svd():

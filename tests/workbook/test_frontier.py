@@ -1,12 +1,13 @@
 """The candidates of the chapter on the frontier, and its codes: bytes and errors against what they must be."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from book.workbook import frontier
+from book.workbook import codes, frontier
 from book.workbook.codes import coded_axes, coded_groups, coded_rows, coded_train, gaussian_levels, rounded
 from ttref import gaussian_distortion, quantize_integer
 
@@ -60,15 +61,15 @@ def test_every_recorded_family_has_a_name():
         frontier.family_of({"family": "hashing"})
 
 
-def test_two_parts_are_the_two_ways_on_their_rows():
+def test_parts_are_stored_in_their_ways():
     table, order = noise(40, 8), torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    head, rest = quantize_integer(table[order[:10]], 8), table[order[10:]].mean(0)
-    approximation, nbytes = frontier.two_parts(
-        table, order, 10, lambda part: (quantize_integer(part, 8).approximation, head.nbytes), frontier.mean_row
-    )
-    assert torch.equal(approximation[order[:10]], head.approximation)
-    assert torch.allclose(approximation[order[10:]], rest.expand(30, 8))
-    assert nbytes == head.nbytes + 4 * 8 + 5 * 40
+    first, second = quantize_integer(table[order[:10]], 8), quantize_integer(table[order[10:25]], 4)
+    ways = (partial(codes.integers, bits=8), partial(codes.integers, bits=4), codes.mean_row)
+    approximation, nbytes = codes.parts(table, order, (10, 15), ways)
+    assert torch.equal(approximation[order[:10]], first.approximation)
+    assert torch.equal(approximation[order[10:25]], second.approximation)
+    assert torch.allclose(approximation[order[25:]], table[order[25:]].mean(0).expand(15, 8))
+    assert nbytes == first.nbytes + second.nbytes + 4 * 8 + 5 * 40
 
 
 def test_svd_in_int8_is_near_the_svd_of_the_centered_table():

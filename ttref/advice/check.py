@@ -88,7 +88,7 @@ def does_a_train_pay(weight: Tensor, eps: float = 0.2, *, rows: int = ROWS) -> C
         ValueError: It is not a matrix, is empty, has NaN or Inf; eps outside (0, 1).
 
     Cost:
-        Five decompositions of ``min(m, rows)`` x n: about 0.1 s for 512 x 384 on two cores.
+        Six decompositions of ``min(m, rows)`` x n: about 0.1 s for 512 x 384 on two cores.
 
     Accuracy:
         What some rows say need not hold for all. Beside four whole matrices, at two errors each (``estimates`` in
