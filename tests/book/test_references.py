@@ -24,6 +24,20 @@ def test_what_a_chapter_refers_to_is_in_the_bibliography(chapter):
     assert not referred(chapter) - known, "add it to book/references.bib"
 
 
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda chapter: chapter.stem)
+def test_a_chapter_cites_through_the_page_of_references(chapter):
+    keys = {
+        entry.fields[name].lower(): key
+        for key, entry in BIBLIOGRAPHY.items()
+        for name in ("eprint", "doi")
+        if name in entry.fields
+    }
+    text = "\n".join(cell.source for cell in read(chapter).cells if cell.cell_type == "markdown")
+    for item in re.split(r"\n(?=- )", text.partition("\n## References\n")[2]):
+        if found := [keys[name.lower()] for name in ADDRESS.findall(item) if name.lower() in keys]:
+            assert any(f"](../book/references.md#{key})" in item for key in found), item
+
+
 def test_titles_are_plain_text():
     for key, entry in BIBLIOGRAPHY.items():
         assert "$" not in entry.fields["title"], f"{key}: formulas in titles are not set; write them in Unicode"
