@@ -42,5 +42,5 @@ def setup(app) -> dict[str, bool]:
     """Register the style and the list, and add the anchors when all pages are read."""
     register_plugin("pybtex.style.formatting", "shortnames", ShortNames)
     app.add_post_transform(PlainList)
-    app.connect("env-updated", _anchors)
+    app.connect("env-updated", _anchors, priority=900)  # after sphinxcontrib-bibtex has numbered its citations
     return {"parallel_read_safe": True, "parallel_write_safe": True}
