@@ -1,9 +1,24 @@
-"""Changing an existing model: one transaction with undo, and one rule for the names of its modules.
+"""Changing an existing model: one transaction with undo, which layers bear to be replaced, and by what.
 
 `edit` has :class:`edit` and :func:`swap_layer`, `wrappers` the names of modules without wrappers, `ties` the parameters
-that several modules share.
+that several modules share. `finding` lists the layers that can be replaced, and `candidates` has the ways to do it.
 """
 
-from .edit import edit, swap_layer
+from __future__ import annotations
 
-__all__ = ["edit", "swap_layer"]
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+from .edit import edit, swap_layer  # at once, because a module of the same name would hide a name that comes late
+
+if TYPE_CHECKING:
+    from .finding import find_layers
+
+__all__ = ["edit", "find_layers", "swap_layer"]
+
+# Late, because tables and adapters import the modules below, and `candidates` imports tables.
+_HOME = {
+    "finding": ("find_layers",),
+}
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOME)
