@@ -35,6 +35,8 @@ DIGITS = 8  # of each tensor's hash: an adapter has hundreds of tensors, and its
 # the format: it stays when a class is renamed.
 KINDS = {
     "Baseline": ("approximation", "Baseline._restore"),
+    "Gram": ("fitting.gram", "Gram._restore"),
+    "Grams": ("fitting.gram", "Grams._restore"),
     "MPSEmbedding": ("embeddings.mps", "MPSEmbedding._restore"),
     "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
     "TTDelta": ("lora.delta", "TTDelta._restore"),
@@ -67,7 +69,7 @@ def load(path: str | Path) -> Any:
     Returns:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
         :class:`TTLinear`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
-        :class:`~ttref.fixedpoint.contract.QuantizedTT`. For a file of :func:`save_tt_lora` a dict from the names of the
+        :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`Gram` or :class:`Grams`. For a file of :func:`save_tt_lora` a dict from the names of the
         adapted layers to their updates; :func:`load_tt_lora` puts these, and modules saved along, into a model.
 
     Raises:
