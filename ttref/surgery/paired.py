@@ -1,0 +1,98 @@
+"""Paired tests: of scores before and after against a margin, and of flips; exact for scores 0 and 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import whole
+
+__all__ = ["mcnemar"]
+
+_OUTSIDE = 1e-4  # chance that the share of beneficial flips lies outside of where it is looked for; added to p
+_SHARES = 128  # of beneficial flips that are tried
+_NOTHING = 1e-16  # numbers of flips less likely than this are left out
+_ROUNDING = 1e-9
+
+
+def mcnemar(harmful: int, beneficial: int) -> float:
+    """Exact two-sided p of McNemar's test: that an example which changed sides is as likely to be lost as won.
+
+    Args:
+        harmful: How many examples changed from right to wrong.
+        beneficial: How many changed from wrong to right.
+
+    Raises:
+        TypeError, ValueError: Numbers that are no counts.
+        ModuleNotFoundError: scipy is not installed.
+
+    Example:
+        >>> round(mcnemar(8, 2), 4), mcnemar(0, 0)
+        (0.1094, 1.0)
+    """
+    harmful, beneficial = whole("harmful", harmful, least=0), whole("beneficial", beneficial, least=0)
+    if harmful == beneficial:
+        return 1.0
+    flips = harmful + beneficial
+    return min(1.0, 2 * float(_scipy().bdtr(min(harmful, beneficial), flips, 0.5)))
+
+
+def fewest_examples(margin: float, alpha: float) -> int:
+    """So many scores 0 and 1 the equivalence gate needs to accept a change that flips none."""
+    return math.ceil(math.log(alpha - _OUTSIDE) / math.log1p(-margin)) if margin < 1 and alpha > _OUTSIDE else 2
+
+
+def p_of_t(lost: Tensor, margin: float) -> float:
+    """Of the paired one-sided t-test against a mean drop of the margin."""
+    above, spread = lost.mean().item() - margin, lost.std().item() / math.sqrt(len(lost))
+    if spread == 0:
+        return 0.0 if above < 0 else 1.0
+    return float(_scipy().stdtr(len(lost) - 1, above / spread))
+
+
+def p_of_flips(harmful: int, beneficial: int, examples: int, margin: float) -> float:
+    """Exact p against a mean drop of the margin: the largest over all shares of beneficial flips that are likely.
+
+    With the shares ``(q + margin, q)`` of harmful and beneficial flips, the number of flips is binomial with
+    ``2 q + margin``, and the harmful among them are binomial again. A statistic that grows with the harmful flips, the
+    beneficial ones kept, is largest in distribution on that border of the hypothesis.
+    """
+    special = _scipy()
+    if margin >= 1:
+        return 0.0
+    size, flips = examples + 2, torch.arange(examples + 1, dtype=torch.float64)
+    lost = (harmful - beneficial) / size
+    statistic = (lost - margin) / math.sqrt(((harmful + beneficial + 2) / size - lost * lost) / size)
+    # For each number of flips, the most harmful ones at which the statistic is no larger than the one found.
+    square, share = statistic * statistic / size, (flips + 2) / size
+    root = (square * ((1 + square) * share - margin * margin)).clamp_min(0).sqrt()
+    limit = (margin + math.copysign(1.0, statistic) * root) / (1 + square)
+    most = ((limit * size + flips) / 2 + _ROUNDING).floor().minimum(flips)
+    # The share of beneficial flips, by Clopper and Pearson.
+    low = float(special.betaincinv(beneficial, examples - beneficial + 1, _OUTSIDE / 2)) if beneficial else 0.0
+    kept = examples - beneficial
+    high = float(special.betaincinv(beneficial + 1, kept, 1 - _OUTSIDE / 2)) if kept else 1.0
+    ends = [min(end, (1 - margin) / 2) for end in (low, high)]
+    gained = torch.linspace(*ends, _SHARES, dtype=torch.float64).unsqueeze(1)
+    changed = 2 * gained + margin
+    ways = math.lgamma(examples + 1) - (flips + 1).lgamma() - (examples - flips + 1).lgamma()
+    chance = (ways + torch.xlogy(flips, changed) + torch.special.xlog1py(examples - flips, -changed)).exp()
+    row, many = (chance > _NOTHING).nonzero(as_tuple=True)
+    harm = ((gained + margin) / changed)[row, 0]
+    tail = special.bdtr(most[many].clamp_min(0).numpy(), flips[many].long().numpy(), harm.numpy())
+    tail = torch.as_tensor(tail).where(most[many] >= 0, 0.0)
+    total = torch.zeros(_SHARES, dtype=torch.float64).index_add_(0, row, chance[row, many] * tail)
+    return min(1.0, total.max().item() + _OUTSIDE)
+
+
+def _scipy() -> Any:
+    try:
+        from scipy import special
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the tests of the equivalence gate need scipy; install it with: python -m pip install scipy"
+        ) from error
+    return special
