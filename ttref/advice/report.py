@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replace
+from ..printed import html_table, text_table
 from .kinds import INTEGERS
 
 __all__ = ["Advice"]
@@ -120,33 +121,20 @@ class Advice:
 
     def __repr__(self) -> str:
         """The table as text of at most 88 columns, and the lines to type."""
-        cells = [self._heads(), *self._cells("/")]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = textwrap.wrap(self.summary, WIDTH) + [""]
-        for row in cells:
-            sides = (str.ljust, str.ljust, *[str.rjust] * 6)
-            parts = (side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True))
-            lines.append(" ".join(parts).rstrip())
+        lines += text_table(self._heads(), self._cells("/"), left=2)
         lines += ["", *textwrap.wrap(self._legend(), WIDTH)]
         typed = "\n\n".join(self._typed())
         return "\n".join([*lines, *(["", "What to type, and then measure the model:", "", typed] if typed else [])])
 
     def _repr_html_(self) -> str:
         """The table in a box that scrolls by itself; the lines to type are folded."""
-        head = "".join(f'<th scope="col"{_LEFT if k < 2 else ""}>{cell}</th>' for k, cell in enumerate(self._heads()))
-        body = "\n".join(
-            f'<tr><th scope="row"{_LEFT}>{html.escape(row[0])}</th><td{_LEFT}>{row[1]}</td>'
-            + "".join(f"<td>{cell}</td>" for cell in row[2:])
-            + "</tr>"
-            for row in self._cells(" / ")
-        )
+        label = "Table: advice for each part of the model"
+        table = html_table(self._heads(), self._cells(" / "), label=label, caption=self._legend(), left=2)
         typed = "\n\n".join(self._typed())
         return (
             f"<p><strong>{html.escape(self.summary)}</strong></p>\n"
-            '<div class="tt-table" role="region" tabindex="0" aria-label="Table: advice for each part of the model" '
-            'style="overflow-x:auto">\n'
-            f"<table>\n<caption>{html.escape(self._legend())}</caption>\n<thead><tr>{head}</tr></thead>\n"
-            f"<tbody>\n{body}\n</tbody>\n</table>\n</div>\n"
+            f"{table}\n"
             f"<details><summary>What to type</summary>\n<pre>{html.escape(typed)}</pre>\n</details>"
         )
 
@@ -172,9 +160,6 @@ class Advice:
             "integers in bytes. A verdict counts trains and SVD with int8 numbers, a quarter of the bytes. "
             f"All verdicts followed, the model is about {ratios} times smaller than in float32."
         )
-
-
-_LEFT = ' style="text-align:left"'
 
 
 def _short(ratio: float) -> str:
