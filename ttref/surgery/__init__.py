@@ -2,7 +2,8 @@
 
 `edit` has :class:`edit` and :func:`swap_layer`, `wrappers` the names of modules without wrappers, `ties` the parameters
 that several modules share. `finding` lists the layers that can be replaced, `candidates` has the ways to do it, and
-`sensing` measures what each of them costs the model.
+`sensing` measures what each of them costs the model. `partial` is the search that keeps the replacements which a metric
+bears, `gates` and `paired` say when it does, `searching`, `resuming` and `layer_report` are its parts.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from .edit import edit, swap_layer  # at once, because a module of the same name
 
 if TYPE_CHECKING:
     from .finding import find_layers
+    from .gates import drop_gate, equivalence_gate, false_accepts
+    from .partial import partial_tensorize
     from .sensing import sensitivity
 
-__all__ = ["edit", "find_layers", "sensitivity", "swap_layer"]
+__all__ = [
+    "drop_gate",
+    "edit",
+    "equivalence_gate",
+    "false_accepts",
+    "find_layers",
+    "partial_tensorize",
+    "sensitivity",
+    "swap_layer",
+]
 
 # Late, because tables and adapters import the modules below, and `candidates` imports tables.
 _HOME = {
     "finding": ("find_layers",),
+    "gates": ("drop_gate", "equivalence_gate", "false_accepts"),
+    "partial": ("partial_tensorize",),
     "sensing": ("sensitivity",),
 }
 if not TYPE_CHECKING:

@@ -29,11 +29,11 @@ class Verdict(NamedTuple):
         before, after: Mean scores.
         drop: ``before - after``, negative for a gain.
         allowed: The largest drop that passes, or the margin, in the units of the scores.
+        harmful, beneficial: Of scores 0 and 1: how many examples went from 1 to 0, and from 0 to 1. None for others.
         p: Of the equivalence gate: the chance of a drop as small as this one, or smaller, where the true mean drop is
-            the margin. Below alpha it is accepted. None for the drop gate, as are all below.
+            the margin. Below alpha it is accepted. None for the drop gate, as are the two below.
         p_gain: The same for the other half of the two one-sided tests (TOST): that the true gain is the margin. If
             both are below alpha, the scores are equivalent.
-        harmful, beneficial: Of scores 0 and 1: how many examples went from 1 to 0, and from 0 to 1. None for others.
         mcnemar: Of scores 0 and 1: exact p of McNemar's test, that the two kinds of flips are equally likely.
     """
 
@@ -42,10 +42,10 @@ class Verdict(NamedTuple):
     after: float
     drop: float
     allowed: float
-    p: float | None = None
-    p_gain: float | None = None
     harmful: int | None = None
     beneficial: int | None = None
+    p: float | None = None
+    p_gain: float | None = None
     mcnemar: float | None = None
 
     @property
@@ -66,8 +66,8 @@ def drop_gate(
     """Accept if the metric fell by at most ``max_drop``; whether by luck is not asked.
 
     Args:
-        before: The metric before the change, higher is better; of scores the mean.
-        after: The metric with the change.
+        before: The metric before the change, higher is better: a number, or the scores of examples, ``(examples,)``.
+        after: The same with the change. Of scores the means are compared.
         max_drop: In the units of the metric, or a share of its size before.
         drop_type: ``"absolute"`` or ``"relative"``.
 
@@ -82,10 +82,11 @@ def drop_gate(
         (True, False)
     """
     check_gate("drop", max_drop, drop_type)
-    one, two = as_scores(before).mean().item(), as_scores(after).mean().item()
+    scores = as_scores(before), as_scores(after)
+    one, two = (found.mean().item() for found in scores)
     allowed = _allowed(one, max_drop, drop_type)
     accepted = one - two <= allowed + _ROUNDING * max(abs(one), abs(two))
-    return Verdict(accepted, one, two, one - two, allowed)
+    return Verdict(accepted, one, two, one - two, allowed, *_flips(*scores))
 
 
 def equivalence_gate(
@@ -143,14 +144,14 @@ def equivalence_gate(
         raise ValueError(f"a test needs 2 scores or more, got {len(one)}")
     lost, mean = one - two, one.mean().item()
     margin, drop = _allowed(mean, max_drop, drop_type), lost.mean().item()
-    if not binary(one, two):
+    harmful, beneficial = flips = _flips(one, two)
+    means = mean, two.mean().item(), drop, margin
+    if harmful is None or beneficial is None:
         p, p_gain = p_of_t(lost, margin), p_of_t(-lost, margin)
-        return Verdict(p < alpha, mean, two.mean().item(), drop, margin, p, p_gain)
-    harmful, beneficial = int((lost > 0).sum()), int((lost < 0).sum())
+        return Verdict(p < alpha, *means, *flips, p, p_gain)
     p = p_of_flips(harmful, beneficial, len(one), margin)
     p_gain = p_of_flips(beneficial, harmful, len(one), margin)
-    flips = harmful, beneficial, mcnemar(harmful, beneficial)
-    return Verdict(p < alpha, mean, two.mean().item(), drop, margin, p, p_gain, *flips)
+    return Verdict(p < alpha, *means, *flips, p, p_gain, mcnemar(harmful, beneficial))
 
 
 class FalseAccepts(NamedTuple):
@@ -261,6 +262,13 @@ def as_scores(metric: Any, name: str = "the metric") -> Tensor:
 def binary(*scores: Tensor) -> bool:
     """True if all scores are 0 or 1."""
     return all(bool(((one == 0) | (one == 1)).all()) for one in scores)
+
+
+def _flips(before: Tensor, after: Tensor) -> tuple[int, int] | tuple[None, None]:
+    """How many scores went from 1 to 0, and from 0 to 1; None and None for other scores."""
+    if before.ndim == 0 or before.shape != after.shape or not binary(before, after):
+        return None, None
+    return int((before > after).sum()), int((before < after).sum())
 
 
 def _allowed(before: float, max_drop: float, drop_type: str) -> float:
