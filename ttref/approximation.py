@@ -29,7 +29,8 @@ class Baseline:
     Attributes:
         name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
         stored: The stored tensors: factors ``left`` and ``right``; or ``codes`` with ``scales`` (one per row or group)
-            or ``codebooks`` ``(pieces, 2^bits, width of a piece)``.
+            or ``codebooks`` ``(pieces, 2^bits, width of a piece)``. With scales and one bit, the codes -1 and 0 stand
+            for the signs - and +.
         dtype: The dtype of the matrix.
         bits: Width of a code; None for factors.
         approximation: The matrix that the stored tensors represent, same shape and dtype as the original.
@@ -67,6 +68,8 @@ class Baseline:
             return torch.cat(pieces, dim=1)
         # A scale that was rounded up may carry the largest code just beyond the dtype of the matrix.
         limit, wide = torch.finfo(self.dtype).max, torch.promote_types(self.dtype, torch.float32)
+        if self.bits == 1:
+            codes = 2 * codes + 1  # the two codes of one bit, -1 and 0, are the signs
         rows = codes.to(wide) * held["scales"].to(wide).unsqueeze(2)
         return rows.flatten(1).clamp(-limit, limit).to(self.dtype)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .approximation import Baseline
 from .checks import check_matrix, whole
 from .codes import to_codes
+from .fitting.gram import Gram, as_gram
 from .precision import computable, full_precision
 from .truncation import truncate
 
@@ -22,7 +24,12 @@ __all__ = ["gaussian_null", "product_quantize", "quantize_integer", "truncated_s
 @full_precision
 @torch.no_grad()
 def truncated_svd(
-    w: Tensor, *, rank: int | None = None, params: int | None = None, nbytes: int | None = None
+    w: Tensor,
+    *,
+    rank: int | None = None,
+    params: int | None = None,
+    nbytes: int | None = None,
+    gram: Gram | Tensor | None = None,
 ) -> Baseline:
     """Best approximation of a given rank, stored as two factors ``(m, r)`` and ``(r, n)``.
 
@@ -31,22 +38,29 @@ def truncated_svd(
         rank: The rank r; more than min(m, n) is clipped to that.
         params: Budget of numbers: the largest rank with ``r (m + n) <= params``.
         nbytes: Budget of bytes: the same with factors in the dtype of ``w``.
+        gram: Gram matrix G of the inputs of a layer with weight ``w``: a :class:`Gram`, or a tensor ``(n, n)``. The
+            error is then that of the layer's outputs (whitened SVD).
 
     Returns:
         A :class:`Baseline` with ``r (m + n)`` numbers. Above ``r = m n / (m + n)`` that is more than the matrix.
 
+    Guarantee:
+        No matrix of rank r is closer in the Frobenius norm or, with a Gram matrix G, in ``tr((w - w') G (w - w')^T)``.
+        Directions that no input had are zero in ``w'``.
+
     Raises:
         TypeError: ``w`` is not a real floating-point tensor, or a budget is not an integer.
         ValueError: Not exactly one of rank, params, nbytes; a budget too small for rank 1; ``w`` is not a matrix, is
-            empty, or holds NaN or Inf.
+            empty, or holds NaN or Inf; a Gram matrix of another width, or one that is not positive semidefinite.
 
     Cost:
         O(m n min(m, n)). The singular vectors of the shorter side come from its Gram matrix in float64, exact to
-        float32; a float64 matrix takes a true SVD. A 50,000 x 576 float32 table takes a few seconds.
+        float32; a float64 matrix takes a true SVD. A 50,000 x 576 float32 table takes a few seconds. A Gram matrix
+        adds O(n^3 + m n^2).
 
     Source:
-        Eckart and Young (1936), The approximation of one matrix by another of lower rank: no matrix of rank r is
-        closer in the Frobenius norm, and the squared error is the sum of the squared singular values left out.
+        Eckart and Young (1936), The approximation of one matrix by another of lower rank: the squared error is the sum
+        of the squared singular values left out. With a Gram matrix: Wang et al. (2024), SVD-LLM, arXiv:2403.07378.
 
     Example:
         >>> w = torch.outer(torch.arange(1.0, 7), torch.ones(4))     # rank 1
@@ -67,13 +81,34 @@ def truncated_svd(
             f"{chosen[0]}={budget} is too small: rank 1 of a {m} x {n} matrix in {w.dtype} already takes {unit}"
         )
     r = min(budget // unit, m, n)
+    if gram is not None:
+        return _whitened_svd(w, as_gram(gram, n).to(w.device), r)
     # The short side goes first: its Gram matrix is the small one.
     short = w.double() if m <= n else w.double().mT
     factors = [factor.to(w.dtype) for factor in truncate(short, r, None, precise=w.dtype == torch.float64)]
     left, right = factors if m <= n else (factors[1].mT, factors[0].mT)
-    made = Baseline(f"SVD rank {r}", {"left": left, "right": right}, w.dtype)
-    if not (factors[1].isfinite().all() and made.approximation.isfinite().all()):
-        raise ValueError(f"a factor leaves the range of {w.dtype}; convert w with .float() or .double()")
+    return _factored(f"SVD rank {r}", left, right, w.dtype)
+
+
+def _whitened_svd(w: Tensor, gram: Tensor, r: int) -> Baseline:
+    """The SVD of ``w S`` with ``S S^T = G``, and S taken out of the right factor again."""
+    values, vectors = torch.linalg.eigh(gram)
+    # Directions below rounding of the largest were not seen: nothing says what they should be.
+    seen = values > len(gram) * torch.finfo(torch.float64).eps * values[-1]
+    root, vectors = values[seen].sqrt(), vectors[:, seen]
+    left, s, right = torch.linalg.svd((w.double() @ vectors) * root, full_matrices=False)
+    size = s[:r].sqrt()
+    right = (right[:r] * size.unsqueeze(1) / root) @ vectors.mT
+    missing = (0, 0, 0, r - len(right))  # of fewer directions than r
+    left, right = F.pad((left[:, :r] * size).mT, missing).mT, F.pad(right, missing)
+    return _factored(f"whitened SVD rank {r}", left.to(w.dtype).contiguous(), right.to(w.dtype), w.dtype)
+
+
+def _factored(name: str, left: Tensor, right: Tensor, dtype: torch.dtype) -> Baseline:
+    """Two factors as a baseline, if they and their product stay in the range of the dtype."""
+    made = Baseline(name, {"left": left, "right": right}, dtype)
+    if not (left.isfinite().all() and right.isfinite().all() and made.approximation.isfinite().all()):
+        raise ValueError(f"a factor leaves the range of {dtype}; convert w with .float() or .double()")
     return made
 
 

@@ -36,10 +36,11 @@ def to_codes(values: Tensor, bits: int, *, best: bool = False) -> tuple[Tensor, 
     scales = torch.where(rounded.to(exact.dtype) < exact, above, rounded)
     if best:
         scales = _least_error(values, scales, top)
-    return _codes(values, scales, top).to(torch.int8), scales
+    return nearest(values, scales, top).to(torch.int8), scales
 
 
-def _codes(values: Tensor, scales: Tensor, top: int) -> Tensor:
+def nearest(values: Tensor, scales: Tensor, top: int) -> Tensor:
+    """The nearest codes from ``-top`` to ``top`` on grids with these scales, in the dtype of the values."""
     wide = scales.to(values.dtype)
     return (values / wide.where(wide > 0, 1)).round_().clamp_(-top, top)
 
@@ -49,7 +50,7 @@ def _least_error(values: Tensor, scales: Tensor, top: int) -> Tensor:
     best, least = scales, None
     for step in range(33):
         tried = (scales.to(values.dtype) * (1 - 0.025 * step)).bfloat16()
-        error = (_codes(values, tried, top).mul_(tried.to(values.dtype)) - values).square_().sum(-1, keepdim=True)
+        error = (nearest(values, tried, top).mul_(tried.to(values.dtype)) - values).square_().sum(-1, keepdim=True)
         if least is None:
             least = error
         better = error < least

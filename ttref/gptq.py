@@ -1,0 +1,149 @@
+"""Rounding against what a layer sees: the error of each column is made good in the columns not rounded yet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .approximation import Baseline
+from .checks import check_matrix, whole
+from .codes import nearest, to_codes
+from .fitting.gram import Gram, as_gram
+from .precision import full_precision
+
+__all__ = ["gptq_quantize"]
+
+DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it, as its authors do
+BLOCK = 128  # columns whose errors reach the columns behind them in one product
+
+
+@full_precision
+@torch.no_grad()
+def gptq_quantize(w: Tensor, gram: Gram | Tensor, bits: int, *, group: int | None = None) -> Baseline:
+    """Round to signed integers so that the layer's outputs change least: the strong baseline at three bits and fewer.
+
+    Columns are rounded one after another, those with the largest inputs first, and the error of each is spread over the
+    columns that follow, as far as their inputs are correlated with it. Then the scales are fitted to the codes by least
+    squares in the same norm, and the rounding is repeated with them. Each row keeps the best of all that was tried,
+    rounding to nearest included.
+
+    Args:
+        w: The layer's weight ``(out, in)``.
+        gram: Gram matrix of its inputs: a :class:`Gram`, or a tensor ``(in, in)``.
+        bits: Width of a code, 1 to 8. One bit is a sign, without a zero.
+        group: Entries of a row that share a scale, a divisor of ``in``; left out, the whole row.
+
+    Returns:
+        A :class:`Baseline` of the bytes of :func:`quantize_integer`: ``ceil(out in bits / 8)`` of codes and two for
+        each scale. Groups are consecutive columns of ``w``, so that no order is stored.
+
+    Raises:
+        TypeError: ``w`` or ``gram`` is not a real floating-point tensor, or bits or group is not an integer.
+        ValueError: bits outside 1 to 8; a group that does not divide ``in``; a Gram matrix of another width, not
+            symmetric or with a negative eigenvalue; entries beyond the range of bfloat16; ``w`` is not a matrix, is
+            empty, or holds NaN or Inf.
+
+    Guarantee:
+        With G the Gram matrix, ``tr((w - w') G (w - w')^T)`` is at most that of :func:`quantize_integer` with the same
+        bits and group, with ``best`` and without, in each row and up to rounding.
+
+    Cost:
+        O(out in^2 + in^3) in float64, twice. Of scales, O(out (in / group)^3).
+
+    Source:
+        Frantar et al. (2023), GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
+        arXiv:2210.17323; the scales are ours.
+
+    Example:
+        >>> w = torch.tensor([[0.3, 0.3, 0.3, 1.0]])     # the first three inputs are always equal
+        >>> gram = Gram.from_inputs(torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+        >>> made = gptq_quantize(w, gram, 2)             # codes -1, 0, 1: one of the three speaks for all
+        >>> made.name, made.nbytes, sorted(made.stored["codes"].flatten().tolist())
+        ('GPTQ int2 per row', 3, [0, 0, 1, 1])
+    """
+    check_matrix("w", w)
+    bits = whole("bits", bits, least=1)
+    if bits > 8:
+        raise ValueError(f"bits must lie between 1 and 8, got {bits}")
+    m, n = w.shape
+    size = n if group is None else whole("group", group, least=1)
+    if n % size:
+        raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
+    gram = as_gram(gram, n).to(w.device)
+    exact = w.double().reshape(m, n // size, size)
+    best = _Best(exact, gram)
+    if bits == 1:
+        best.try_(torch.where(exact < 0, -1.0, 1.0).double(), exact.abs().mean(-1).bfloat16())
+    else:
+        for clipped in (False, True):
+            codes, scales = to_codes(exact, bits, best=clipped)
+            best.try_(codes.double(), scales.squeeze(2))
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    spread = _spread(gram, order)
+    for _ in range(2):
+        codes = _rounded(exact, best.scales, bits, order, spread)
+        best.try_(codes, best.scales)
+        best.try_(codes, _fitted_scales(exact, codes, gram))
+    codes = best.codes if bits > 1 else (best.codes - 1) / 2
+    name = f"GPTQ int{bits} per {'row' if group is None else f'group of {size}'}"
+    return Baseline(name, {"codes": codes.to(torch.int8), "scales": best.scales}, w.dtype, bits)
+
+
+class _Best:
+    """Codes and scales of least weighted squared error in each row, of those tried."""
+
+    def __init__(self, exact: Tensor, gram: Tensor) -> None:
+        self.exact, self.gram = exact, gram
+        self.codes = torch.zeros_like(exact)
+        self.scales = torch.zeros(exact.shape[:2], dtype=torch.bfloat16, device=exact.device)
+        self.error = torch.full(exact.shape[:1], torch.inf, dtype=torch.float64, device=exact.device)
+
+    def try_(self, codes: Tensor, scales: Tensor) -> None:
+        lost = (codes * scales.double().unsqueeze(2) - self.exact).flatten(1)
+        error = ((lost @ self.gram) * lost).sum(1)
+        better = error < self.error
+        self.error = torch.where(better, error, self.error)
+        self.codes = torch.where(better[:, None, None], codes, self.codes)
+        self.scales = torch.where(better[:, None], scales, self.scales)
+
+
+def _spread(gram: Tensor, order: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped Gram matrix, in this order.
+
+    Row k over its diagonal entry says how the columns behind k make good for an error in column k.
+    """
+    damped = gram[order][:, order]
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped / damped.diagonal().mean()))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _rounded(exact: Tensor, scales: Tensor, bits: int, order: Tensor, spread: Tensor) -> Tensor:
+    """Codes ``(m, groups, size)`` of the columns, rounded one after another."""
+    m, groups, size = exact.shape
+    n, top = groups * size, 2 ** (bits - 1) - 1
+    left = exact.flatten(1).mT[order]  # columns lie in rows here, where they are read fast
+    grid = scales.double().repeat_interleave(size, 1).mT[order]
+    codes = torch.empty_like(left)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        errors = torch.empty(stop - start, m, dtype=left.dtype, device=left.device)
+        for k in range(start, stop):
+            values = left[k] - spread[start:k, k] @ errors[: k - start]
+            codes[k] = nearest(values, grid[k], top) if bits > 1 else torch.where(values < 0, -1.0, 1.0)
+            errors[k - start] = (values - codes[k] * grid[k]) / spread[k, k]
+        left[stop:].addmm_(spread[start:stop, stop:].mT, errors, alpha=-1)
+    return torch.empty_like(codes).index_copy_(0, order, codes).mT.reshape(exact.shape)
+
+
+def _fitted_scales(exact: Tensor, codes: Tensor, gram: Tensor) -> Tensor:
+    """The scales of least weighted squared error for these codes: one small linear system for each row."""
+    m, groups, size = exact.shape
+    seen = gram.reshape(groups, size, -1)
+    system = torch.empty(m, groups, groups, dtype=torch.float64, device=exact.device)
+    for k in range(groups):
+        system[:, k] = ((codes[:, k] @ seen[k]).reshape(codes.shape) * codes).sum(2)
+    right = ((exact.flatten(1) @ gram).reshape(codes.shape) * codes).sum(2)
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    diagonal.add_(1e-9 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny)  # groups without codes
+    return torch.linalg.solve(system, right).clamp(min=0).bfloat16()
