@@ -243,7 +243,8 @@ def as_scores(metric: Any, name: str = "the metric") -> Tensor:
     if metric is None or isinstance(metric, (str, bytes)):
         raise TypeError(f"{name} must be a number, or one score for each example, got {metric!r}")
     try:
-        scores = torch.as_tensor(metric).detach()
+        kept = hasattr(metric, "dtype")  # a list would become float32
+        scores = torch.as_tensor(metric, dtype=None if kept else torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number, or one score for each example: {error}") from None
     if scores.is_complex():
