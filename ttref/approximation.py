@@ -29,8 +29,8 @@ class Baseline:
     Attributes:
         name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
         stored: The stored tensors: factors ``left`` and ``right``; or ``codes`` with ``scales`` (one per row or group)
-            or ``codebooks`` ``(pieces, 2^bits, width of a piece)``. With scales and one bit, the codes -1 and 0 stand
-            for the signs - and +.
+            or ``codebooks`` ``(pieces, centers, width of a piece)``, which may be integers with ``scales``
+            ``(pieces, centers)``. With scales alone and one bit, the codes -1 and 0 stand for the signs - and +.
         dtype: The dtype of the matrix.
         bits: Width of a code; None for factors.
         approximation: The matrix that the stored tensors represent, same shape and dtype as the original.
@@ -64,7 +64,10 @@ class Baseline:
             return product.to(self.dtype).contiguous()
         codes = self.stored["codes"]
         if "codebooks" in held:
-            pieces = [book[codes[:, k].long()] for k, book in enumerate(self.stored["codebooks"])]
+            books = self.stored["codebooks"]
+            if "scales" in held:  # entries of the codebook are integers themselves
+                books = (books.to(held["scales"].dtype) * held["scales"].unsqueeze(2)).to(self.dtype)
+            pieces = [book[codes[:, k].long()] for k, book in enumerate(books)]
             return torch.cat(pieces, dim=1)
         # A scale that was rounded up may carry the largest code just beyond the dtype of the matrix.
         limit, wide = torch.finfo(self.dtype).max, torch.promote_types(self.dtype, torch.float32)
@@ -137,15 +140,24 @@ class Baseline:
         else:
             # Sizes in the header are checked against the tensors before any memory is taken for them.
             books = tensors.get("codebooks")
-            axes = 3 if books is None else 2
-            if not 1 <= bits <= 8 or [type(size) for size in shape] != [int] * axes or min(shape) < 1:
+            axes, most = (3, 8) if books is None else (2, 16)
+            if not 1 <= bits <= most or [type(size) for size in shape] != [int] * axes or min(shape) < 1:
                 raise ValueError(f"its header has codes of {bits} bits and shape {shape}")
             tensors["codes"] = unpack_bits(tensors["codes"], bits, math.prod(shape), signed=books is None)
-            tensors["codes"] = tensors["codes"].reshape(shape).to(torch.int8 if books is None else torch.uint8)
+            kind = torch.int8 if books is None else torch.uint8 if bits <= 8 else torch.int32
+            tensors["codes"] = tensors["codes"].reshape(shape).to(kind)
             if books is None:
                 wanted = {"scales": (torch.bfloat16, *shape[:2])}
             else:
-                wanted = {"codebooks": (dtype, shape[1], 2**bits, books.shape[2])}
+                centers = books.shape[1]
+                if tensors["codes"].max() >= centers:
+                    raise ValueError(f"it has {centers} centers, and the code {int(tensors['codes'].max())}")
+                wanted = {"codebooks": (dtype, shape[1], centers, books.shape[2])}
+                if "scales" in tensors:
+                    wanted = {
+                        "codebooks": (torch.int8, *wanted["codebooks"][1:]),
+                        "scales": (torch.bfloat16, shape[1], centers),
+                    }
         if found != wanted:
             raise ValueError(f"it holds {found}, not {wanted}")
         return cls(header["name"], tensors, dtype, bits)
