@@ -5,7 +5,8 @@ import torch
 from strategies import gaussian, norm
 
 from ttref.fitting import fit_cores, output_error
-from ttref.fitting.solving import paired, solved
+from ttref.fitting.parts import paired
+from ttref.fitting.solving import solved
 from ttref.matrices import ttm_svd, ttm_to_matrix
 
 SHAPES = [((4, 3), (2, 5)), ((12, 1), (2, 5)), ((2, 3, 2), (3, 2, 2)), ((12,), (10,)), ((1, 4), (5, 2))]

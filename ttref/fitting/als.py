@@ -23,7 +23,8 @@ from ..powers import times_power
 from ..precision import full_precision
 from ..shapes import tt_ranks
 from .errors import relative
-from .solving import paired, solved
+from .parts import paired
+from .solving import solved
 from .starting import whitened_svd
 from .weighting import as_weighting, spans, times_gram
 
