@@ -13,7 +13,7 @@ from .precision import full_precision
 
 __all__ = ["gptq_quantize"]
 
-DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it, as its authors do
+DAMPING = 0.01  # added to the diagonal of the Gram matrix, whose mean is 1 here; so do the authors
 BLOCK = 128  # columns whose errors reach the columns behind them in one product
 
 
@@ -70,10 +70,14 @@ def gptq_quantize(w: Tensor, gram: Gram | Tensor, bits: int, *, group: int | Non
     if n % size:
         raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
     gram = as_gram(gram, n).to(w.device)
+    gram = gram / gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     exact = w.double().reshape(m, n // size, size)
     best = _Best(exact, gram)
     if bits == 1:
-        best.try_(torch.where(exact < 0, -1.0, 1.0).double(), exact.abs().mean(-1).bfloat16())
+        signs, scales = torch.where(exact < 0, -1.0, 1.0).double(), exact.abs().mean(2).bfloat16()
+        if not scales.isfinite().all():
+            raise ValueError("a group's mean magnitude is too large for a bfloat16 scale; rescale w")
+        best.try_(signs, scales)
     else:
         for clipped in (False, True):
             codes, scales = to_codes(exact, bits, best=clipped)
@@ -113,8 +117,8 @@ def _spread(gram: Tensor, order: Tensor) -> Tensor:
     Row k over its diagonal entry says how the columns behind k make good for an error in column k.
     """
     damped = gram[order][:, order]
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped / damped.diagonal().mean()))
+    damped.diagonal().add_(DAMPING)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)
 
 
