@@ -23,6 +23,7 @@ __all__ = [
     "draw_healing",
     "draw_map",
     "draw_path",
+    "draw_spectra",
     "picked",
 ]
 
@@ -202,3 +203,30 @@ def draw_healing(ax: Axes, rows: Sequence[Row], *, value: str, scale: float = 1.
         ax.annotate(
             label, (x, high), xytext=(8, 0), textcoords="offset points", va="center", color=readable(color), size=10
         )
+
+
+def draw_spectra(ax: Axes, layers: Sequence[Row], planted: Sequence[Row]) -> None:
+    """Output error of a train with a shared projection over whitened SVD's, against how many directions inputs have.
+
+    Args:
+        ax: Axes to draw in.
+        layers: Of the section ``spectra``: one for each layer of two models.
+        planted: Gaussian weights on inputs with planted spectra, one line for each width.
+
+    Example:
+        >>> ax = Figure().subplots()
+        >>> row = {"model": "ViT", "width": 128, "inputs_rank": 32.0, "whitened": 0.4, "shared": 0.3}
+        >>> draw_spectra(ax, [row], [])
+        >>> [[round(x, 2) for x in point] for point in ax.lines[0].get_xydata().tolist()]
+        [[0.25, 0.75]]
+    """
+    looks = zip(dict.fromkeys(row["model"] for row in layers), ((BLUE, "o"), (ORANGE, "s")), strict=False)
+    groups = [(picked(layers, model=model), model, color, marker, "") for model, (color, marker) in looks]
+    for width, dashes in zip(dict.fromkeys(row["width"] for row in planted), ("-", "--", ":"), strict=False):
+        groups.append((picked(planted, width=width), f"noise, planted inputs, {width} wide", GRAY, "", dashes))
+    for rows, label, color, marker, dashes in groups:
+        points = sorted((row["inputs_rank"] / row["width"], row["shared"] / row["whitened"]) for row in rows)
+        ax.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle=dashes, label=label)
+    ax.axhline(1, color="0.3", linewidth=1.2, marker="")
+    ax.set(xlabel="effective rank of the inputs / width", ylabel="error of train / error of whitened SVD")
+    ax.legend()
