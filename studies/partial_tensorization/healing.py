@@ -22,9 +22,10 @@ from .networks import bert_parts
 STEPS = {2: 60, 4.4: 120}
 ARMS = (
     *(("dense", 1), ("fitted", 4.4), ("whitened", 4.4), ("tt", 4.4)),
-    *(("int", 4), ("int", 3), ("int", 8), ("int", 2)),
+    *(("int", 4), ("int", 3), ("int", 8), ("int", 2), ("gptq", 4), ("gptq", 3), ("gptq", 2)),
     *(("fitted", 2), ("whitened", 2), ("tt", 2)),
 )
+ROUNDED = ("int", "gptq")  # not trained
 LOOKED_AT = (2, 4, 6)  # blocks whose states are the target
 TOKENS = 384  # in one step
 SENTENCES = 200  # of the other half of the text, for the cosine
@@ -126,9 +127,9 @@ def healing(task: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
         if name == "dense":
             row = {"candidate": "dense", "size": 1, "before": judge()}
         else:
-            if name != "int" and size not in known:
+            if name not in ROUNDED and size not in known:
                 known = {size: lessons(folder, STEPS[size])}
-            row = arm(judge, shelf, name, size, None if name == "int" else known[size])
+            row = arm(judge, shelf, name, size, None if name in ROUNDED else known[size])
         after = row.get("after")
         print(key, row["before"], "->", after, f"{row.get('seconds', 0):.0f} s", flush=True)
         yield {"key": key} | row

@@ -17,7 +17,7 @@ from .methods import made
 
 WHOLE = (1.94, 1.6)  # times fewer numbers in the whole network
 METHODS = ("tt", "whitened", "quick", "svd")  # quick: a fitted train with modes given
-INTEGERS = (4, 3, 8)
+ROUNDED, INTEGERS = ("int", "gptq"), (4, 3)
 CALIBRATION, SCORED, LENGTH = 32, 12, 128  # windows of WikiText-2's halves
 
 
@@ -87,7 +87,7 @@ def language(task: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]
     """Rows of the section ``language``."""
     model, grams = None, None
     wanted = [("dense", 1.0), *((method, whole) for whole in WHOLE for method in METHODS)]
-    wanted += [("int", bits) for bits in INTEGERS]
+    wanted += [(method, bits) for bits in INTEGERS for method in ROUNDED]
     for method, size in wanted:
         key = f"{method} {size:g}"
         if key in before:
@@ -98,7 +98,7 @@ def language(task: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]
             row = {"method": "dense", "size": 1.0, "loss": model.loss(), "params": model.total, "inside": model.inside}
         else:
             grams = grams or model.grams()
-            row = replaced(model, method, size if method == "int" else model.linears_ratio(size), grams)
+            row = replaced(model, method, size if method in ROUNDED else model.linears_ratio(size), grams)
             row["whole"] = size
         print(key, row, flush=True)
         yield {"key": key} | row

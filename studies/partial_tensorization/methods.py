@@ -13,13 +13,14 @@ import ttref
 from book.workbook.store import cache_folder
 from ttref import TTLinear, ttm_to_matrix
 from ttref.fitting import Grams, collect_gram, fit_cores, output_error
+from ttref.gptq import gptq_quantize
 from ttref.surgery import candidates
 from ttref.surgery.candidates import Candidate
 
 from .tasks import Task
 
 UNKNOWNS = 2100  # of the largest system of a fit, which is solved in a fraction of a second
-FITTED = ("fitted", "quick", "whitened")
+FITTED = ("fitted", "quick", "whitened", "gptq")
 ON_DISK = ("fitted",)  # minutes for a model
 
 
@@ -83,6 +84,9 @@ def made(name: str, size: float) -> Candidate:
     """A candidate by this study's name and size: eps below 1, else a ratio, or bits of integers."""
     if name == "int":
         return candidates.integer(int(size))
+    if name == "gptq":
+        build = functools.partial(rounded_to_outputs, int(size))
+        return Candidate(f"GPTQ int{size:g}", build, only_linear, needs_gram=True)
     if name in FITTED:
         build = whitened if name == "whitened" else functools.partial(fitted, tries=1 if name == "quick" else 2)
         return Candidate(f"{name} {size:g}x", functools.partial(build, size), only_linear, needs_gram=True)
@@ -93,6 +97,11 @@ def made(name: str, size: float) -> Candidate:
 def only_linear(layer: nn.Module, gram: Any) -> str | None:
     """Why a layer is not fitted."""
     return None if isinstance(layer, nn.Linear) else "only linear layers are fitted here"
+
+
+def rounded_to_outputs(bits: int, layer: nn.Module, gram: Any) -> nn.Module:
+    """Integers rounded one column after another, each to mend what the ones before did to the outputs."""
+    return candidates.rounded(layer, gptq_quantize(layer.weight.detach(), gram, bits))
 
 
 def whitened(ratio: float, layer: nn.Module, gram: Any) -> TTLinear:
