@@ -36,6 +36,16 @@ def weight():
     return noise(24, 36)
 
 
+def inputs_gram():
+    """Of inputs whose axes have variances far apart."""
+    return pkgutil.resolve_name("ttref.fitting.Gram").from_inputs(noise(100, 36, seed=5) * torch.logspace(0, -1, 36))
+
+
+def collected():
+    model = nn.Sequential(linear())
+    return pkgutil.resolve_name("ttref.fitting.collect_gram")(model, "0", [noise(2, 5, 36), noise(1, 3, 36, seed=1)])
+
+
 def train(rank=3, seed=0):
     bonds = (1, rank, rank, 1)
     return [noise(bonds[k], 4, bonds[k + 1], seed=seed + k) for k in range(3)]
@@ -195,9 +205,20 @@ CASES = {
     "entanglement_entropy": lambda: [ttref.entanglement_entropy(x, 1) for x in (noise(4, 4), train())],
     "suggest_ranks": lambda: [ttref.suggest_ranks(x, eps=1e-3) for x in (waves().weight.detach(), train())],
     "gaussian_distortion": lambda: ttref.gaussian_distortion(noise(50).square(), 30),
-    "truncated_svd": lambda: ttref.truncated_svd(weight(), rank=5).approximation,
+    "truncated_svd": lambda: [
+        ttref.truncated_svd(weight(), rank=5).approximation,
+        ttref.truncated_svd(weight(), rank=5, gram=inputs_gram()).approximation,
+    ],
     "quantize_integer": lambda: [ttref.quantize_integer(weight(), 4, best=b).approximation for b in (False, True)],
     "product_quantize": lambda: ttref.product_quantize(weight(), subvectors=6, bits=3).approximation,
+    "gptq.gptq_quantize": lambda: [
+        pkgutil.resolve_name("ttref.gptq.gptq_quantize")(weight(), inputs_gram(), bits, group=9).approximation
+        for bits in (1, 3)
+    ],
+    "clusters.cluster_rows": lambda: pkgutil.resolve_name("ttref.clusters.cluster_rows")(weight(), 5).approximation,
+    "fitting.Gram": lambda: [inputs_gram().matrix, (inputs_gram() + inputs_gram()).matrix],
+    "fitting.Grams": lambda: written_and_read(collected().save, ttref.load)["0"].matrix,
+    "fitting.collect_gram": lambda: collected()["0"].matrix,
     "gaussian_null": lambda: ttref.gaussian_null(weight()),
     "Baseline": lambda: [
         ttref.truncated_svd(weight(), rank=24).relative_error(weight()),
