@@ -16,6 +16,7 @@ from .edit import edit, swap_layer  # at once, because a module of the same name
 if TYPE_CHECKING:
     from .finding import find_layers
     from .gates import drop_gate, equivalence_gate, false_accepts
+    from .ordering import order_units
     from .partial import partial_tensorize
     from .sensing import sensitivity
 
@@ -25,6 +26,7 @@ __all__ = [
     "equivalence_gate",
     "false_accepts",
     "find_layers",
+    "order_units",
     "partial_tensorize",
     "sensitivity",
     "swap_layer",
@@ -34,6 +36,7 @@ __all__ = [
 _HOME = {
     "finding": ("find_layers",),
     "gates": ("drop_gate", "equivalence_gate", "false_accepts"),
+    "ordering": ("order_units",),
     "partial": ("partial_tensorize",),
     "sensing": ("sensitivity",),
 }
