@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .matrices import ttm_svd, ttm_to_matrix
     from .plans import plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
-    from .surgery import edit, swap_layer
+    from .surgery.edit import edit, swap_layer
+    from .surgery.partial import partial_tensorize
     from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "load_tt_lora",
     "merge_tt_lora",
+    "partial_tensorize",
     "plan_contraction",
     "product_quantize",
     "quantize_integer",
@@ -94,7 +96,8 @@ _HOME = {
     "contraction": ("ttm_matvec",),
     "layers": ("TTLinear",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
-    "surgery": ("edit", "swap_layer"),
+    "surgery.edit": ("edit", "swap_layer"),
+    "surgery.partial": ("partial_tensorize",),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
     "files": ("load",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),
