@@ -16,7 +16,7 @@ from .resuming import Record
 
 __all__ = ["Report"]
 
-WIDTH, NAME = 88, 36
+WIDTH = 88
 
 
 class Report:
@@ -105,8 +105,15 @@ class Report:
         )
 
     def __repr__(self) -> str:
-        """The table as text of at most 88 columns."""
-        lines = [*textwrap.wrap(self.summary, WIDTH), "", *text_table(*self._table())]
+        """The table as text of at most 88 columns; what does not fit is in the rows."""
+        columns = self._table()
+        for left_out in ("rank", "shape", "back", "alone"):
+            if max(map(len, text_table(*_turned(columns)))) <= WIDTH:
+                break
+            columns.pop(left_out, None)
+        others = max(map(len, text_table(*_turned(columns)))) - max(map(len, columns["layer"]), default=0)
+        columns["layer"] = [_short(name, WIDTH - others) for name in columns["layer"]]
+        lines = [*textwrap.wrap(self.summary, WIDTH), "", *text_table(*_turned(columns))]
         for reason, names in self._skipped().items():
             lines += ["", *textwrap.wrap(f"Skipped, {reason}: {', '.join(names)}", WIDTH)]
         return "\n".join(lines)
@@ -117,7 +124,8 @@ class Report:
             f"<p>Skipped, {html.escape(reason)}: {html.escape(', '.join(names))}</p>\n"
             for reason, names in self._skipped().items()
         )
-        table = html_table(*self._table(), label="Table: each layer of the model and its decision", caption=_CAPTION)
+        label = "Table: each layer of the model and its decision"
+        table = html_table(*_turned(self._table()), label=label, caption=_CAPTION)
         return f"<p><strong>{html.escape(self.summary)}</strong></p>\n{table}\n{skipped}"
 
     def _all(self, decision: str) -> list[dict[str, Any]]:
@@ -131,11 +139,11 @@ class Report:
             "seconds": round(self.seconds, 3),
         }
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and cells of the layers that were tried; columns that no row has are left out."""
+    def _table(self) -> dict[str, list[str]]:
+        """The columns of the layers that were tried, under their heads; those that no row has are left out."""
         rows = [row for row in self.layers if not row["decision"].startswith("skipped")]
         columns = {
-            "layer": [_short(row["name"]) for row in rows],
+            "layer": [row["name"] for row in rows],
             "shape": [" x ".join(map(str, row["shape"])) for row in rows],
             "rank": [str(max(row["ranks"])) if row["ranks"] else "" for row in rows],
             "smaller": [f"{row['nbytes_before'] / row['nbytes_after']:.2f}x" for row in rows],
@@ -144,11 +152,10 @@ class Report:
             "metric": [_number(row["metric"]) for row in rows],
             "drop": [_number(row["drop"]) for row in rows],
             "flips": [f"{row['harmful']}/{row['beneficial']}" if row["harmful"] is not None else "" for row in rows],
-            "p": ["" if row["p"] is None else f"{row['p']:.2g}" for row in rows],
+            "p": ["" if row["p"] is None else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}" for row in rows],
             "decision": [row["decision"].partition(":")[0] for row in rows],
         }
-        columns = {head: cells for head, cells in columns.items() if any(cells) or head == "layer"}
-        return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
+        return {head: cells for head, cells in columns.items() if any(cells) or head == "layer"}
 
     def _skipped(self) -> dict[str, list[str]]:
         """Names of the layers that were not tried, by the reason."""
@@ -169,6 +176,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _short(name: str) -> str:
-    """A name of at most 36 characters; of longer ones the end, which tells more."""
-    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
+def _short(name: str, width: int) -> str:
+    """A name of at most so many characters; of longer ones the end, which tells more."""
+    return name if len(name) <= width else f"…{name[len(name) + 1 - width :]}"
+
+
+def _turned(columns: dict[str, list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows."""
+    return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]

@@ -148,7 +148,7 @@ def partial_tensorize(
 
     with edit(model) as change:
         modes, statistics = kept_state(model, change)
-        search = Search(model, evaluate, candidate, grams, found, record, change)
+        search = Search(model, evaluate, candidate, grams, found, record)
         start = search.metric("start", ())
         _check_start(start, judge(start, start), gate, alpha)
         if order == "forward":
@@ -161,6 +161,8 @@ def partial_tensorize(
             record.write(resume)
         for part, training in modes.items():
             part.training = training
+        for name in search.inside:
+            search.made[name].train(modes[search.layers[name].module])
         for buffer, numbers in statistics:
             buffer.copy_(numbers)
         return Report(model, search.listed(), judge(start, last), before, record, change)

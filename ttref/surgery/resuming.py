@@ -36,6 +36,8 @@ class Record:
         self.metrics: list[dict[str, Any]] = []
         if path is not None and Path(path).exists():
             self._read(Path(path))
+        elif path is not None:
+            self.write(path)  # now, if it cannot be written
 
     def known(self, name: str, norm: float) -> dict[str, Any] | None:
         """What the file knows of a layer, if its weight is still the one of this norm."""
@@ -84,8 +86,9 @@ class Record:
 
     def _read(self, path: Path) -> None:
         """Take up a file; ValueError if it is damaged, or of a search with other settings."""
+        content = path.read_bytes()
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(content)
             if found["format"] != FORMAT or found["version"] != VERSION:
                 raise ValueError(f"it holds {found['format']} of version {found['version']}")
             settings, layers, metrics = found["settings"], found["layers"], found["metrics"]

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .candidates import Candidate
-from .edit import edit
+from .edit import edit, swap_layer
 from .finding import Layer, Layers, cost_of
 from .gates import Verdict, as_scores
 from .resuming import Record, norm_of
@@ -31,11 +31,10 @@ class Search:
         grams: Mapping[str, Any],
         found: Layers,
         record: Record,
-        change: edit,
     ) -> None:
         self.model, self.evaluate, self.candidate, self.grams = model, evaluate, candidate, grams
         self.layers = {layer.name: layer for layer in found}
-        self.skipped, self.record, self.change = found.skipped, record, change
+        self.skipped, self.record = found.skipped, record
         self.dense = list(model.parameters())
         self.rows: dict[str, dict[str, Any]] = {}
         self.made: dict[str, nn.Module] = {}  # replacements in the model, and those that wait
@@ -94,7 +93,8 @@ class Search:
                     f"the replacement of {name} is another one than in {self.record.path}: ranks {facts['ranks']}, "
                     f"there {known['ranks']}; the candidate or its Gram matrices changed, so give a new path"
                 )
-        self.change.put(back | {name: self.made[name] for name in sorted(wanted - self.inside)})
+        for name, layer in (back | {name: self.made[name] for name in wanted - self.inside}).items():
+            swap_layer(self.model, name, layer)  # not the edit around it, which would keep what was rejected
         self.inside = wanted
 
     def drop(self, name: str) -> None:
@@ -128,7 +128,7 @@ class Search:
             warnings.warn(
                 f"the model is evaluated in training mode: its {' and '.join(sorted(noisy))} make the metric noisy, "
                 "and the search follows the noise; call model.eval() before",
-                stacklevel=5,
+                stacklevel=4,
             )
         self.looked = True
 
