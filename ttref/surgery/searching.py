@@ -84,18 +84,24 @@ class Search:
     def put(self, names: Iterable[str]) -> None:
         """Let just these layers be replaced."""
         wanted = set(names)
-        back = {name: self.layers[name].module for name in self.inside - wanted}
-        for name in wanted - self.inside - self.made.keys():  # known from the file only
-            known, layer = self.record.layers[name], self.layers[name]
-            facts = self._facts(layer, known["norm"], *self._replacement(layer))
-            if any(facts[key] != known[key] for key in facts.keys() - {"seconds"}):
-                raise ValueError(
-                    f"the replacement of {name} is another one than in {self.record.path}: ranks {facts['ranks']}, "
-                    f"there {known['ranks']}; the candidate or its Gram matrices changed, so give a new path"
-                )
-        for name, layer in (back | {name: self.made[name] for name in wanted - self.inside}).items():
+        back = {name: layer.module for name, layer in self.layers.items() if name in self.inside - wanted}
+        new = [name for name in self.layers if name in wanted - self.inside]
+        for name in new:
+            if name not in self.made:  # known from the file only
+                self._make_again(name)
+        for name, layer in (back | {name: self.made[name] for name in new}).items():
             swap_layer(self.model, name, layer)  # not the edit around it, which would keep what was rejected
         self.inside = wanted
+
+    def _make_again(self, name: str) -> None:
+        """Make the replacement that the file describes; ValueError if it is another one."""
+        known, layer = self.record.layers[name], self.layers[name]
+        facts = self._facts(layer, known["norm"], *self._replacement(layer))
+        if any(facts[key] != known[key] for key in facts.keys() - {"seconds"}):
+            raise ValueError(
+                f"the replacement of {name} is another one than in {self.record.path}: ranks {facts['ranks']}, "
+                f"there {known['ranks']}; the candidate or its Gram matrices changed, so give a new path"
+            )
 
     def drop(self, name: str) -> None:
         """Let a layer be as it was, and forget its replacement."""
