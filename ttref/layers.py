@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .checks import check_float, check_input, check_modes, check_rank_or_eps
 from .costs import Plan
 from .files import check_finite, check_header
+from .fitting.gram import Gram
 from .linears import computed, weight_and_bias
 from .modules import cores_of, listed, owned
 from .precision import full_precision, under_autocast
@@ -162,15 +163,18 @@ class TTLinear(TTMatrix):
         eps: float | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
+        gram: Gram | Tensor | None = None,
     ) -> TTLinear:
-        """Compress a trained layer by TT-SVD. The layer itself stays as it is and shares no memory with the result.
+        """Compress a trained layer by TT-SVD, or by a fit to its inputs. The layer stays and shares no memory with it.
 
         Args:
             layer: ``nn.Linear`` or GPT-2's ``Conv1D`` (whose weight is stored in x out).
             rank: Cap on the TT-ranks.
             eps: Relative Frobenius error allowed for the weight, in [0, 1). Give exactly one of rank and eps.
             in_shape: Input modes; chosen as in :class:`TTLinear` when left out (with eps, for a rank of 16).
-            out_shape: Output modes, likewise.
+            out_shape: Output modes, likewise. :func:`~ttref.fitting.choose_modes` finds better ones for a Gram matrix.
+            gram: Gram matrix of the layer's inputs, as :func:`~ttref.fitting.collect_gram` makes: the cores are fitted
+                by :func:`~ttref.fitting.fit_cores`, and eps is the error of the outputs on those inputs.
 
         Returns:
             A layer with the dtype, device, training mode and ``requires_grad`` of the old one.
@@ -179,13 +183,14 @@ class TTLinear(TTMatrix):
             TypeError: Another kind of layer; one that computes more than ``x W^T + b`` (an overridden forward, forward
                 hooks); one whose weight is no plain tensor, or not built yet. Masks and parametrizations are applied.
             ValueError: Modes that do not multiply to the widths, NaN or Inf in the weight, a weight on the meta device
-                (offloaded), and as :func:`ttm_svd`.
+                (offloaded), a Gram matrix of another width, and as :func:`ttm_svd`.
 
         Guarantee:
-            As :func:`ttm_svd`.
+            As :func:`ttm_svd`. With a Gram matrix as :func:`~ttref.fitting.fit_cores`: with modes without padding, the
+            outputs on those inputs err no more than TT-SVD's of the same rank.
 
         Cost:
-            As :func:`ttm_svd`.
+            As :func:`ttm_svd`, or as :func:`~ttref.fitting.fit_cores`.
 
         Example:
             >>> import torch
@@ -204,7 +209,7 @@ class TTLinear(TTMatrix):
                     f"{name} {modes} multiplies to {math.prod(modes)}, but the layer's width there is {width}; "
                     "leave it out and modes are chosen, with padding if need be"
                 )
-        cores = cls._decomposed(weight, shapes, rank, eps)
+        cores = cls._decomposed(weight, shapes, rank, eps, gram=gram)
         made = cls.from_cores(cores, bias, in_features=weight.shape[1], out_features=weight.shape[0])
         made.cores.requires_grad_(weight.requires_grad)
         return made.train(layer.training)

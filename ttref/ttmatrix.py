@@ -15,6 +15,8 @@ from .checks import check_matrix_train, paired_modes, several, whole
 from .contraction import multiply
 from .costs import Plan
 from .files import read, write
+from .fitting.als import fit_cores
+from .fitting.gram import Gram, as_gram
 from .matrices import ttm_svd, ttm_to_matrix
 from .modes import NOMINAL_RANK, choose_modes
 from .modules import Cores, cores_of, owned
@@ -144,9 +146,19 @@ class TTMatrix(nn.Module):
 
     @classmethod
     def _decomposed(
-        cls, dense: Tensor, shapes: Sequence[Sequence[int] | None], rank: int | Sequence[int] | None, eps: float | None
+        cls,
+        dense: Tensor,
+        shapes: Sequence[Sequence[int] | None],
+        rank: int | Sequence[int] | None,
+        eps: float | None,
+        *,
+        gram: Gram | Tensor | None = None,
+        of_rows: Tensor | None = None,
     ) -> list[Tensor]:
-        """TT-SVD of a matrix, padded with zeros where the modes multiply to more; modes left out are chosen."""
+        """TT-SVD of a matrix, padded with zeros where the modes multiply to more; modes left out are chosen.
+
+        With a Gram matrix of its columns, or weights of its rows, cores are fitted in that norm instead.
+        """
         given = [size if modes is None else modes for size, modes in zip(dense.shape, shapes, strict=True)]
         shapes = choose_modes(*given[::-1], NOMINAL_RANK if rank is None else rank, cls._SHAPES[::-1])[::-1]
         padding = []
@@ -154,7 +166,15 @@ class TTMatrix(nn.Module):
             if math.prod(modes) < size:
                 raise ValueError(f"{name} {modes} multiplies to {math.prod(modes)}, less than {size}")
             padding = [0, math.prod(modes) - size, *padding]
-        return ttm_svd(F.pad(dense, padding), *shapes, rank=rank, eps=eps)
+        padded = F.pad(dense, padding)
+        if of_rows is not None:
+            weights = _with_padding(of_rows, padding[3])
+            cores = fit_cores(padded.mT, weights, *shapes[::-1], rank=rank, eps=eps)
+            return [core.transpose(1, 2).contiguous() for core in cores]
+        if gram is not None:
+            as_gram(gram, dense.shape[1])
+            return fit_cores(padded, _with_padding(gram, padding[1]), *shapes, rank=rank, eps=eps)
+        return ttm_svd(padded, *shapes, rank=rank, eps=eps)
 
     def _multiplied(self, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Vectors ``(batch, columns)`` times the transposed matrix: ``(batch, rows)``, padding cut off."""
@@ -186,3 +206,16 @@ class TTMatrix(nn.Module):
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Self:
         """The module of a file's tensors and settings."""
         raise NotImplementedError
+
+
+def _with_padding(gram: Gram | Tensor, extra: int) -> Gram | Tensor:
+    """A Gram matrix, or weights, of padding too: so little that it costs nothing, and enough to keep it near zero."""
+    if not extra:
+        return gram
+    if isinstance(gram, Gram):
+        return Gram(_with_padding(gram.matrix, extra), gram.tokens)
+    if gram.ndim == 1:
+        return F.pad(gram, (0, extra), value=1e-6 * gram.mean().item())
+    made = F.pad(gram.double(), (0, extra, 0, extra))
+    made.diagonal()[-extra:] = 1e-6 * gram.diagonal().mean()
+    return made

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_modes, check_rank_or_eps, whole
+from ..checks import check_input, check_modes, check_rank_or_eps, whole
 from ..files import check_finite, check_header
 from ..modules import cores_of, listed
 from ..precision import computable, full_precision
@@ -92,6 +92,7 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         col_shape: Sequence[int] | None = None,
         rank: int | Sequence[int] | None = None,
         eps: float | None = None,
+        weight: Tensor | None = None,
     ) -> TTMEmbedding:
         """Compress a trained table by TT-SVD. The table stays as it is and shares no memory with the result.
 
@@ -104,6 +105,9 @@ class TTMEmbedding(CompressedTable, TTMatrix):
             col_shape: Column modes, as many, multiplying to at least the width; likewise.
             rank: Cap on the TT-ranks.
             eps: Error allowed for the whole table, relative to its Frobenius norm, in [0, 1). Give exactly one.
+            weight: Weights ``(num_embeddings,)`` of the rows' squared errors, such as the frequencies of tokens: cores
+                are fitted to them by :func:`~ttref.fitting.fit_cores`, and eps is relative to the weighted norm. Add
+                one to counts, so that a token not seen is not given up.
 
         Returns:
             The compressed table, in the dtype, on the device and in the training mode of the old one.
@@ -111,10 +115,12 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         Raises:
             TypeError: No ``nn.Embedding``, or one that computes more than a look-up (an overridden forward, hooks).
                 Masks and parametrizations are applied.
-            ValueError: Modes that multiply to too little, a weight on the meta device, and as :func:`ttm_svd`.
+            ValueError: Modes that multiply to too little, a table on the meta device, weights of another number than
+                rows, below 0 or all 0, and as :func:`ttm_svd`.
 
         Guarantee:
-            As :func:`ttm_svd`.
+            As :func:`ttm_svd`. With weights and modes without padding, the weighted error is at most that of TT-SVD of
+            the same rank.
 
         Cost:
             As :func:`ttm_svd`: seconds for 50,000 x 768, and a few copies of the table in float64 meanwhile.
@@ -133,7 +139,8 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         for name, modes in (("row_shape", row_shape), ("col_shape", col_shape)):
             if modes is not None:
                 check_modes(name, modes)
-        cores = cls._decomposed(table, (row_shape, col_shape), rank, eps)
+        weights = None if weight is None else _weights(weight, len(table))
+        cores = cls._decomposed(table, (row_shape, col_shape), rank, eps, of_rows=weights)
         made = cls.from_cores(cores, *table.shape, padding_idx=embedding.padding_idx)
         for core in made.cores:
             core.requires_grad_(table.requires_grad)
@@ -224,6 +231,21 @@ class TTMEmbedding(CompressedTable, TTMatrix):
         if padding_idx is not None and not -self.num_embeddings <= padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx is {padding_idx}, but the table has {self.num_embeddings} rows")
         self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings
+
+
+def _weights(weight: Tensor, rows: int) -> Tensor:
+    """Weights of rows, one for each, in float64; counts are integers often."""
+    if not isinstance(weight, Tensor) or weight.is_complex() or weight.dtype == torch.bool:
+        found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a tensor of numbers ({rows},), got {found}")
+    if weight.shape != (rows,):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, but the table has {rows} rows; it takes one for each"
+        )
+    check_input("weight", weight.double())
+    if weight.min() < 0 or not weight.max() > 0:
+        raise ValueError("weight must be at least 0 everywhere and above 0 somewhere")
+    return weight.detach().double()
 
 
 def _meeting(widths: Sequence[int]) -> int:
