@@ -16,12 +16,13 @@ MOST_STEPS = 200
 ENTRIES = 1 << 22  # float64 numbers of a temporary at most: 32 MB
 
 
-def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float) -> Tensor:
+def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float, floor: float) -> Tensor:
     """The change of a core that solves ``A change = missing``, every row i of the core by steps of its own.
 
-    The loss falls with every step; the last is the one that brings less than ``tol`` of the whole fall.
+    The loss falls with every step; the last is the one that brings less than ``tol`` of the whole fall, or less than
+    ``floor``.
     """
-    precondition = _preconditioner(around)
+    precondition = _Preconditioner(around)
     change, residual = torch.zeros_like(missing), missing
     upward = direction = precondition(residual)
     slope = (residual * upward).sum((0, 2, 3), keepdim=True)
@@ -34,7 +35,7 @@ def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float) -> Ten
         residual = residual - length * image
         gain = (length * slope).sum().item()
         total += gain
-        if not gain > tol * total:
+        if not gain > max(tol * total, floor):
             break
         upward = precondition(residual)
         following = (residual * upward).sum((0, 2, 3), keepdim=True)
@@ -43,33 +44,22 @@ def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float) -> Ten
     return change
 
 
-class _preconditioner:
+class _Preconditioner:
     """Divides by the diagonal of A in the eigenbases of its three partial traces."""
 
     def __init__(self, around: Surrounding) -> None:
-        left, right = around.left, around.right
+        gram = around.gram
         _, _, _, s, n, r, _, _ = around.sizes
-        seen_left, seen_right = _gram_of_columns(left), _gram_of_columns(right)
-        if around.gram.ndim == 1:
-            weights = around.gram.reshape(s, n, r)
-            on_left = ((weights @ seen_right.diagonal()).sum(1)).diag()
-            on_right = ((seen_left.diagonal() @ weights.reshape(s, -1)).reshape(n, r).sum(0)).diag()
+        on_left, on_middle, on_right = traces(around)
+        self.left, self.right = (torch.linalg.eigh(part).eigenvectors for part in (on_left, on_right))
+        turned_left, turned_right = around.left @ self.left, around.right @ self.right
+        if gram.ndim == 1:  # A is diagonal in j already
             self.middle = None
+            energies = turned_left.square().sum(0), gram.reshape(s, n, r), turned_right.square().sum(0)
+            diagonal = torch.einsum("sa,snr,rb->anb", *energies)
         else:
-            six = around.gram.reshape(s, n, r, s, n, r)
-            traced = six.diagonal(dim1=1, dim2=4).sum(-1)  # (s, r, s', r')
-            on_left = torch.einsum("lrks,rs->lk", traced, seen_right)
-            on_right = torch.einsum("lrks,lk->rs", traced, seen_left)
-            between = torch.einsum("lnrkjs,rs->lnkj", six, seen_right)
-            self.middle = torch.linalg.eigh(torch.einsum("lnkj,lk->nj", between, seen_left)).eigenvectors
-        self.left = _basis(left, on_left)
-        self.right = _basis(right, on_right)
-        turned_left, turned_right = left @ self.left, right @ self.right
-        if self.middle is None:
-            energies = turned_left.square().sum(0), weights, turned_right.square().sum(0)
-            diagonal = torch.einsum("la,lnr,rb->anb", *energies)
-        else:
-            diagonal = _diagonal(six, self.middle, turned_left, turned_right)
+            self.middle = torch.linalg.eigh(on_middle).eigenvectors
+            diagonal = _diagonal(gram.reshape(s, n, r, s, n, r), self.middle, turned_left, turned_right)
         self.scale = diagonal.clamp(min=1e-12 * diagonal.max()).unsqueeze(1)
 
     def __call__(self, core: Tensor) -> Tensor:
@@ -82,32 +72,42 @@ class _preconditioner:
         return (self.left @ (made @ self.right.mT).reshape(a, -1)).reshape(a, m, n, b)
 
 
-def _gram_of_columns(part: Tensor) -> Tensor:
-    """``(columns, columns')``, summed over rows and bond."""
-    flat = part.transpose(0, 1).flatten(1)
-    return flat @ flat.mT
+def traces(around: Surrounding) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial traces of A: on the left bond, on the column index of the core (weights: its diagonal), on the right."""
+    _, _, _, s, n, r, _, _ = around.sizes
+    left, right = around.left, around.right
+    if around.gram.ndim == 1:
+        weights = around.gram.reshape(s, n, r)
+        seen_left, seen_right = left.square().sum((0, 2)), right.square().sum((0, 2))
+        on_left = torch.einsum("snr,r->s", weights, seen_right)
+        on_right = torch.einsum("snr,s->r", weights, seen_left)
+        on_middle = torch.einsum("snr,s,r->n", weights, seen_left, seen_right)
+    else:
+        six = around.gram.reshape(s, n, r, s, n, r)
+        seen_left, seen_right = (torch.einsum("pca,pda->cd", part, part) for part in (left, right))
+        traced = six.diagonal(dim1=1, dim2=4).sum(-1)  # (s, r, s', r')
+        on_left = torch.einsum("lrks,rs->lk", traced, seen_right)
+        on_right = torch.einsum("lrks,lk->rs", traced, seen_left)
+        on_middle = torch.einsum("lnrkjs,rs,lk->nj", six, seen_right, seen_left)
+    return _on_bond(left, on_left), on_middle, _on_bond(right, on_right)
 
 
-def _basis(part: Tensor, on_columns: Tensor) -> Tensor:
-    """Eigenbasis of a partial trace on a bond: the part on both sides of what stands on its columns."""
+def _on_bond(part: Tensor, on_columns: Tensor) -> Tensor:
+    """``(bond, bond')``: the part on both sides of a matrix, or a diagonal, on its columns."""
     rows, cols, bond = part.shape
-    weighted = (on_columns @ part).reshape(rows * cols, bond)
-    return torch.linalg.eigh(part.reshape(rows * cols, bond).mT @ weighted).eigenvectors
+    weighted = on_columns.unsqueeze(1) * part if on_columns.ndim == 1 else on_columns @ part
+    return part.reshape(rows * cols, bond).mT @ weighted.reshape(rows * cols, bond)
 
 
 def _diagonal(six: Tensor, middle: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The diagonal of A in turned bases ``(a, n, b)``, from the Gram matrix ``(s, n, r, s, n, r)``."""
     s, n, r = six.shape[:3]
     a, b = left.shape[2], right.shape[2]
-    found = six.new_empty(a, n, b)
+    turned = six.permute(0, 3, 2, 5, 1, 4).reshape(-1, n) @ middle  # (s s' r r' n, i)
+    turned = torch.einsum("xni,ni->ix", turned.reshape(-1, n, n), middle).reshape(n * s * s, r * r)
+    columns = right.permute(2, 1, 0)
+    pieces = [piece @ piece.mT for piece in columns.split(max(1, ENTRIES // (r * r)))]
+    seen = torch.cat([turned @ piece.flatten(1).mT for piece in pieces], 1).reshape(n, s * s, b)
     columns = left.permute(2, 1, 0)
     on_left = (columns @ columns.mT).reshape(a, s * s)
-    at_once = max(1, ENTRIES // (r * r))
-    for i in range(n):
-        vector = middle[:, i]
-        turned = torch.einsum("lnrkjs,n,j->lkrs", six, vector, vector).reshape(s * s, r * r)
-        seen = on_left @ turned
-        for first in range(0, b, at_once):
-            columns = right[:, :, first : first + at_once].permute(2, 1, 0)
-            found[:, i, first : first + at_once] = seen @ (columns @ columns.mT).flatten(1).mT
-    return found
+    return torch.einsum("ax,ixb->aib", on_left, seen)

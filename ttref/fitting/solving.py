@@ -25,17 +25,19 @@ STEPS = 12  # of conjugate gradients, typically: what a factorization is compare
 ENTRIES = 1 << 24  # float64 numbers of a temporary at most: 128 MB
 
 
-def solved(gram: Tensor, target: Tensor, cores: Sequence[Tensor], k: int, *, tol: float = 1e-3) -> tuple[Tensor, float]:
+def solved(
+    gram: Tensor, target: Tensor, cores: Sequence[Tensor], k: int, *, tol: float = 1e-2, floor: float = 0.0
+) -> tuple[Tensor, float]:
     """Core k that minimizes the loss, the others fixed, and by how much the loss falls; never a worse core.
 
-    It solves for the change of the core, so that a core which is right already stays as it is to rounding. ``tol`` is
-    the part of that fall which the last step of conjugate gradients may still bring.
+    It solves for the change of the core, so that a core which is right already stays as it is to rounding. The last
+    step of conjugate gradients brings less than ``tol`` of that fall, or less than ``floor``.
     """
     around = Surrounding(gram, cores, k)
     missing = right_side(target, cores, k) - around(cores[k])
     dense = gram.ndim == 2
     if not (_dense_pays(around) if dense else _diagonal_pays(around)):
-        change = conjugate_gradients(around, missing, tol)
+        change = conjugate_gradients(around, missing, tol, floor)
     else:
         change = _dense(around, missing) if dense else _diagonal(around, missing)
     gain = ((2 * missing - around(change)) * change).sum().item()

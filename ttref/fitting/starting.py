@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..matrices import ttm_svd
+from .sweeping import stored_error
+
+LEAST = 1e-6  # of the largest eigenvalue: no direction is divided by less
 
 
-def kronecker_factors(gram: Tensor, cols: Sequence[int]) -> list[Tensor]:
-    """Square roots ``(n_k, n_k)`` of the partial traces of a Gram matrix, each with mean eigenvalue 1."""
-    d = len(cols)
+def best_start(
+    weight: Tensor, gram: Tensor, rows: Sequence[int], cols: Sequence[int], rank: int | Sequence[int]
+) -> list[Tensor]:
+    """The better of TT-SVD and whitened TT-SVD of a float64 matrix, in the norm of the Gram matrix."""
+    plain = ttm_svd(weight, rows, cols, rank=rank)
+    roots = kronecker_roots(gram, cols)
+    turned = ttm_svd(_turned(weight, roots, cols), rows, cols, rank=rank)
+    other = [torch.einsum("amnb,nc->amcb", core, part.inverse()) for core, part in zip(turned, roots, strict=True)]
+    return min((plain, other), key=lambda cores: stored_error(weight, cores, gram))
+
+
+def whitened(weight: Tensor, gram: Tensor, cols: Sequence[int]) -> Tensor:
+    """``W S``, S the Kronecker product of :func:`kronecker_roots`.
+
+    Where only one column mode is above 1, S is the root of the Gram matrix itself, and for two cores the truncated SVD
+    of ``W S`` is the best there is.
+    """
+    return _turned(weight, kronecker_roots(gram, cols), cols)
+
+
+def _turned(weight: Tensor, roots: Sequence[Tensor], cols: Sequence[int]) -> Tensor:
+    """``W S`` for the Kronecker product S of the roots."""
+    tensor, before = weight, weight.shape[0]
+    for n, part in zip(cols, roots, strict=True):
+        tensor = part @ tensor.reshape(before, n, -1)  # the roots are symmetric
+        before *= n
+    return tensor.reshape(weight.shape)
+
+
+def kronecker_roots(gram: Tensor, cols: Sequence[int]) -> list[Tensor]:
+    """Square roots ``(n_k, n_k)`` of the partial traces of a Gram matrix, of mean eigenvalue 1."""
     roots = []
-    for k in range(d):
+    for k, n in enumerate(cols):
+        before, after = math.prod(cols[:k]), math.prod(cols[k + 1 :])
         if gram.ndim == 1:
-            part = gram.reshape(tuple(cols)).sum([axis for axis in range(d) if axis != k]).diag()
+            weights = gram.reshape(before, n, after).sum((0, 2))
+            weights = weights / weights.mean()
+            roots.append(weights.clamp(min=LEAST * weights.max()).sqrt().diag())
         else:
-            before, after = 1, 1
-            for n in cols[:k]:
-                before *= n
-            for n in cols[k + 1 :]:
-                after *= n
-            split = gram.reshape(before, cols[k], after, before, cols[k], after)
-            part = split.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3).sum((-1, -2))
-        values, vectors = torch.linalg.eigh(part / part.diagonal().mean())
-        values = values.clamp(min=1e-6)  # an unseen direction must not divide by zero
-        roots.append((vectors * values.sqrt()) @ vectors.mT)
+            six = gram.reshape(before, n, after, before, n, after)
+            part = six.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3).sum((-1, -2))
+            roots.append(root(part))
     return roots
 
 
-def whitened_svd(
-    weight: Tensor, gram: Tensor, rows: Sequence[int], cols: Sequence[int], rank: int | Sequence[int]
-) -> list[Tensor]:
-    """TT-SVD of ``W S``, S the Kronecker product of :func:`kronecker_factors`, and S taken out of the cores again.
-
-    Where only one column mode is above 1, S is the Gram matrix's root and the train is the best for two cores.
-    """
-    roots = kronecker_factors(gram, cols)
-    tensor = weight
-    for k, root in enumerate(roots):
-        before = weight.shape[0]
-        for n in cols[:k]:
-            before *= n
-        tensor = torch.einsum("anb,nc->acb", tensor.reshape(before, cols[k], -1), root)
-    cores = ttm_svd(tensor.reshape(weight.shape), rows, cols, rank=rank)
-    return [torch.einsum("amnb,nc->amcb", core, root.inverse()) for core, root in zip(cores, roots, strict=True)]
+def root(matrix: Tensor) -> Tensor:
+    """Symmetric square root of a positive semidefinite matrix, scaled to mean eigenvalue 1 and made invertible."""
+    values, vectors = torch.linalg.eigh(matrix / matrix.diagonal().mean())
+    return (vectors * values.clamp(min=LEAST * values[-1].item()).sqrt()) @ vectors.mT
