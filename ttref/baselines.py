@@ -38,8 +38,8 @@ def truncated_svd(
         rank: The rank r; more than min(m, n) is clipped to that.
         params: Budget of numbers: the largest rank with ``r (m + n) <= params``.
         nbytes: Budget of bytes: the same with factors in the dtype of ``w``.
-        gram: Gram matrix G of the inputs of a layer with weight ``w``: a :class:`Gram`, or a tensor ``(n, n)``. The
-            error is then that of the layer's outputs (whitened SVD).
+        gram: Gram matrix G of the inputs of a layer with weight ``w``: a :class:`~ttref.fitting.gram.Gram`, or a
+            tensor ``(n, n)``. The error is then that of the layer's outputs (whitened SVD).
 
     Returns:
         A :class:`Baseline` with ``r (m + n)`` numbers. Above ``r = m n / (m + n)`` that is more than the matrix.

@@ -29,7 +29,7 @@ def gptq_quantize(w: Tensor, gram: Gram | Tensor, bits: int, *, group: int | Non
 
     Args:
         w: The layer's weight ``(out, in)``.
-        gram: Gram matrix of its inputs: a :class:`Gram`, or a tensor ``(in, in)``.
+        gram: Gram matrix of its inputs: a :class:`~ttref.fitting.gram.Gram`, or a tensor ``(in, in)``.
         bits: Width of a code, 1 to 8. One bit is a sign, without a zero.
         group: Entries of a row that share a scale, a divisor of ``in``; left out, the whole row.
 

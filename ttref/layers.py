@@ -172,9 +172,10 @@ class TTLinear(TTMatrix):
             rank: Cap on the TT-ranks.
             eps: Relative Frobenius error allowed for the weight, in [0, 1). Give exactly one of rank and eps.
             in_shape: Input modes; chosen as in :class:`TTLinear` when left out (with eps, for a rank of 16).
-            out_shape: Output modes, likewise. :func:`~ttref.fitting.choose_modes` finds better ones for a Gram matrix.
-            gram: Gram matrix of the layer's inputs, as :func:`~ttref.fitting.collect_gram` makes: the cores are fitted
-                by :func:`~ttref.fitting.fit_cores`, and eps is the error of the outputs on those inputs.
+            out_shape: Output modes, likewise. For a Gram matrix :func:`~ttref.fitting.choosing.choose_modes` finds
+                better ones.
+            gram: Gram matrix of the layer's inputs, from :func:`~ttref.fitting.collecting.collect_gram`: the cores are
+                fitted by :func:`~ttref.fitting.als.fit_cores`, and eps is the error of the outputs on those inputs.
 
         Returns:
             A layer with the dtype, device, training mode and ``requires_grad`` of the old one.
@@ -186,11 +187,11 @@ class TTLinear(TTMatrix):
                 (offloaded), a Gram matrix of another width, and as :func:`ttm_svd`.
 
         Guarantee:
-            As :func:`ttm_svd`. With a Gram matrix as :func:`~ttref.fitting.fit_cores`: with modes without padding, the
-            outputs on those inputs err no more than TT-SVD's of the same rank.
+            As :func:`ttm_svd`. With a Gram matrix as :func:`~ttref.fitting.als.fit_cores`: with modes without padding,
+            the outputs on those inputs err no more than TT-SVD's of the same rank.
 
         Cost:
-            As :func:`ttm_svd`, or as :func:`~ttref.fitting.fit_cores`.
+            As :func:`ttm_svd`, or as :func:`~ttref.fitting.als.fit_cores`.
 
         Example:
             >>> import torch

@@ -106,8 +106,8 @@ class TTMEmbedding(CompressedTable, TTMatrix):
             rank: Cap on the TT-ranks.
             eps: Error allowed for the whole table, relative to its Frobenius norm, in [0, 1). Give exactly one.
             weight: Weights ``(num_embeddings,)`` of the rows' squared errors, such as the frequencies of tokens: cores
-                are fitted to them by :func:`~ttref.fitting.fit_cores`, and eps is relative to the weighted norm. Add
-                one to counts, so that a token not seen is not given up.
+                are fitted by :func:`~ttref.fitting.als.fit_cores`, and eps is relative to the weighted norm. Add one
+                to counts, so that a token not seen is not given up.
 
         Returns:
             The compressed table, in the dtype, on the device and in the training mode of the old one.

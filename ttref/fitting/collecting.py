@@ -47,10 +47,10 @@ def collect_gram(
         progress: Show a bar where somebody may be watching.
 
     Returns:
-        :class:`Grams` on the CPU by full names, in the order asked for. Layers that always saw the same tensor (query,
-        key and value) share one :class:`Gram`. The inputs of a convolution are its patches, padding included, in the
-        order (in, height, width) of ``weight.flatten(1)``; each output position counts as a token. A layer used
-        several times in a pass sums over all uses.
+        :class:`~ttref.fitting.gram.Grams` on the CPU by full names, in the order asked for. Layers that always saw the
+        same tensor (query, key and value) share one Gram matrix. The inputs of a convolution are its patches, padding
+        included, in the order (in, height, width) of ``weight.flatten(1)``; each output position counts as a token. A
+        layer used several times in a pass sums over all uses.
 
     Raises:
         TypeError: A layer of another kind; inputs that are no floating-point numbers; ``batches`` that is one batch.

@@ -106,7 +106,7 @@ class Gram:
 
 
 class Grams(Mapping[str, Gram]):
-    """Gram matrices by the names of their layers, as :func:`collect_gram` makes them.
+    """Gram matrices by the names of their layers, as :func:`~ttref.fitting.collecting.collect_gram` makes them.
 
     Layers that were given the same inputs hold the same :class:`Gram`, which is stored once. Two collections of the
     same layers, from two shards of the data, add up: ``a + b``.
