@@ -10,6 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ttref import Compressed, TTLinear, TTMEmbedding, quantize_integer, truncated_svd, ttm_params
+from ttref.fitting import Gram, output_error
+from ttref.gptq import gptq_quantize
 from ttref.surgery import candidates, edit, find_layers
 from ttref.surgery.finding import cost_of, matrix_of
 
@@ -257,3 +259,70 @@ def test_wrong_names_are_refused():
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(36, 24))
     assert "meta device" in str(pytest.raises(ValueError, find_layers, empty).value)
+
+
+def gram_of(width):
+    """Of inputs whose axes have variances far apart."""
+    return Gram.from_inputs(gaussian((200, width), 7, torch.float32) * torch.logspace(0, -1.5, width))
+
+
+FITTED = [
+    candidates.fitted(ratio=2),
+    candidates.fitted(ratio=3, order=2),
+    candidates.fitted(eps=0.3),
+    candidates.fitted(ratio=3, modes="search"),
+    candidates.fitted(rank=3, modes=((24, 1), (4, 9))),
+    candidates.whitened_svd(ratio=2),
+    candidates.whitened_svd(rank=4),
+    candidates.gptq(3),
+    candidates.gptq(2, group=12),
+]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("candidate", FITTED, ids=lambda one: one.name)
+def test_what_is_fitted_errs_less_on_what_the_layer_sees(kind, candidate):
+    layer, gram, x = LAYERS[kind](), gram_of(36), INPUTS[kind]
+    made = candidate.make(layer, gram)
+    torch.testing.assert_close(made(x), x @ matrix_of(made).mT + layer.bias, rtol=1e-4, atol=1e-4)
+    if candidate.name.startswith("fitted"):
+        rows, cols = (tuple(side) for side in zip(*made.modes, strict=True))
+        plain = candidates.tensor_train(rank=max(made.ranks), modes=(rows, cols)).make(layer)
+    elif candidate.name.startswith("whitened"):
+        plain = candidates.svd(rank=made.ranks[1]).make(layer)
+    else:
+        bits, group = int(candidate.name[8]), 12 if "/" in candidate.name else None
+        plain = candidates.integer(bits, group=group).make(layer)
+        assert plain.nbytes == made.nbytes
+    weight = matrix_of(layer)
+    assert output_error(weight, matrix_of(made), gram) < 0.98 * output_error(weight, matrix_of(plain), gram)
+
+
+def test_whitened_svd_is_that_of_the_baseline_and_ratios_are_kept():
+    layer, gram = linear(), gram_of(36)
+    made = candidates.whitened_svd(ratio=3).make(layer, gram)
+    wanted = truncated_svd(layer.weight.detach(), params=288, gram=gram)
+    torch.testing.assert_close(made.dense(), wanted.approximation, rtol=1e-4, atol=1e-5)
+    assert made.params == wanted.params
+    for candidate in (candidates.fitted(ratio=3), candidates.fitted(ratio=3, modes="search")):
+        assert 144 < candidate.make(layer, gram).params <= 288
+
+
+def test_a_convolution_is_rounded_against_its_patches():
+    layer = conv()
+    made = candidates.gptq(3).make(layer, gram_of(72))
+    wanted = gptq_quantize(layer.weight.detach().flatten(1), gram_of(72), 3)
+    assert torch.equal(made.weight.flatten(1), wanted.approximation) and made.nbytes == wanted.nbytes
+    grouped = nn.Conv2d(8, 12, 3, groups=2)
+    assert "2 groups of channels" in candidates.gptq(3).why_not(grouped, gram_of(36))
+
+
+def test_a_gram_matrix_of_another_layer_is_refused():
+    for candidate in (candidates.fitted(ratio=2), candidates.whitened_svd(ratio=2), candidates.gptq(4)):
+        assert "needs the Gram matrix" in candidate.why_not(linear()) and candidate.make(linear()) is None
+        with pytest.raises(ValueError, match="Gram matrix of another layer"):
+            candidate.make(linear(), gram_of(24))
+    assert "a table cannot be replaced" in candidates.whitened_svd(ratio=2).why_not(table(), gram_of(24))
+    assert "multiply to 42 x 36, not 41 x 36" in candidates.fitted(ratio=2).why_not(linear(41), gram_of(36))
+    with pytest.raises(ValueError, match="modes='search' needs a ratio"):
+        candidates.fitted(eps=0.1, modes="search")

@@ -4,33 +4,30 @@ A :class:`Candidate` makes one replacement from one layer; the model is not touc
 
     from ttref.surgery import candidates
 
-    candidates.tensor_train(ratio=4)   candidates.svd(ratio=4)   candidates.integer(4)
+    candidates.tensor_train(ratio=4)   candidates.svd(ratio=4)            candidates.integer(4)
+    candidates.fitted(ratio=4)         candidates.whitened_svd(ratio=4)   candidates.gptq(4)
+
+Those of the second line are fitted to what the layer sees, and need the Gram matrix of its inputs.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..approximation import Baseline
-from ..baselines import quantize_integer
-from ..checks import check_number, check_rank_or_eps, whole
-from ..embeddings.ttm import TTMEmbedding
-from ..layers import TTLinear
-from ..linears import conv1d_of
-from ..modes import NOMINAL_RANK, choose_modes
-from ..shapes import factorize, ttm_params
-from .finding import CONVOLUTION, LINEAR, TABLE, kind_of_layer, matrix_of, sizes_of
+from ..baselines import quantize_integer, truncated_svd
+from ..checks import whole
+from ..fitting.als import fit_cores
+from ..gptq import gptq_quantize
+from ..linears import weight_and_bias
+from .finding import CONVOLUTION, LINEAR, TABLE, matrix_of
+from .making import cannot_round, kind_missing, layer_of, one_group, rounded, train_of
+from .sizing import TWO_FACTORS, Modes, Shape, Size
 
-__all__ = ["Candidate", "integer", "svd", "tensor_train"]
-
-Modes = tuple[Sequence[int], Sequence[int]]
+__all__ = ["Candidate", "fitted", "gptq", "integer", "svd", "tensor_train", "whitened_svd"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +105,14 @@ def tensor_train(
         >>> made.modes, made.ranks
         (((6, 8), (8, 8)), (1, 6, 1))
     """
-    size = _Size(eps, ratio, rank)
-    shape = _Shape(whole("order", order, least=1), modes)
+    size = Size(eps, ratio, rank)
+    shape = Shape(whole("order", order, least=1), modes)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return _kind_missing(layer, LINEAR, TABLE) or shape.missing(layer) or size.missing(layer, shape)
+        return kind_missing(layer, LINEAR, TABLE) or shape.missing(layer) or size.missing(layer, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
-        return _train(layer, *shape.of(layer, rank := size.rank_of(layer, shape)), rank=rank, eps=eps)
+        return train_of(layer, *shape.of(layer, rank := size.rank_of(layer, shape)), rank=rank, eps=eps)
 
     return Candidate(f"TT {size}{shape}", build, check)
 
@@ -127,13 +124,13 @@ def svd(*, eps: float | None = None, ratio: float | None = None, rank: int | Non
         >>> svd(rank=8).make(nn.Linear(64, 48)).params
         896
     """
-    size = _Size(eps, ratio, rank)
+    size = Size(eps, ratio, rank)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return _kind_missing(layer, LINEAR, TABLE) or size.missing(layer, _TWO_FACTORS)
+        return kind_missing(layer, LINEAR, TABLE) or size.missing(layer, TWO_FACTORS)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
-        return _train(layer, *_TWO_FACTORS.of(layer), rank=size.rank_of(layer, _TWO_FACTORS), eps=eps)
+        return train_of(layer, *TWO_FACTORS.of(layer), rank=size.rank_of(layer, TWO_FACTORS), eps=eps)
 
     return Candidate(f"SVD {size}", build, check)
 
@@ -153,12 +150,10 @@ def integer(bits: int, *, group: int | None = None) -> Candidate:
         >>> type(made).__name__, made.nbytes
         ('Linear', 1632)
     """
-    if not 2 <= (bits := whole("bits", bits)) <= 8:
-        raise ValueError(f"bits must lie between 2 and 8, got {bits}")
-    group = None if group is None else whole("group", group, least=1)
+    bits, group = _codes(bits, group, least=2)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return _kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or _cannot_round(layer, group)
+        return kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or cannot_round(layer, group)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         return rounded(layer, quantize_integer(matrix_of(layer), bits, group=group, best=bits <= 4))
@@ -166,127 +161,100 @@ def integer(bits: int, *, group: int | None = None) -> Candidate:
     return Candidate(f"int{bits}{f' / {group}' if group else ''}", build, check)
 
 
-class _Size:
-    """How small a replacement must be: by eps, ratio or rank."""
+def fitted(
+    *,
+    eps: float | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    order: int = 3,
+    modes: Modes | str | None = None,
+) -> Candidate:
+    """A train whose cores are fitted to what the layer sees (:func:`fit_cores`). It needs the Gram matrix.
 
-    def __init__(self, eps: float | None, ratio: float | None, rank: int | None) -> None:
-        given = [
-            f"{name}={value}" for name, value in (("eps", eps), ("ratio", ratio), ("rank", rank)) if value is not None
-        ]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of eps, ratio and rank, got {' and '.join(given) or 'none'}")
-        if ratio is not None:
-            check_number("ratio", ratio, positive=True)
+    Args:
+        eps: Relative error allowed for the outputs, in [0, 1).
+        ratio: As for :func:`tensor_train`.
+        rank: As for :func:`tensor_train`.
+        order: As for :func:`tensor_train`; widths that would have to be padded are not replaced.
+        modes: As for :func:`tensor_train`; or ``"search"``: :func:`choose_modes` tries many at this ratio, which takes
+            some tens of fits.
+
+    Raises:
+        TypeError, ValueError: As :func:`tensor_train`; ``"search"`` without a ratio.
+
+    Example:
+        >>> from ttref.fitting import Gram
+        >>> layer, gram = nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))
+        >>> fitted(ratio=3).make(layer, gram).params <= 36 * 24 / 3, fitted(ratio=3).make(layer) is None
+        (True, True)
+    """
+    size, search = Size(eps, ratio, rank), modes == "search"
+    if search and ratio is None:
+        raise ValueError("modes='search' needs a ratio: modes are compared at an equal number of parameters")
+    shape = Shape(whole("order", order, least=1), None if search else modes)
+
+    def check(layer: nn.Module, gram: Any) -> str | None:
+        if missing := kind_missing(layer, LINEAR):
+            return missing
+        return None if search else shape.missing(layer, padded=False) or size.missing(layer, shape)
+
+    def build(layer: nn.Module, gram: Any) -> nn.Module:
+        weight, bias = weight_and_bias(layer)
+        if search:
+            from ..fitting.choosing import choose_modes
+
+            cores = choose_modes(weight.detach(), gram, params=int(weight.numel() / ratio), progress=False).cores
         else:
-            check_rank_or_eps(None if rank is None else whole("rank", rank, least=1), eps)
-        self.eps, self.ratio, self.rank = eps, ratio, rank
+            capped = size.rank_of(layer, shape)
+            cores = fit_cores(weight.detach(), gram, *shape.of(layer, capped), rank=capped, eps=eps)
+        return layer_of(cores, layer, bias)
 
-    def __str__(self) -> str:
-        return (
-            f"{self.ratio:g}x"
-            if self.ratio is not None
-            else f"eps {self.eps:g}"
-            if self.rank is None
-            else f"rank {self.rank}"
-        )
-
-    def rank_of(self, layer: nn.Module, shape: _Shape) -> int | None:
-        """The rank cap for this layer, None for eps."""
-        return self.rank if self.ratio is None else _largest_rank(math.prod(sizes_of(layer)) / self.ratio, layer, shape)
-
-    def missing(self, layer: nn.Module, shape: _Shape) -> str | None:
-        if self.ratio is None or self.rank_of(layer, shape):
-            return None
-        least, numbers = ttm_params(*shape.of(layer, 1), 1), math.prod(sizes_of(layer))
-        return f"rank 1 already takes {least} of its {numbers} numbers, {numbers / least:.3g}x"
+    return Candidate(f"fitted TT {size}{', modes searched' if search else shape}", build, check, needs_gram=True)
 
 
-class _Shape:
-    """Row and column modes for a layer: given, or balanced."""
+def whitened_svd(*, ratio: float | None = None, rank: int | None = None) -> Candidate:
+    """The best two factors for what the layer sees: :func:`truncated_svd` with the Gram matrix. It needs that.
 
-    def __init__(self, order: int, modes: Modes | None) -> None:
-        self.order, self.modes = order, modes
+    Example:
+        >>> from ttref.fitting import Gram
+        >>> whitened_svd(rank=5).make(nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))).ranks
+        (1, 5, 1)
+    """
+    size = Size(None, ratio, rank)
 
-    def __str__(self) -> str:
-        if self.modes is not None:
-            return f", {'x'.join(map(str, self.modes[0]))} | {'x'.join(map(str, self.modes[1]))}"
-        return "" if self.order == 3 else f", {self.order} modes"
+    def check(layer: nn.Module, gram: Any) -> str | None:
+        return kind_missing(layer, LINEAR) or size.missing(layer, TWO_FACTORS)
 
-    def of(self, layer: nn.Module, rank: int | None = None) -> Modes:
-        """Row modes and column modes; the order of three balanced ones depends on the rank, as in :class:`TTLinear`."""
-        m, n = sizes_of(layer)
-        if self.modes is not None:
-            return self.modes
-        if self.order == 3:
-            return choose_modes(n, m, rank or NOMINAL_RANK)[::-1]
-        return factorize(m, self.order), factorize(n, self.order)
+    def build(layer: nn.Module, gram: Any) -> nn.Module:
+        weight, bias = weight_and_bias(layer)
+        stored = truncated_svd(weight.detach(), rank=size.rank_of(layer, TWO_FACTORS), gram=gram).stored
+        return layer_of([stored["left"][None, :, None], stored["right"][:, None, :, None]], layer, bias)
 
-    def missing(self, layer: nn.Module) -> str | None:
-        try:
-            rows, cols = self.of(layer)
-        except ValueError as error:
-            return str(error)
-        if self.modes is not None and (math.prod(rows), math.prod(cols)) != sizes_of(layer):
-            m, n = sizes_of(layer)
-            return f"the modes multiply to {math.prod(rows)} x {math.prod(cols)}, not {m} x {n}"
-        return None
+    return Candidate(f"whitened SVD {size}", build, check, needs_gram=True)
 
 
-class _Factors(_Shape):
-    """The modes of a matrix product of two."""
+def gptq(bits: int, *, group: int | None = None) -> Candidate:
+    """Integers rounded against what the layer sees (:func:`gptq_quantize`). It needs the Gram matrix.
 
-    def of(self, layer: nn.Module, rank: int | None = None) -> Modes:
-        m, n = sizes_of(layer)
-        return (m, 1), (1, n)
+    The replacement is as that of :func:`integer`; bits from 1, which are signs with a scale.
 
+    Example:
+        >>> from ttref.fitting import Gram
+        >>> gptq(3).make(nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))).nbytes
+        372
+    """
+    bits, group = _codes(bits, group, least=1)
 
-_TWO_FACTORS = _Factors(2, None)
+    def check(layer: nn.Module, gram: Any) -> str | None:
+        return kind_missing(layer, LINEAR, CONVOLUTION) or one_group(layer) or cannot_round(layer, group)
 
+    def build(layer: nn.Module, gram: Any) -> nn.Module:
+        return rounded(layer, gptq_quantize(matrix_of(layer), gram, bits, group=group))
 
-def _largest_rank(numbers: float, layer: nn.Module, shape: _Shape) -> int:
-    """The largest rank whose train has at most so many numbers; 0 if there is none."""
-
-    def fits(rank: int) -> bool:
-        return ttm_params(*shape.of(layer, rank), rank) <= numbers
-
-    low, high = 0, max(sizes_of(layer))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    return Candidate(f"GPTQ int{bits}{f' / {group}' if group else ''}", build, check, needs_gram=True)
 
 
-def _kind_missing(layer: nn.Module, *kinds: str) -> str | None:
-    kind = kind_of_layer(layer)
-    if kind is None:
-        return f"{type(layer).__name__} is no linear layer, convolution or table"
-    return None if kind in kinds else f"a {kind} cannot be replaced in this way"
-
-
-def _cannot_round(layer: nn.Module, group: int | None) -> str | None:
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "its weight is computed from other numbers (pruned, parametrized): make that permanent first"
-    columns = sizes_of(layer)[1]
-    return f"groups of {group} do not divide its {columns} columns" if group and columns % group else None
-
-
-def _train(
-    layer: nn.Module, rows: Sequence[int], cols: Sequence[int], *, rank: int | None, eps: float | None
-) -> nn.Module:
-    """The layer as a TT-matrix with these modes."""
-    if kind_of_layer(layer) == TABLE:
-        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, rank=rank, eps=eps)
-    m, n = sizes_of(layer)
-    padded = math.prod(rows) != m or math.prod(cols) != n  # such modes are chosen by the layer itself, and only there
-    shapes = {} if padded else {"out_shape": rows, "in_shape": cols}
-    return TTLinear.from_linear(layer, rank=rank, eps=eps, **shapes)
-
-
-@torch.no_grad()
-def rounded(layer: nn.Module, baseline: Baseline) -> nn.Module:
-    """A copy of the layer with these weights; its ``params`` and ``nbytes`` are those of the integers."""
-    weight = baseline.approximation.mT if conv1d_of(layer) else baseline.approximation
-    weight = nn.Parameter(weight.reshape(layer.weight.shape).contiguous(), requires_grad=layer.weight.requires_grad)
-    made = copy.deepcopy(layer, {id(layer.weight): weight})
-    made.params, made.nbytes = baseline.params, baseline.nbytes
-    return made
+def _codes(bits: int, group: int | None, *, least: int) -> tuple[int, int | None]:
+    if not least <= (bits := whole("bits", bits)) <= 8:
+        raise ValueError(f"bits must lie between {least} and 8, got {bits}")
+    return bits, None if group is None else whole("group", group, least=1)

@@ -1,0 +1,68 @@
+"""Replacements of one layer from cores or from rounded weights, and the reasons why there is none."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..approximation import Baseline
+from ..embeddings.ttm import TTMEmbedding
+from ..layers import TTLinear
+from ..linears import conv1d_of
+from .finding import TABLE, kind_of_layer, sizes_of
+
+
+def kind_missing(layer: nn.Module, *kinds: str) -> str | None:
+    """The reason why a layer is not replaced if it is of none of these kinds."""
+    kind = kind_of_layer(layer)
+    if kind is None:
+        return f"{type(layer).__name__} is no linear layer, convolution or table"
+    return None if kind in kinds else f"a {kind} cannot be replaced in this way"
+
+
+def one_group(layer: nn.Module) -> str | None:
+    """The reason why a grouped convolution is not fitted: its inputs have no one Gram matrix."""
+    grouped = getattr(layer, "groups", 1) > 1
+    return f"its {layer.groups} groups of channels see a part of the inputs each" if grouped else None
+
+
+def cannot_round(layer: nn.Module, group: int | None) -> str | None:
+    """The reason why a layer's own weight cannot be rounded in groups of this size."""
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed from other numbers (pruned, parametrized): make that permanent first"
+    columns = sizes_of(layer)[1]
+    return f"groups of {group} do not divide its {columns} columns" if group and columns % group else None
+
+
+def train_of(
+    layer: nn.Module, rows: Sequence[int], cols: Sequence[int], *, rank: int | None, eps: float | None
+) -> nn.Module:
+    """The layer as a TT-matrix with these modes."""
+    if kind_of_layer(layer) == TABLE:
+        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, rank=rank, eps=eps)
+    m, n = sizes_of(layer)
+    padded = math.prod(rows) != m or math.prod(cols) != n  # such modes are chosen by the layer itself, and only there
+    shapes = {} if padded else {"out_shape": rows, "in_shape": cols}
+    return TTLinear.from_linear(layer, rank=rank, eps=eps, **shapes)
+
+
+@torch.no_grad()
+def layer_of(cores: Sequence[Tensor], layer: nn.Module, bias: Tensor | None) -> TTLinear:
+    """A layer of these cores with what the old one had beside its weight."""
+    made = TTLinear.from_cores([core.to(layer.weight.dtype) for core in cores], bias)
+    made.cores.requires_grad_(layer.weight.requires_grad)
+    return made.train(layer.training)
+
+
+@torch.no_grad()
+def rounded(layer: nn.Module, baseline: Baseline) -> nn.Module:
+    """A copy of the layer with these weights; its ``params`` and ``nbytes`` are those of the integers."""
+    weight = baseline.approximation.mT if conv1d_of(layer) else baseline.approximation
+    weight = nn.Parameter(weight.reshape(layer.weight.shape).contiguous(), requires_grad=layer.weight.requires_grad)
+    made = copy.deepcopy(layer, {id(layer.weight): weight})
+    made.params, made.nbytes = baseline.params, baseline.nbytes
+    return made
