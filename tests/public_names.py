@@ -146,6 +146,19 @@ def replaced():
     return [*state(model.table), model.table(torch.arange(5))]
 
 
+def searched():
+    """The trains of two layers, and the metric that let them in."""
+    model = nn.Sequential(linear(), nn.Linear(24, 24, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(noise(24, 24, seed=2))
+
+    def error(model):
+        return -(ttref.ttm_to_matrix(list(model[0].cores)) if hasattr(model[0], "cores") else weight()).square().sum()
+
+    report = ttref.partial_tensorize(model.eval(), error, eps=0.8, max_drop=1e6, progress=False)
+    return [*state(model), *[row["metric"] for row in report.layers], len(report.names())]
+
+
 def in_peft():
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
@@ -255,6 +268,7 @@ CASES = {
     "save_tt_lora": lambda: saved_and_loaded(),
     "load_tt_lora": lambda: saved_and_loaded(),
     "lora.peft.TTLoraConfig": in_peft,
+    "partial_tensorize": searched,
     "does_a_train_pay": lambda: list(ttref.does_a_train_pay(waves().weight)[1:5]),
     "advise": lambda: [
         [row[key] for key in ("share", "train", "svd", "noise", "integers")] for row in ttref.advise(Model()).rows
