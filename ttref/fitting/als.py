@@ -133,7 +133,7 @@ def fit_cores(
     if eps is not None and (other is not None or start != "svd"):
         raise ValueError("eps finds ranks and start by itself; give rank beside start and held_out")
     first = None if eps is not None else _start(start, rows, cols, tt_ranks(modes, rank))
-    ridges = _ridges(ridge, seen, getattr(gram, "tokens", None), other is not None)
+    ridges = ridges_to_try(ridge, seen, getattr(gram, "tokens", None), other is not None)
     exact = weight.double()
     if eps is not None:
         return fitted_to_error(weight, seen, _ridged(seen, ridges[0]), rows, cols, eps, sweeps)
@@ -170,7 +170,7 @@ def _start(
     return [core.double() for core in start]
 
 
-def _ridges(ridge: float | str, gram: Tensor, tokens: int | None, held_out: bool) -> tuple[float, ...]:
+def ridges_to_try(ridge: float | str, gram: Tensor, tokens: int | None, held_out: bool) -> tuple[float, ...]:
     """Ridges to try; a warning where the inputs do not span and a plain fit would leave directions open."""
     if ridge != "auto":
         check_number("ridge", ridge)
