@@ -183,6 +183,7 @@ def fitted(
         TypeError, ValueError: As :func:`tensor_train`; ``"search"`` without a ratio.
 
     Example:
+        >>> import torch
         >>> from ttref.fitting import Gram
         >>> layer, gram = nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))
         >>> fitted(ratio=3).make(layer, gram).params <= 36 * 24 / 3, fitted(ratio=3).make(layer) is None
@@ -216,6 +217,7 @@ def whitened_svd(*, ratio: float | None = None, rank: int | None = None) -> Cand
     """The best two factors for what the layer sees: :func:`truncated_svd` with the Gram matrix. It needs that.
 
     Example:
+        >>> import torch
         >>> from ttref.fitting import Gram
         >>> whitened_svd(rank=5).make(nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))).ranks
         (1, 5, 1)
@@ -239,6 +241,7 @@ def gptq(bits: int, *, group: int | None = None) -> Candidate:
     The replacement is as that of :func:`integer`; bits from 1, which are signs with a scale.
 
     Example:
+        >>> import torch
         >>> from ttref.fitting import Gram
         >>> gptq(3).make(nn.Linear(36, 24), Gram.from_inputs(torch.eye(36))).nbytes
         372
