@@ -18,7 +18,7 @@ from ..fitting.errors import output_error
 from ..linears import conv1d_of
 from ..precision import full_precision
 from .candidates import Candidate, integer, svd, tensor_train
-from .edit import edit
+from .edit import edit, to_the_end
 from .finding import Layer, cost_of, find_layers, matrix_of
 from .sensed import COLUMNS, Sensitivity
 
@@ -161,14 +161,19 @@ def tried(model: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[nn.M
         >>> model[0]
         Linear(in_features=2, out_features=2, bias=True)
     """
-    with suppress(_Done), edit(model) as change:
-        if any(part.training for part in model.modules()):
-            for buffer in model.buffers():
-                change.fill(buffer, buffer)
-        if layers:
-            change.put(layers)
-        result = run(model)
-        raise _Done
+    change = edit(model)
+    try:
+        with suppress(_Done), change:
+            if any(part.training for part in model.modules()):
+                for buffer in model.buffers():
+                    change.fill(buffer, buffer)
+            if layers:
+                change.put(layers)
+            result = run(model)
+            raise _Done
+    finally:  # once more, because an interrupt may come when the block ends and the edit does not know yet
+        if hasattr(change, "_seen"):
+            to_the_end(change._take_back)
     return result
 
 
