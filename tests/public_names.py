@@ -159,6 +159,39 @@ def searched():
     return [*state(model), *[row["metric"] for row in report.layers], len(report.names())]
 
 
+def replacements():
+    """What every candidate makes of one layer, and those for tables of a table."""
+    ways = pkgutil.resolve_name("ttref.surgery.candidates")
+    made = [ways.tensor_train(ratio=2), ways.svd(ratio=2), ways.integer(4)]
+    fitted = [ways.fitted(ratio=2, order=2), ways.whitened_svd(ratio=2), ways.gptq(3)]
+    found = [state(one.make(linear(), inputs_gram())) for one in made + fitted]
+    return found + [state(one.make(waves())) for one in made]
+
+
+def sensed():
+    model = nn.Sequential(linear(), nn.ReLU(), nn.Linear(24, 8, bias=False)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(noise(8, 24, seed=3))
+    x, wanted = noise(30, 36, seed=4), noise(30, 8, seed=5)
+
+    def loss(model):
+        return (model(x) - wanted).square().mean()
+
+    grams = pkgutil.resolve_name("ttref.fitting.collect_gram")(model, ["0", "2"], [x])
+    sensitivity = pkgutil.resolve_name("ttref.surgery.sensitivity")
+    table = sensitivity(
+        model, None, layers=["0", "2"], grams=grams, method=["gradient", "output"], loss=loss, progress=False
+    )
+    return [[row["gradient"], row["output"]] for row in table.rows]
+
+
+def ordered():
+    model = nn.Sequential(linear(), nn.Linear(24, 12, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(noise(12, 24, seed=3))
+    return [pkgutil.resolve_name("ttref.surgery.order_units")(model, "0", "1").double(), *state(model)]
+
+
 def in_peft():
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
@@ -232,6 +265,9 @@ CASES = {
     "fitting.Gram": lambda: [inputs_gram().matrix, (inputs_gram() + inputs_gram()).matrix],
     "fitting.Grams": lambda: written_and_read(collected().save, ttref.load)["0"].matrix,
     "fitting.collect_gram": lambda: collected()["0"].matrix,
+    "fitting.choose_modes": lambda: (
+        pkgutil.resolve_name("ttref.fitting.choose_modes")(weight(), inputs_gram(), params=200).error
+    ),
     "gaussian_null": lambda: ttref.gaussian_null(weight()),
     "Baseline": lambda: [
         ttref.truncated_svd(weight(), rank=24).relative_error(weight()),
@@ -259,6 +295,9 @@ CASES = {
         torch.manual_seed(0) and state(ttref.TTMEmbedding((5, 8), (6, 8), rank=4)),
     ],
     "replace_embedding": replaced,
+    "surgery.candidates": replacements,
+    "surgery.sensitivity": sensed,
+    "surgery.order_units": ordered,
     "TTLoRALinear": lambda: [
         [adapter(init=init).get_delta_weight() for init in ("zero_last", "orthogonal", "paper")],
         merged_and_not(adapter()),
@@ -285,6 +324,8 @@ EXEMPT = {
     "Plan": "counts",
     "TiedHead": "a layer: its scores take autocast's dtype, as those of nn.Linear do",
     "edit": "moves modules",
+    "surgery.find_layers": "names layers",
+    "surgery.search_ranks": "chooses among numbers that are given",
     "swap_layer": "moves a module",
     "Compressed": "a protocol",
     "load": "reads what was stored",

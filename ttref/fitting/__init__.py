@@ -13,14 +13,16 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .als import fit_cores
+    from .choosing import Chosen, choose_modes
     from .collecting import collect_gram
     from .errors import output_error
     from .gram import Gram, Grams, as_gram
 
-__all__ = ["Gram", "Grams", "as_gram", "collect_gram", "fit_cores", "output_error"]
+__all__ = ["Chosen", "Gram", "Grams", "as_gram", "choose_modes", "collect_gram", "fit_cores", "output_error"]
 
 _HOME = {
     "als": ("fit_cores",),
+    "choosing": ("Chosen", "choose_modes"),
     "collecting": ("collect_gram",),
     "errors": ("output_error",),
     "gram": ("Gram", "Grams", "as_gram"),

@@ -1,0 +1,91 @@
+"""What decides whether a shared projection pays: the spectrum of the inputs, on real layers and on planted ones."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from book.workbook import sources
+from ttref import truncated_svd, ttm_to_matrix
+from ttref.fitting.errors import output_error
+from ttref.fitting.gram import Grams
+
+from . import data
+from .data import Layer
+from .methods import fitted, shared
+
+RATIO = 4
+PLANTED = [(width, RATIO, decay) for width in (128, 384) for decay in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)]
+TEXTS = (10, 30, 100, 300, 1000)
+MATRICES = ("0.attention.self.query", "3.attention.self.value", "5.attention.output.dense")
+
+
+def effective_rank(gram: Tensor) -> float:
+    """The number of equal directions with as much entropy: exp of the entropy of the eigenvalues' shares."""
+    share = torch.linalg.eigvalsh(gram).clamp(min=0)
+    share = share / share.sum()
+    return torch.special.entr(share).sum().exp().item()
+
+
+def gain(weight: Tensor, gram: Tensor, ratio: float = RATIO) -> dict[str, float]:
+    """Output errors, on ``gram`` itself, of the whitened SVD and of one projection for both halves of the inputs."""
+    budget = int(weight.numel() / ratio)
+    layer = Layer("", weight, gram, {})
+    svd = truncated_svd(weight, params=budget, gram=gram).approximation
+    train = ttm_to_matrix(fitted(layer, shared(*weight.shape), budget))
+    return {"whitened": output_error(weight, svd, gram), "shared": output_error(weight, train, gram)}
+
+
+def row(model: str, name: str, layer: Layer) -> dict:
+    """A real layer: its effective ranks, and the gain with its weights or Gaussian ones, its inputs or white ones."""
+    gram, (m, n) = layer.gram.matrix, layer.weight.shape
+    seen = layer.weight.double() @ gram @ layer.weight.double().mT
+    found = {"model": model, "layer": name, "rows": m, "width": n}
+    found |= {"inputs_rank": effective_rank(gram), "outputs_rank": effective_rank(seen)}
+    found |= gain(layer.weight, gram)
+    if name.startswith(("0.", "3.")):  # enough to see it
+        generator = torch.Generator().manual_seed(0)
+        turn = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+        cases = {
+            "noise": (layer.noise().weight, gram),
+            "turned": ((layer.weight.double() @ turn.mT).float(), turn @ gram @ turn.mT),
+            "white": (layer.weight, torch.eye(n, dtype=torch.float64)),
+        }
+        for case, (weight, inputs) in cases.items():
+            made = gain(weight, (inputs + inputs.mT) / 2)
+            found |= {f"{case}_whitened": made["whitened"], f"{case}_shared": made["shared"]}
+    return found
+
+
+def planted(key: tuple) -> dict:
+    """Gaussian weights of a width, inputs whose k-th direction has variance ``k^-decay``."""
+    width, ratio, decay = key
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(width, width, generator=generator)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    gram = (turn * torch.arange(1, width + 1, dtype=torch.float64) ** -decay) @ turn.mT
+    gram = (gram + gram.mT) / 2
+    found = {"width": width, "ratio": ratio, "decay": decay, "inputs_rank": effective_rank(gram)}
+    return found | gain(weight, gram, ratio)
+
+
+def with_texts(count: int, loaded: sources.LoadedModel, folder: Path, others: Grams) -> dict:
+    """Held-out errors of whitened SVD and of the shared projection, from so many sentences of calibration."""
+    lines = data.minilm_texts(folder, count)
+    grams = data.text_grams(loaded, lines)
+    found: dict = {"texts": count}
+    layers = {layer.name: layer for layer in data.minilm_layers(loaded.model, grams, others, others)}
+    for name in MATRICES:
+        layer = layers[name]
+        found["tokens"] = layer.gram.tokens
+        budget = layer.weight.numel() // RATIO
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that ten sentences do not span is what is measured here
+            train = ttm_to_matrix(fitted(layer, shared(*layer.weight.shape), budget))
+        svd = truncated_svd(layer.weight, params=budget, gram=layer.gram).approximation
+        found[f"{name} whitened"] = output_error(layer.weight, svd, layer.held_out[""])
+        found[f"{name} shared"] = output_error(layer.weight, train, layer.held_out[""])
+    return found

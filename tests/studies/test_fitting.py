@@ -1,0 +1,126 @@
+"""Fitted trains on real layers: the record, its arithmetic, and a slice of it measured again where the data is."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from book.tools.results import RESULTS
+from studies.elsewhere.networks import ViT, cifar
+from studies.fitting import data, spectra, study
+from studies.fitting.methods import balanced, fitted, shared
+from studies.fitting.summary import at_ratio, kendall, plain, summary
+from studies.fitting.whole import read_modes
+from studies.toy_classifier.data import brief
+from ttref import truncated_svd, ttm_to_matrix
+from ttref.fitting import Gram, output_error
+
+DATA = os.environ.get("TTREF_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="set TTREF_DATA to the folder of data that is not shipped")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads((RESULTS / "fitting.json").read_text(encoding="utf-8"))
+
+
+def rows(recorded, section, **wanted):
+    return [row for row in recorded[section] if wanted.items() <= row.items()]
+
+
+def test_the_summary_is_that_of_the_rows(recorded):
+    fresh = json.loads(json.dumps(brief(summary({name: recorded[name] for name in study.SECTIONS}))))
+    assert set(fresh) == set(recorded["summary"])
+    for name, value in fresh.items():
+        assert value == recorded["summary"][name], name
+
+
+def test_every_section_is_whole(recorded):
+    counts = {"vit": 144, "vit_integers": 36, "vit_noise": 36, "vit_shuffled": 12, "minilm": 24, "spectra": 60}
+    assert {name: len(recorded[name]) for name in counts} == counts
+
+
+@pytest.mark.parametrize("ratio", [4, 8, 16])
+def test_on_the_vit_the_search_is_below_whitened_svd(recorded, ratio):
+    """At equal numbers, on pictures that no fit has seen; Gaussian weights gain as well: it is the format."""
+    at = at_ratio(rows(recorded, "vit", ratio=ratio))
+    assert at["matrices"] == 36
+    assert at["searched"] < 0.95 * at["whitened"] < at["svd"]
+    assert all(row["numbers"] <= 256 * 128 / ratio for row in rows(recorded, "vit", ratio=ratio))
+    noise = at_ratio(rows(recorded, "vit_noise", ratio=ratio))
+    assert noise["searched"] < noise["whitened"]
+
+
+def test_a_row_says_which_modes_were_chosen():
+    chosen = [{"layer": "0.query", "ratio": 4, "modes": "128x2 1x2 1x32"}]
+    assert read_modes(chosen, "0.query", 4) == ((128, 1, 1), (2, 2, 32))
+    assert read_modes(chosen, "0.query", 8) is None
+    assert plain("128x1 1x64") and not plain("128x2 1x64") and not plain("1x64 128x2") and not plain("8x1 2x1 1x4")
+
+
+def test_rank_correlation():
+    assert kendall([1, 2, 3], [1, 4, 9]) == 1 and kendall([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
+
+
+def test_effective_rank_counts_equal_directions():
+    assert spectra.effective_rank(torch.tensor([3.0, 3, 3, 0, 0]).double().diag()) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (256, 128), (384, 1536)])
+def test_modes_that_are_given_fit_the_matrix(shape):
+    m, n = shape
+    for row_modes, col_modes in (balanced(m, n), shared(m, n)):
+        assert row_modes[0] * row_modes[1] == m and col_modes[0] * col_modes[1] == n
+    (a, b), (c, d) = balanced(m, n)
+    assert max(a * c, b * d) <= 2 * min(a * c, b * d)
+
+
+def test_a_planted_spectrum(recorded):
+    key = (128, 4, 1.0)
+    (row,) = rows(recorded, "planted", width=128, decay=1.0)
+    found = spectra.planted(key)
+    assert found["inputs_rank"] == pytest.approx(row["inputs_rank"], rel=1e-4)
+    assert found["whitened"] == pytest.approx(row["whitened"], rel=1e-4)
+    assert found["shared"] == pytest.approx(row["shared"], rel=2e-2)  # where a fit stops depends on rounding
+
+
+def test_the_shared_projection_pays_where_few_directions_carry_the_inputs(recorded):
+    for width in (128, 384):
+        at = {row["decay"]: row["shared"] / row["whitened"] for row in rows(recorded, "planted", width=width)}
+        assert at[0.0] > 1 > at[1.0] > at[2.0]
+
+
+@needs_data
+def test_two_matrices_of_the_vit_again(recorded):
+    net = ViT(Path(DATA))
+    grams = data.gram_matrices(net, data.calibration(Path(DATA)))
+    held_out = data.gram_matrices(net, data.pictures(Path(DATA), "test")[: data.HELD_OUT])
+    layers = {layer.name: layer for layer in data.vit_layers(net, grams, held_out)}
+    assert len(layers) == 36
+    for name in ("1.value", "4.out_proj"):
+        layer = layers[name]
+        (row,) = rows(recorded, "vit", layer=name, ratio=8)
+        budget = layer.weight.numel() // 8
+        svd = truncated_svd(layer.weight, params=budget, gram=layer.gram).approximation
+        found = {"whitened": svd, "shared": ttm_to_matrix(fitted(layer, shared(*layer.weight.shape), budget))}
+        for method, dense in found.items():
+            error = output_error(layer.weight, dense, layer.held_out[""])
+            assert error == pytest.approx(row[method], rel=1e-2), (name, method)
+
+
+@needs_data
+def test_matrices_put_back_leave_the_answers(recorded):
+    net, (x, y) = ViT(Path(DATA)), cifar(Path(DATA))
+    seen = {name: Gram(torch.eye(net.state[name].shape[1]).double(), 1) for name in net.activations(x[:1])}
+    layers = data.vit_layers(net, seen, seen)
+    dense = {layer.name: layer.weight for layer in layers}
+    state = data.put(net, dense)
+    assert all(torch.equal(state[name], net.state[name]) for name in net.state)
+    dense["2.key"] = dense["2.key"] * 0
+    changed = [name for name, w in data.put(net, dense).items() if not torch.equal(w, net.state[name])]
+    assert changed == ["transformer.layers.2.self_attn.in_proj_weight"]
+    (row,) = rows(recorded, "vit_whole", method="dense")
+    assert abs(net.correct(x[:256], y[:256]) / 256 - row["right"] / row["total"]) < 0.1
