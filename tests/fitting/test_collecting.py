@@ -204,6 +204,14 @@ def test_a_model_in_wrappers_and_a_module_under_two_names():
     assert list(grams) == ["q", "same"] and grams["q"] is grams["same"] and grams["q"].tokens == 30
 
 
+def test_torchs_transformer_is_seen_in_evaluation_mode():
+    """Without hooks it would take a fused path there, which calls no layer."""
+    block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model, x = nn.TransformerEncoder(block, 2).eval(), gaussian((2, 3, 8), 0, torch.float32)
+    grams = collect_gram(model, ["linear1", "linear2"], [x])
+    assert [(seen.width, seen.tokens) for seen in grams.values()] == [(8, 6), (8, 6), (12, 6), (12, 6)]
+
+
 def test_forward_runs_the_model_as_told():
     labeled = [(x, torch.tensor(3)) for x in batches()]
     found = collect_gram(Attention(), "q", labeled, forward=lambda model, batch: model(batch[0]))["q"]
