@@ -26,10 +26,11 @@ from ..checks import (
     paired_modes,
     whole,
 )
+from ..matrices import ttm_svd
 from ..precision import full_precision
 from ..shapes import tt_ranks
 from .adaptive import fitted_to_error
-from .starting import best_start
+from .starting import better_start
 from .sweeping import stored_error, swept
 from .weighting import as_weighting, spans
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_cores"]
 
-RIDGES = (1e-6, 1e-3, 1e-2, 1e-1)  # those tried on held-out inputs
-SMALL_RIDGE, UNSEEN_RIDGE = 1e-6, 1e-2  # without them: where the inputs span, and where they do not
+RIDGES = (1e-3, 3e-2, 0.3, 1.0)  # those tried on held-out inputs
+LEAST_RIDGE, MOST_RIDGE = 1e-3, 1.0  # of those taken without them
 
 
 @full_precision
@@ -75,7 +76,8 @@ def fit_cores(
         sweeps: Most sweeps there and back. A fit that a sweep no longer changes stops before; six come within two per
             cent of twenty.
         ridge: Part of the mean eigenvalue of G that is added to it, so that directions which no input has shown stay
-            close to W. ``"auto"`` takes a small one, or with ``held_out`` the best of four on it.
+            close to W. ``"auto"`` takes in / tokens, kept between 0.001 and 1 (without a number of tokens 0.001), or
+            with ``held_out`` the best of four on it.
         held_out: Gram matrix of other inputs of the same layer, to choose the ridge by; with ``rank``.
 
     Returns:
@@ -88,13 +90,13 @@ def fit_cores(
             modes or rank; ``start`` or ``held_out`` beside eps, which finds ranks and start itself.
 
     Warns:
-        UserWarning: The inputs do not span their space (fewer tokens than ``in``, or dependent ones), so that the fit
-            leans on a larger ridge.
+        UserWarning: The inputs do not span their space (fewer tokens than ``in``, or dependent ones; those that are
+            always zero do not count), so that the fit leans on the ridge.
 
     Guarantee:
-        The output error on ``gram`` is at most that of TT-SVD with these ranks, and of the start. Every core's update
-        lowers the error (with the ridge counted in). With ``eps`` the error is at most ``eps + 10 d u``, u the machine
-        epsilon of the dtype. All before nothing else than rounding to the dtype of ``weight`` was lost.
+        The output error on ``gram`` is at most that of TT-SVD with these ranks, or of the cores given as ``start``. No
+        update of a core raises the error, the ridge counted in. With ``eps`` the error on ``gram`` is at most
+        ``eps + 10 d u``, u the machine epsilon of the dtype of ``weight``.
 
     Cost:
         All in float64. A core takes about 12 products with G, O(out in^2) each, or for few unknowns u = r m r a
@@ -137,14 +139,16 @@ def fit_cores(
     exact = weight.double()
     if eps is not None:
         return fitted_to_error(weight, seen, _ridged(seen, ridges[0]), rows, cols, eps, sweeps)
-    if first is None:
-        first = best_start(exact, seen, rows, cols, tt_ranks(modes, rank))
+    plain = ttm_svd(exact, rows, cols, rank=rank) if first is None else first
+
+    def fit(value: float, sweeps: int) -> list[Tensor]:
+        norm = _ridged(seen, value)
+        return swept(exact, norm, better_start(exact, norm, plain) if first is None else first, sweeps)
+
     best = ridges[0]
     if other is not None:  # two sweeps show which ridge is the best
-        tried = {value: swept(exact, _ridged(seen, value), first, min(sweeps, 2)) for value in ridges}
-        best = min(ridges, key=lambda value: stored_error(exact, tried[value], other))
-    fit = swept(exact, _ridged(seen, best), first, sweeps)
-    stored = [[core.to(weight.dtype) for core in cores] for cores in (fit, first)]
+        best = min(ridges, key=lambda value: stored_error(exact, fit(value, min(sweeps, 2)), other))
+    stored = [[core.to(weight.dtype) for core in cores] for cores in (fit(best, sweeps), plain)]
     # The ridge is counted into what a sweep lowers, and a cast may round either way.
     return min(stored, key=lambda cores: stored_error(exact, cores, seen))
 
@@ -175,15 +179,17 @@ def ridges_to_try(ridge: float | str, gram: Tensor, tokens: int | None, held_out
     if ridge != "auto":
         check_number("ridge", ridge)
         return (float(ridge),)
-    spanned = spans(gram, tokens)
-    if not spanned:
+    if not spans(gram, tokens):
         seen = "" if tokens is None else f" ({tokens} tokens)"
         warnings.warn(
             f"the inputs behind gram do not span its width {len(gram)}{seen}, so the fit leans on a ridge; collect the "
             "Gram matrix over more texts, or give held_out or ridge",
             stacklevel=5,
         )
-    return RIDGES if held_out else (SMALL_RIDGE if spanned else UNSEEN_RIDGE,)
+        tokens = tokens or 1
+    if held_out:
+        return RIDGES
+    return (LEAST_RIDGE if tokens is None else min(max(len(gram) / tokens, LEAST_RIDGE), MOST_RIDGE),)
 
 
 def _ridged(gram: Tensor, ridge: float) -> Tensor:

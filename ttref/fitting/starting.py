@@ -14,15 +14,13 @@ from .sweeping import stored_error
 LEAST = 1e-6  # of the largest eigenvalue: no direction is divided by less
 
 
-def best_start(
-    weight: Tensor, gram: Tensor, rows: Sequence[int], cols: Sequence[int], rank: int | Sequence[int]
-) -> list[Tensor]:
-    """The better of TT-SVD and whitened TT-SVD of a float64 matrix, in the norm of the Gram matrix."""
-    plain = ttm_svd(weight, rows, cols, rank=rank)
+def better_start(weight: Tensor, gram: Tensor, plain: Sequence[Tensor]) -> list[Tensor]:
+    """TT-SVD cores of a float64 matrix, or whitened TT-SVD with the same modes and ranks where that is better."""
+    rows, cols = [core.shape[1] for core in plain], [core.shape[2] for core in plain]
     roots = kronecker_roots(gram, cols)
-    turned = ttm_svd(_turned(weight, roots, cols), rows, cols, rank=rank)
+    turned = ttm_svd(_turned(weight, roots, cols), rows, cols, rank=(1, *(core.shape[3] for core in plain)))
     other = [torch.einsum("amnb,nc->amcb", core, part.inverse()) for core, part in zip(turned, roots, strict=True)]
-    return min((plain, other), key=lambda cores: stored_error(weight, cores, gram))
+    return min((list(plain), other), key=lambda cores: stored_error(weight, cores, gram))
 
 
 def whitened(weight: Tensor, gram: Tensor, cols: Sequence[int]) -> Tensor:

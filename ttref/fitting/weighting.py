@@ -27,13 +27,17 @@ def as_weighting(gram: Gram | Tensor, width: int, device: torch.device, name: st
 
 
 def spans(gram: Tensor, tokens: int | None) -> bool:
-    """True if the inputs have shown every direction: tokens enough, and no pivot that is rounding alone."""
+    """True if the inputs have shown every direction: tokens enough, and no pivot that is rounding alone.
+
+    Inputs that are always zero (padding, units that never fire) do not count, and weights are what they are.
+    """
     if gram.ndim == 1:
-        return bool((gram > 0).all())
-    if tokens is not None and tokens < len(gram):
+        return True
+    used = gram.diagonal() > 0
+    if tokens is not None and tokens < int(used.sum()):
         return False
-    shift = 1e-10 * gram.diagonal().mean()
-    shifted = gram.clone()
+    shifted = gram[used][:, used]
+    shift = 1e-10 * shifted.diagonal().mean()
     shifted.diagonal().add_(shift)
     factor, info = torch.linalg.cholesky_ex(shifted)
     return not info.item() and bool(factor.diagonal().square().min() > 10 * shift)
