@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..bars import bar
 from . import candidates
 from .candidates import Candidate
-from .edit import edit
+from .edit import edit, to_the_end
 from .finding import TABLE, Layers, find_layers, kind_of_layer
 from .gates import Verdict, as_scores, binary, check_gate, drop_gate, equivalence_gate
 from .layer_report import Report
@@ -133,6 +133,10 @@ def partial_tensorize(
     if order == "forward" and ranking is not None:
         raise ValueError('ranking is what order="restore" puts layers back by; order="forward" goes by depth')
     found = find_layers(model, layers)
+    if candidate.needs_gram and not grams:
+        raise ValueError(
+            f"the candidate {candidate.name} needs Gram matrices: grams=collect_gram(model, names, batches)"
+        )
     grams = _grams_of(model, found, grams)
     settings = {"candidate": candidate.name, "order": order, "gate": gate, "max_drop": max_drop, "drop_type": drop_type}
     settings |= {"reference": reference, "alpha": alpha, "ranking": _name_of(ranking)}
@@ -146,26 +150,32 @@ def partial_tensorize(
             return drop_gate(before, after, max_drop=max_drop, drop_type=drop_type)
         return equivalence_gate(before, after, max_drop=max_drop, drop_type=drop_type, alpha=alpha)
 
-    with edit(model) as change:
-        modes, statistics = kept_state(model, change)
-        search = Search(model, evaluate, candidate, grams, found, record)
-        start = search.metric("start", ())
-        _check_start(start, judge(start, start), gate, alpha)
-        if order == "forward":
-            last = _forward(search, judge, start, reference == "last", progress)
-        else:
-            last = _restore(search, judge, start, ranking, progress)
-        search.put([row["name"] for row in search.rows.values() if row["decision"] == "accepted"])
-        before = sum(x.numel() for x in search.dense), sum(x.numel() * x.element_size() for x in search.dense)
-        if resume is not None:
-            record.write(resume)
-        for part, training in modes.items():
-            part.training = training
-        for name in search.inside:
-            search.made[name].train(modes[search.layers[name].module])
-        for buffer, numbers in statistics:
-            buffer.copy_(numbers)
-        return Report(model, search.listed(), judge(start, last), before, record, change)
+    change = edit(model)
+    try:
+        with change:
+            modes, statistics = kept_state(model, change)
+            search = Search(model, evaluate, candidate, grams, found, record)
+            start = search.metric("start", ())
+            _check_start(start, judge(start, start), gate, alpha)
+            if order == "forward":
+                last = _forward(search, judge, start, reference == "last", progress)
+            else:
+                last = _restore(search, judge, start, ranking, progress)
+            search.put([row["name"] for row in search.rows.values() if row["decision"] == "accepted"])
+            before = sum(x.numel() for x in search.dense), sum(x.numel() * x.element_size() for x in search.dense)
+            if resume is not None:
+                record.write(resume)
+            for part, training in modes.items():
+                part.training = training
+            for name in search.inside:
+                search.made[name].train(modes[search.layers[name].module])
+            for buffer, numbers in statistics:
+                buffer.copy_(numbers)
+            return Report(model, search.listed(), judge(start, last), before, record, change)
+    except BaseException:  # an interrupt may come as the block ends, when the edit does not know of it
+        if hasattr(change, "_seen"):
+            to_the_end(change._take_back if change._changes is None else change.undo)
+        raise
 
 
 def _forward(
