@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .canonical import tt_norm, tt_orthogonalize, tt_round
     from .compressed import Compressed
     from .contraction import ttm_matvec
+    from .conv import TTConv2d
     from .costs import Plan
     from .embeddings import MPSEmbedding, TiedHead, TTMEmbedding, replace_embedding
     from .entanglement import entanglement_entropy, schmidt_values, suggest_ranks
@@ -42,6 +43,7 @@ __all__ = [
     "Compressed",
     "MPSEmbedding",
     "Plan",
+    "TTConv2d",
     "TTLinear",
     "TTLoRALinear",
     "TTMEmbedding",
@@ -95,6 +97,7 @@ _HOME = {
     "plans": ("plan_contraction",),
     "contraction": ("ttm_matvec",),
     "layers": ("TTLinear",),
+    "conv": ("TTConv2d",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery.edit": ("edit", "swap_layer"),
     "surgery.partial": ("partial_tensorize",),

@@ -41,6 +41,7 @@ KINDS = {
     "QuantizedTT": ("fixedpoint.contract", "QuantizedTT._restore"),
     "TTDelta": ("lora.delta", "TTDelta._restore"),
     "TT-LoRA": ("lora.saving", "restored_deltas"),
+    "TTConv2d": ("conv", "TTConv2d._restore"),
     "TTLinear": ("layers", "TTLinear._restore"),
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
 }

@@ -1,0 +1,253 @@
+"""Where trains pay on convolutions: accuracy against bits a weight, everything counted, without training.
+
+All 3 x 3 kernels but the stem of a network are replaced at once; the stem, norms and head stay as they are. Cores are
+fitted to the patches that a kernel sees on 512 training pictures and stored as integers; beside them integers, factors
+and trains that see the weight alone, rounded in the same way. ``python -m studies.convolutions`` takes about an hour
+on one core.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from book.tools import results
+from book.workbook import sources
+from ttref import gaussian_null
+from ttref.fitting import collect_gram, output_error
+
+from ..toy_classifier.data import brief
+from . import methods
+from .methods import Kernel, Modes, Stored
+from .networks import NETWORKS, pictures, scores
+
+PICTURES, HELD_OUT = 512, 256
+DRAWS = (0, 1, 2)
+SHARES = (0.5, 0.25)  # of a kernel's numbers, for which modes are searched
+TRAINS = [  # share of the numbers, bits of a core's numbers
+    *((1 / 1.5, bits) for bits in (8, 4, 3, 2)),
+    *((1 / 2, bits) for bits in (8, 4, 3, 2)),
+    *((1 / 3, bits) for bits in (8, 4, 3, 2)),
+    *((1 / 4, bits) for bits in (4, 3)),
+    *((1 / 6, bits) for bits in (4,)),
+]
+GROUP = 72  # of integers; cores take the divisor nearest to 64
+Method = Callable[[Kernel], Stored]
+
+
+def kernels_of(model: nn.Module, folder: Path, draw: int) -> list[Kernel]:
+    """All 3 x 3 kernels but the first, each with the Gram matrix of its patches on one draw of training pictures."""
+    x = pictures(folder, "train")[0]
+    ids = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw))[:PICTURES]
+    return with_grams(model, x[ids])
+
+
+def with_grams(model: nn.Module, x: Tensor) -> list[Kernel]:
+    """The kernels with the Gram matrices of their patches on these pictures."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)][1:]
+    grams = collect_gram(model, names, x.split(32), progress=False)
+    return [
+        Kernel(name, w.double().flatten(1), grams[name].matrix, w.shape[2] * w.shape[3])
+        for name in names
+        for w in [model.get_submodule(name).weight.detach()]
+    ]
+
+
+def arms(modes: dict[str, dict[float, Modes]]) -> Iterable[tuple[str, str, Method]]:
+    """Family, setting and method of every arm, the fitted trains first."""
+    cache: dict[tuple, list[Tensor]] = {}
+
+    def kept(make: Callable[..., list[Tensor]], kernel: Kernel, *how: object) -> list[Tensor]:
+        key = (make.__name__, kernel.name, id(kernel), *map(str, how))
+        if key not in cache:
+            cache[key] = make(kernel, *how)
+        return cache[key]
+
+    def at(kernel: Kernel, share: float) -> Modes:
+        return modes[kernel.name][SHARES[0] if share > 0.4 else SHARES[1]]
+
+    for share, bits in TRAINS:
+
+        def train(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
+            chosen = at(kernel, share)
+            return methods.rounded(kernel, chosen, kept(methods.fitted, kernel, chosen, share), bits)
+
+        yield "fitted train", f"{1 / share:.3g}x int{bits}", train
+    for bits in (4, 3, 2, 1):
+        yield "integers, all levels", f"int{bits}", lambda kernel, bits=bits: methods.integers(kernel, bits, GROUP)
+    for bits in (4, 3, 2, 1):
+        yield "GPTQ-like", f"int{bits}", lambda kernel, bits=bits: methods.gptq(kernel, bits, GROUP)
+    yield "GPTQ-like", "ternary, packed", lambda kernel: methods.ternary(kernel, GROUP)
+    for bits in (8, 4, 3, 2):
+        yield "rounding", f"int{bits}", lambda kernel, bits=bits: methods.nearest(kernel, bits, GROUP)
+    for share, bits in ((1 / 1.5, 2), (1 / 2, 8), (1 / 2, 4), (1 / 2, 2), (1 / 3, 4), (1 / 4, 4)):
+
+        def factors(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
+            return methods.rounded(kernel, kernel.factors, kept(methods.whitened, kernel, share), bits)
+
+        yield "whitened SVD", f"{1 / share:.3g}x int{bits}", factors
+    for share, bits in ((1 / 1.5, 8), (1 / 2, 8), (1 / 2, 4)):
+
+        def svd(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
+            cores = kept(methods.decomposed, kernel, kernel.factors, share)
+            return methods.rounded(kernel, kernel.factors, cores, bits)
+
+        def blind(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
+            chosen = at(kernel, share)
+            return methods.rounded(kernel, chosen, kept(methods.decomposed, kernel, chosen, share), bits)
+
+        yield "SVD", f"{1 / share:.3g}x int{bits}", svd
+        yield "TT-SVD", f"{1 / share:.3g}x int{bits}", blind
+
+
+def put(model: nn.Module, stored: dict[str, Tensor]) -> nn.Module:
+    """A copy of the model with other kernels."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, matrix in stored.items():
+            weight = other.get_submodule(name).weight
+            weight.copy_(matrix.reshape(weight.shape))
+    return other
+
+
+@torch.no_grad()
+def renormed(model: nn.Module, x: Tensor) -> nn.Module:
+    """A copy whose norms have the means and variances of these pictures: calibration without a gradient."""
+    other = copy.deepcopy(model)
+    for layer in other.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+    other.train()
+    scores(other, x)
+    return other.eval()
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of pictures classified correctly."""
+    return (scores(model, x).argmax(1) == y).double().mean().item()
+
+
+class Bench:
+    """One network and one draw of pictures: measures an arm."""
+
+    def __init__(self, model: nn.Module, folder: Path, draw: int) -> None:
+        self.model, self.draw = model, draw
+        self.kernels = kernels_of(model, folder, draw)
+        self.test = pictures(folder, "test")
+        self.fresh = {kernel.name: kernel.gram for kernel in with_grams(model, self.test[0][:HELD_OUT])}
+        ids = torch.randperm(3044, generator=torch.Generator().manual_seed(draw))[:PICTURES]
+        self.calibration = pictures(folder, "train")[0][ids]
+
+    def measure(self, method: Method, *, norms: bool = True) -> dict:
+        """Bits a weight, mean output error on fresh pictures, accuracy, and accuracy with the norms measured anew."""
+        start = perf_counter()
+        stored = {kernel.name: method(kernel) for kernel in self.kernels}
+        seconds = perf_counter() - start
+        nbytes = sum(size for _, size in stored.values())
+        weights = sum(kernel.weight.numel() for kernel in self.kernels)
+        others = sum(p.numel() for p in self.model.parameters()) - weights
+        errors = [output_error(k.weight, stored[k.name][0], self.fresh[k.name]) for k in self.kernels]
+        model = put(self.model, {name: matrix for name, (matrix, _) in stored.items()})
+        row = {"draw": self.draw, "bits": 8 * nbytes / weights, "model_ratio": 4 * (weights + others)}
+        row["model_ratio"] /= nbytes + 4 * others
+        row |= {"error": fmean(errors), "accuracy": accuracy(model, *self.test), "seconds": seconds}
+        if norms:
+            row["accuracy_norms"] = accuracy(renormed(model, self.calibration), *self.test)
+        return row
+
+
+def null(bench: Bench, method: Method) -> float:
+    """Mean output error of an arm on Gaussian kernels with the norms of the rows, on the patches they are fitted to."""
+    errors = []
+    for k, kernel in enumerate(bench.kernels):
+        noise = Kernel(kernel.name, gaussian_null(kernel.weight, seed=k), kernel.gram, kernel.area)
+        errors.append(output_error(noise.weight, method(noise)[0], bench.fresh[kernel.name]))
+    return fmean(errors)
+
+
+def together(rows: list[dict]) -> list[dict]:
+    """One row for each arm: means over the draws, and the accuracies of each."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        found.setdefault((row["family"], row["setting"]), []).append(row)
+    points = []
+    for (family, setting), mine in found.items():
+        point = {"family": family, "setting": setting, "bits": mine[0]["bits"], "model_ratio": mine[0]["model_ratio"]}
+        for key in ("error", "accuracy", "accuracy_norms"):
+            values = [row[key] for row in mine if key in row]
+            point |= {
+                key: fmean(values),
+                f"{key}_each": values,
+                f"{key}_std": stdev(values) if len(values) > 1 else 0.0,
+            }
+        points.append(point)
+    return points
+
+
+def measured(name: str, folder: Path, draws: Iterable[int] = DRAWS, log: Callable = print) -> dict:
+    """The whole front of one network."""
+    model = NETWORKS[name](folder)
+    rows, modes, nulls = [], {}, []
+    for draw in tqdm(draws, disable=None):
+        bench = Bench(model, folder, draw)
+        if not modes:
+            modes = {kernel.name: methods.searched(kernel, SHARES) for kernel in bench.kernels}
+        for family, setting, method in arms(modes):
+            row = {"family": family, "setting": setting} | bench.measure(method)
+            rows.append(row)
+            log(row)
+            if draw == 0 and (family, setting) in NULLS:
+                nulls.append({"family": family, "setting": setting, "null": null(bench, method), "error": row["error"]})
+    x, y = pictures(folder, "test")
+    return {
+        "network": name,
+        "dense": accuracy(model, x, y),
+        "kernels": len(modes),
+        "modes": told(modes),
+        "points": together(rows),
+        "null": nulls,
+    }
+
+
+NULLS = {
+    ("fitted train", "2x int3"),
+    ("fitted train", "4x int4"),
+    ("integers, all levels", "int2"),
+    ("integers, all levels", "int1"),
+    ("whitened SVD", "2x int4"),
+}
+
+
+def told(modes: dict[str, dict[float, Modes]]) -> list[dict]:
+    """The chosen modes in words."""
+    return [
+        {"layer": name, "share": share, "taps_first": m.taps, "rows": list(m.rows), "cols": list(m.cols)}
+        for name, found in modes.items()
+        for share, m in found.items()
+    ]
+
+
+def main() -> None:
+    """Run everything and record it."""
+    folder = sources.data_folder()
+    if folder is None:
+        return
+    torch.set_num_threads(1)
+    values = {"networks": [measured(name, folder) for name in NETWORKS]}
+    print(
+        results.write(
+            "convolutions",
+            brief(values),
+            models=["ResNet-20 (CIFAR-10)", "seven convolutions taught by it (CIFAR-10)"],
+            data=["CIFAR-10: 512 training pictures a draw, first 761 of the test part"],
+            command="python -m studies.convolutions",
+        )
+    )
