@@ -100,7 +100,7 @@ def draw_path(ax: Axes, runs: Mapping[str, Sequence[tuple[str, float, bool]]], s
                 )
     ax.axhline(start, color="0.3", linewidth=1.2, marker="")
     ax.axhline(start - allowed, color="0.3", linewidth=1.2, linestyle=":", marker="")
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.3, columnspacing=1)
 
 
 def draw_map(figure: Figure, rows: Sequence[Row], tasks: Mapping[str, str], *, value: str, scale: float = 1.0) -> None:
