@@ -63,6 +63,14 @@ def linear():
     return layer
 
 
+def fitted(**how):
+    return pkgutil.resolve_name("ttref.fitting.fit_cores")(weight(), inputs_gram(), (4, 6), (6, 6), **how)
+
+
+def output_error(approximation):
+    return pkgutil.resolve_name("ttref.fitting.output_error")(weight(), approximation, inputs_gram())
+
+
 def state(module):
     return list(module.state_dict().values())
 
@@ -264,6 +272,12 @@ CASES = {
     "clusters.cluster_rows": lambda: pkgutil.resolve_name("ttref.clusters.cluster_rows")(weight(), 5).approximation,
     "fitting.Gram": lambda: [inputs_gram().matrix, (inputs_gram() + inputs_gram()).matrix],
     "fitting.Grams": lambda: written_and_read(collected().save, ttref.load)["0"].matrix,
+    "fitting.fit_cores": lambda: [
+        ttref.ttm_to_matrix(fitted(rank=4)),
+        output_error(ttref.ttm_to_matrix(fitted(eps=0.3))),
+        sizes(fitted(eps=0.3)),
+    ],
+    "fitting.output_error": lambda: output_error(noise(24, 36, seed=1)),
     "fitting.collect_gram": lambda: collected()["0"].matrix,
     "fitting.choose_modes": lambda: (
         pkgutil.resolve_name("ttref.fitting.choose_modes")(weight(), inputs_gram(), params=200).error
