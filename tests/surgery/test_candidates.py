@@ -42,6 +42,11 @@ def conv():
     return layer
 
 
+def gram_of(width):
+    """Of inputs whose axes have variances far apart."""
+    return Gram.from_inputs(gaussian((200, width), 7, torch.float32) * torch.logspace(0, -1.5, width))
+
+
 LAYERS = {"linear": linear, "conv1d": conv1d, "table": table, "conv": conv}
 INPUTS = {
     "linear": gaussian((5, 36), 2, torch.float32),
@@ -82,6 +87,35 @@ def test_the_replacement_computes_with_the_matrix_it_says(kind, candidate):
     torch.testing.assert_close(made(x), wanted, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert not {x.data_ptr() for x in made.parameters()} & {x.data_ptr() for x in layer.parameters()}
+
+
+CONVOLUTIONS = [
+    candidates.tensor_train(ratio=2),
+    candidates.tensor_train(eps=0.5),
+    candidates.tensor_train(ratio=2, core_bits=4),
+    candidates.tensor_train(rank=4, modes=((12, 1), (8, 9))),
+    candidates.svd(ratio=3),
+    candidates.fitted(ratio=2),
+    candidates.fitted(eps=0.4),
+    candidates.fitted(ratio=2, core_bits=4),
+    candidates.whitened_svd(ratio=3),
+    candidates.gptq(3),
+]
+
+
+@pytest.mark.parametrize("candidate", CONVOLUTIONS, ids=lambda one: one.name)
+def test_a_convolution_computes_with_the_matrix_it_says(candidate):
+    layer, x, gram = conv(), INPUTS["conv"], gram_of(72)
+    made = candidate.make(layer, gram)
+    dense = matrix_of(made)
+    seen = gram if candidate.needs_gram else torch.ones(72)
+    assert dense.shape == (12, 72) and 0 < output_error(matrix_of(layer), dense, seen) < 0.95
+    wanted = nn.functional.conv2d(x, dense.view(12, 8, 3, 3), layer.bias, padding=1)
+    torch.testing.assert_close(made(x), wanted, rtol=1e-4, atol=1e-4)
+    params, nbytes, macs = cost_of(made)
+    assert (params, nbytes) == (made.params, made.nbytes) and nbytes < 864 * 4 and 0 < macs <= 2 * 864
+    if "2x" in candidate.name:
+        assert params <= (864 / 2 if "cores" not in candidate.name else 864)
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2, 4, 8])
@@ -131,7 +165,9 @@ def test_state_of_the_layer_is_kept():
         (candidates.svd(ratio=20), linear(), "rank 1 already takes 60 of its 864 numbers, 14.4x"),
         (candidates.tensor_train(ratio=2, order=2), linear(41), "41 is not a product of 2 modes"),
         (candidates.tensor_train(rank=2, modes=((4, 5), (6, 6))), linear(), "multiply to 20 x 36, not 24 x 36"),
-        (candidates.svd(ratio=2), conv(), "a convolution cannot be replaced in this way"),
+        (candidates.tensor_train(ratio=2), nn.Conv2d(8, 12, 3, groups=2), "2 groups"),
+        (candidates.tensor_train(ratio=2), nn.Conv2d(8, 12, 3, padding_mode="circular"), "circular"),
+        (candidates.tensor_train(ratio=2, core_bits=4), linear(), "integer cores are made for convolutions only"),
         (candidates.integer(4, group=7), linear(), "groups of 7 do not divide its 36 columns"),
         (candidates.integer(4), nn.utils.parametrizations.weight_norm(linear()), "its weight is computed"),
         (candidates.Candidate("own", lambda layer, gram: layer, needs_gram=True), linear(), "needs the Gram matrix"),
@@ -153,6 +189,7 @@ def test_what_cannot_be_replaced_has_a_reason(candidate, layer, reason):
         (lambda: candidates.tensor_train(eps=1.5), ValueError, r"\[0, 1\)"),
         (lambda: candidates.tensor_train(rank=0), ValueError, "rank must be at least 1"),
         (lambda: candidates.tensor_train(rank=1.5), TypeError, "rank must be an integer"),
+        (lambda: candidates.tensor_train(ratio=2, core_bits=9), ValueError, "core_bits must be 32"),
         (lambda: candidates.integer(9), ValueError, "between 2 and 8, got 9"),
         (lambda: candidates.integer(4, group=0), ValueError, "group must be at least 1"),
     ],
@@ -261,11 +298,6 @@ def test_wrong_names_are_refused():
     assert "meta device" in str(pytest.raises(ValueError, find_layers, empty).value)
 
 
-def gram_of(width):
-    """Of inputs whose axes have variances far apart."""
-    return Gram.from_inputs(gaussian((200, width), 7, torch.float32) * torch.logspace(0, -1.5, width))
-
-
 FITTED = [
     candidates.fitted(ratio=2),
     candidates.fitted(ratio=3, order=2),
@@ -314,7 +346,7 @@ def test_a_convolution_is_rounded_against_its_patches():
     wanted = gptq_quantize(layer.weight.detach().flatten(1), gram_of(72), 3)
     assert torch.equal(made.weight.flatten(1), wanted.approximation) and made.nbytes == wanted.nbytes
     grouped = nn.Conv2d(8, 12, 3, groups=2)
-    assert "2 groups of channels" in candidates.gptq(3).why_not(grouped, gram_of(36))
+    assert "2 groups" in candidates.gptq(3).why_not(grouped, gram_of(36))
 
 
 def test_a_gram_matrix_of_another_layer_is_refused():

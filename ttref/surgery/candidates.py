@@ -24,7 +24,7 @@ from ..fitting.als import fit_cores
 from ..gptq import gptq_quantize
 from ..linears import weight_and_bias
 from .finding import CONVOLUTION, LINEAR, TABLE, matrix_of
-from .making import cannot_round, kind_missing, layer_of, one_group, rounded, train_of
+from .making import cannot_round, conv_missing, conv_of, kind_missing, layer_of, rounded, train_of
 from .sizing import TWO_FACTORS, Modes, Shape, Size
 
 __all__ = ["Candidate", "fitted", "gptq", "integer", "svd", "tensor_train", "whitened_svd"]
@@ -84,15 +84,18 @@ def tensor_train(
     rank: int | None = None,
     order: int = 3,
     modes: Modes | None = None,
+    core_bits: int = 32,
 ) -> Candidate:
-    """A tensor train by TT-SVD: :class:`TTLinear` for linear layers, :class:`TTMEmbedding` for tables.
+    """A tensor train by TT-SVD: :class:`TTLinear`, :class:`TTConv2d`, or :class:`TTMEmbedding` for tables.
 
     Args:
         eps: Relative error allowed for the weight, in [0, 1).
         ratio: How many times fewer numbers: the largest rank that keeps it. Give exactly one of eps, ratio and rank.
         rank: Cap on the ranks.
-        order: Number of modes on either side, balanced.
+        order: Number of modes on either side, balanced. Left at three, a convolution has outputs, inputs and taps as
+            modes; at a ratio, its modes are searched.
         modes: Row modes and column modes, in place of ``order``; layers of other widths are not replaced.
+        core_bits: 1 to 8 for integer cores, which only convolutions have.
 
     Returns:
         The candidate.
@@ -107,14 +110,18 @@ def tensor_train(
     """
     size = Size(eps, ratio, rank)
     shape = Shape(whole("order", order, least=1), modes)
+    integers = _integer_cores(core_bits)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return kind_missing(layer, LINEAR, TABLE) or shape.missing(layer) or size.missing(layer, shape)
+        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
+        return missing or shape.missing(layer) or size.missing(layer, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
+        if isinstance(layer, nn.Conv2d):
+            return conv_of(layer, size, shape, core_bits=core_bits)
         return train_of(layer, *shape.of(layer, rank := size.rank_of(layer, shape)), rank=rank, eps=eps)
 
-    return Candidate(f"TT {size}{shape}", build, check)
+    return Candidate(f"TT {size}{shape}{integers}", build, check)
 
 
 def svd(*, eps: float | None = None, ratio: float | None = None, rank: int | None = None) -> Candidate:
@@ -127,9 +134,12 @@ def svd(*, eps: float | None = None, ratio: float | None = None, rank: int | Non
     size = Size(eps, ratio, rank)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return kind_missing(layer, LINEAR, TABLE) or size.missing(layer, TWO_FACTORS)
+        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer)
+        return missing or size.missing(layer, TWO_FACTORS)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
+        if isinstance(layer, nn.Conv2d):
+            return conv_of(layer, size, TWO_FACTORS)
         return train_of(layer, *TWO_FACTORS.of(layer), rank=size.rank_of(layer, TWO_FACTORS), eps=eps)
 
     return Candidate(f"SVD {size}", build, check)
@@ -168,6 +178,7 @@ def fitted(
     rank: int | None = None,
     order: int = 3,
     modes: Modes | str | None = None,
+    core_bits: int = 32,
 ) -> Candidate:
     """A train whose cores are fitted to what the layer sees (:func:`fit_cores`). It needs the Gram matrix.
 
@@ -177,7 +188,8 @@ def fitted(
         rank: As for :func:`tensor_train`.
         order: As for :func:`tensor_train`; widths that would have to be padded are not replaced.
         modes: As for :func:`tensor_train`; or ``"search"``: :func:`choose_modes` tries many at this ratio, which takes
-            some tens of fits.
+            some tens of fits. A convolution's modes are searched at a ratio where none are given.
+        core_bits: As for :func:`tensor_train`; integer cores are rounded against the Gram matrix.
 
     Raises:
         TypeError, ValueError: As :func:`tensor_train`; ``"search"`` without a ratio.
@@ -193,13 +205,16 @@ def fitted(
     if search and ratio is None:
         raise ValueError("modes='search' needs a ratio: modes are compared at an equal number of parameters")
     shape = Shape(whole("order", order, least=1), None if search else modes)
+    integers = _integer_cores(core_bits)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        if missing := kind_missing(layer, LINEAR):
+        if missing := kind_missing(layer, LINEAR, CONVOLUTION) or conv_missing(layer, core_bits):
             return missing
         return None if search else shape.missing(layer, padded=False) or size.missing(layer, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
+        if isinstance(layer, nn.Conv2d):
+            return conv_of(layer, size, shape, gram, core_bits)
         weight, bias = weight_and_bias(layer)
         if search:
             from ..fitting.choosing import choose_modes
@@ -210,7 +225,8 @@ def fitted(
             cores = fit_cores(weight.detach(), gram, *shape.of(layer, capped), rank=capped, eps=eps)
         return layer_of(cores, layer, bias)
 
-    return Candidate(f"fitted TT {size}{', modes searched' if search else shape}", build, check, needs_gram=True)
+    modes_said = ", modes searched" if search else shape
+    return Candidate(f"fitted TT {size}{modes_said}{integers}", build, check, needs_gram=True)
 
 
 def whitened_svd(*, ratio: float | None = None, rank: int | None = None) -> Candidate:
@@ -225,9 +241,12 @@ def whitened_svd(*, ratio: float | None = None, rank: int | None = None) -> Cand
     size = Size(None, ratio, rank)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return kind_missing(layer, LINEAR) or size.missing(layer, TWO_FACTORS)
+        missing = kind_missing(layer, LINEAR, CONVOLUTION) or conv_missing(layer)
+        return missing or size.missing(layer, TWO_FACTORS)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
+        if isinstance(layer, nn.Conv2d):
+            return conv_of(layer, size, TWO_FACTORS, gram)
         weight, bias = weight_and_bias(layer)
         stored = truncated_svd(weight.detach(), rank=size.rank_of(layer, TWO_FACTORS), gram=gram).stored
         return layer_of([stored["left"][None, :, None], stored["right"][:, None, :, None]], layer, bias)
@@ -249,12 +268,19 @@ def gptq(bits: int, *, group: int | None = None) -> Candidate:
     bits, group = _codes(bits, group, least=1)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        return kind_missing(layer, LINEAR, CONVOLUTION) or one_group(layer) or cannot_round(layer, group)
+        missing = kind_missing(layer, LINEAR, CONVOLUTION) or conv_missing(layer)
+        return missing or cannot_round(layer, group)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         return rounded(layer, gptq_quantize(matrix_of(layer), gram, bits, group=group))
 
     return Candidate(f"GPTQ int{bits}{f' / {group}' if group else ''}", build, check, needs_gram=True)
+
+
+def _integer_cores(core_bits: int) -> str:
+    if core_bits != 32 and not 1 <= whole("core_bits", core_bits) <= 8:
+        raise ValueError(f"core_bits must be 32 (cores in the dtype of the weight) or 1 to 8, got {core_bits}")
+    return "" if core_bits == 32 else f", int{core_bits} cores"
 
 
 def _codes(bits: int, group: int | None, *, least: int) -> tuple[int, int | None]:

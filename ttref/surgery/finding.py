@@ -20,6 +20,7 @@ __all__ = ["Layer", "Layers", "find_layers"]
 LINEAR, CONVOLUTION, TABLE = "linear", "convolution", "table"
 LEAST = 8  # rows and columns of a layer that is worth it
 BATCH = 64  # vectors multiplied at once, for the account of multiply-adds
+PIXELS = 32  # and the sides of a picture
 
 
 class Cost(NamedTuple):
@@ -29,7 +30,7 @@ class Cost(NamedTuple):
         params: Numbers.
         nbytes: Bytes.
         macs: Multiply-adds for each vector that is multiplied, in a batch of 64: a token, or an output pixel of a
-            convolution. For each row that is looked up in a table.
+            convolution (of a picture of 32 x 32). For each row that is looked up in a table.
     """
 
     params: int
@@ -162,7 +163,7 @@ def sizes_of(layer: nn.Module) -> tuple[int, int]:
 
 def matrix_of(layer: nn.Module) -> Tensor:
     """The matrix ``(out, in)`` that a layer, or a replacement of one, stands for."""
-    if hasattr(layer, "dense"):
+    if hasattr(layer, "dense") and not hasattr(layer, "taps_first"):  # a convolution's may have another order
         return layer.dense().detach()
     if kind_of_layer(layer) == LINEAR:
         return weight_and_bias(layer)[0].detach()
@@ -187,6 +188,9 @@ def _macs(layer: nn.Module, dense: int) -> int:
         for r, _, n, s in shapes:
             macs, done = macs + done * r * n * s, done * n
         return macs - shapes[0][2] * shapes[0][3]  # the first slice is taken as it is
+    if hasattr(layer, "taps_first"):
+        plan, sizes = layer.plan((1, layer.in_channels, PIXELS, PIXELS)), (layer.out_channels, layer.in_channels)
+        return math.ceil(plan.macs * math.prod((*sizes, *layer.kernel_size)) / plan.dense)
     if isinstance(plan := layer.plan(BATCH) if hasattr(layer, "plan") else None, Plan):
         return math.ceil(plan.macs / BATCH)
     return dense

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..approximation import Baseline
+from ..conv import TTConv2d
+from ..convolving import parts_of
 from ..embeddings.ttm import TTMEmbedding
 from ..layers import TTLinear
 from ..linears import conv1d_of
-from .finding import TABLE, kind_of_layer, sizes_of
+from .finding import CONVOLUTION, TABLE, kind_of_layer, sizes_of
+from .sizing import Shape, Size
 
 
 def kind_missing(layer: nn.Module, *kinds: str) -> str | None:
@@ -24,10 +28,15 @@ def kind_missing(layer: nn.Module, *kinds: str) -> str | None:
     return None if kind in kinds else f"a {kind} cannot be replaced in this way"
 
 
-def one_group(layer: nn.Module) -> str | None:
-    """The reason why a grouped convolution is not fitted: its inputs have no one Gram matrix."""
-    grouped = getattr(layer, "groups", 1) > 1
-    return f"its {layer.groups} groups of channels see a part of the inputs each" if grouped else None
+def conv_missing(layer: nn.Module, core_bits: int = 32) -> str | None:
+    """The reason why a convolution cannot become a train, or another layer has no integer cores."""
+    if kind_of_layer(layer) != CONVOLUTION:
+        return "integer cores are made for convolutions only" if core_bits < 32 else None
+    try:
+        parts_of(layer)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def cannot_round(layer: nn.Module, group: int | None) -> str | None:
@@ -36,6 +45,15 @@ def cannot_round(layer: nn.Module, group: int | None) -> str | None:
         return "its weight is computed from other numbers (pruned, parametrized): make that permanent first"
     columns = sizes_of(layer)[1]
     return f"groups of {group} do not divide its {columns} columns" if group and columns % group else None
+
+
+def conv_of(layer: nn.Conv2d, size: Size, shape: Shape, gram: Any = None, core_bits: int = 32) -> TTConv2d:
+    """The convolution as a train; modes are searched at a ratio where none are asked for."""
+    settings = {"gram": gram, "core_bits": core_bits}
+    if size.ratio is not None and shape.free:
+        return TTConv2d.from_conv(layer, params=int(layer.weight.numel() / size.ratio), **settings)
+    rows, cols = shape.of(layer, rank := size.rank_of(layer, shape))
+    return TTConv2d.from_conv(layer, rank=rank, eps=size.eps, row_shape=rows, col_shape=cols, **settings)
 
 
 def train_of(

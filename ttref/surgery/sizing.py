@@ -57,6 +57,11 @@ class Shape:
     def __init__(self, order: int, modes: Modes | None) -> None:
         self.order, self.modes = order, modes
 
+    @property
+    def free(self) -> bool:
+        """True if nothing was asked for."""
+        return self.modes is None and self.order == 3
+
     def __str__(self) -> str:
         if self.modes is not None:
             return f", {'x'.join(map(str, self.modes[0]))} | {'x'.join(map(str, self.modes[1]))}"
@@ -67,6 +72,9 @@ class Shape:
         m, n = sizes_of(layer)
         if self.modes is not None:
             return self.modes
+        if isinstance(layer, nn.Conv2d) and self.order == 3:  # out, in, taps: a core each
+            taps = math.prod(layer.kernel_size)
+            return (m, 1, 1), (1, n // taps, taps)
         if self.order == 3:
             return choose_modes(n, m, rank or NOMINAL_RANK)[::-1]
         return factorize(m, self.order), factorize(n, self.order)
