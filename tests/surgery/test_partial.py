@@ -20,8 +20,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from ttref import TTLinear, partial_tensorize
+from ttref.fitting import collect_gram
 from ttref.surgery import equivalence_gate
-from ttref.surgery.candidates import integer, svd, tensor_train
+from ttref.surgery.candidates import integer, svd, tensor_train, whitened_svd
 
 
 @pytest.mark.parametrize("reference", ["start", "last"])
@@ -176,6 +177,20 @@ def test_models_of_all_kinds(kind, order):
         assert report.params_after == sum(x.numel() for x in model.parameters()) < dense
     report.undo()
     assert state(model) == before
+
+
+def test_fitted_replacements_get_the_gram_matrix_of_their_layer():
+    """By whole name or by its end; a layer without one is skipped and said."""
+    model, x = nn.ModuleDict({"net": net()}), gaussian((200, 64), 0, torch.float32).abs()
+    grams = collect_gram(model["net"], NAMES[:2], [x], progress=False)
+    how = {"candidate": whitened_svd(ratio=2), "layers": [f"net.{name}" for name in NAMES]}
+    report = partial_tensorize(model, lambda model: 1.0, grams=grams, **how)
+    assert report.names() == ["net.0", "net.2"]
+    assert "it needs the Gram matrix of the layer's inputs" in report.layers[2]["decision"]
+    for name in NAMES[:2]:
+        expected = how["candidate"].make(net().get_submodule(name), grams[name])
+        for found, core in zip(model["net"].get_submodule(name).cores, expected.cores, strict=True):
+            torch.testing.assert_close(found, core)
 
 
 def test_tables_come_first_and_what_is_tied_is_named():
