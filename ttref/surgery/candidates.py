@@ -20,7 +20,7 @@ from torch import nn
 
 from ..baselines import quantize_integer, truncated_svd
 from ..checks import whole
-from ..fitting.als import fit_cores
+from ..fitting.choosing import choose_modes
 from ..gptq import gptq_quantize
 from ..linears import weight_and_bias
 from .finding import CONVOLUTION, LINEAR, TABLE, matrix_of
@@ -119,7 +119,7 @@ def tensor_train(
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             return conv_of(layer, size, shape, core_bits=core_bits)
-        return train_of(layer, *shape.of(layer, rank := size.rank_of(layer, shape)), rank=rank, eps=eps)
+        return train_of(layer, size, shape)
 
     return Candidate(f"TT {size}{shape}{integers}", build, check)
 
@@ -140,7 +140,7 @@ def svd(*, eps: float | None = None, ratio: float | None = None, rank: int | Non
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             return conv_of(layer, size, TWO_FACTORS)
-        return train_of(layer, *TWO_FACTORS.of(layer), rank=size.rank_of(layer, TWO_FACTORS), eps=eps)
+        return train_of(layer, size, TWO_FACTORS)
 
     return Candidate(f"SVD {size}", build, check)
 
@@ -182,13 +182,15 @@ def fitted(
 ) -> Candidate:
     """A train whose cores are fitted to what the layer sees (:func:`fit_cores`). It needs the Gram matrix.
 
+    Of a table, the frequencies of its rows stand in place of that: a tensor of one axis.
+
     Args:
         eps: Relative error allowed for the outputs, in [0, 1).
         ratio: As for :func:`tensor_train`.
         rank: As for :func:`tensor_train`.
-        order: As for :func:`tensor_train`; widths that would have to be padded are not replaced.
+        order: As for :func:`tensor_train`.
         modes: As for :func:`tensor_train`; or ``"search"``: :func:`choose_modes` tries many at this ratio, which takes
-            some tens of fits. A convolution's modes are searched at a ratio where none are given.
+            some tens of fits; not of a table. A convolution's modes are searched at a ratio where none are given.
         core_bits: As for :func:`tensor_train`; integer cores are rounded against the Gram matrix.
 
     Raises:
@@ -208,22 +210,17 @@ def fitted(
     integers = _integer_cores(core_bits)
 
     def check(layer: nn.Module, gram: Any) -> str | None:
-        if missing := kind_missing(layer, LINEAR, CONVOLUTION) or conv_missing(layer, core_bits):
-            return missing
-        return None if search else shape.missing(layer, padded=False) or size.missing(layer, shape)
+        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
+        return missing or shape.missing(layer) or size.missing(layer, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             return conv_of(layer, size, shape, gram, core_bits)
+        if not search or isinstance(layer, nn.Embedding):
+            return train_of(layer, size, shape, gram)
         weight, bias = weight_and_bias(layer)
-        if search:
-            from ..fitting.choosing import choose_modes
-
-            cores = choose_modes(weight.detach(), gram, params=int(weight.numel() / ratio), progress=False).cores
-        else:
-            capped = size.rank_of(layer, shape)
-            cores = fit_cores(weight.detach(), gram, *shape.of(layer, capped), rank=capped, eps=eps)
-        return layer_of(cores, layer, bias)
+        budget = int(weight.numel() / size.ratio)
+        return layer_of(choose_modes(weight.detach(), gram, params=budget, progress=False).cores, layer, bias)
 
     modes_said = ", modes searched" if search else shape
     return Candidate(f"fitted TT {size}{modes_said}{integers}", build, check, needs_gram=True)

@@ -56,16 +56,15 @@ def conv_of(layer: nn.Conv2d, size: Size, shape: Shape, gram: Any = None, core_b
     return TTConv2d.from_conv(layer, rank=rank, eps=size.eps, row_shape=rows, col_shape=cols, **settings)
 
 
-def train_of(
-    layer: nn.Module, rows: Sequence[int], cols: Sequence[int], *, rank: int | None, eps: float | None
-) -> nn.Module:
-    """The layer as a TT-matrix with these modes."""
+def train_of(layer: nn.Module, size: Size, shape: Shape, gram: Any = None) -> nn.Module:
+    """The layer or the table as a train, fitted to the Gram matrix or to the frequencies of rows if they are given."""
+    rows, cols = shape.of(layer, rank := size.rank_of(layer, shape))
     if kind_of_layer(layer) == TABLE:
-        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, rank=rank, eps=eps)
-    m, n = sizes_of(layer)
-    padded = math.prod(rows) != m or math.prod(cols) != n  # such modes are chosen by the layer itself, and only there
-    shapes = {} if padded else {"out_shape": rows, "in_shape": cols}
-    return TTLinear.from_linear(layer, rank=rank, eps=eps, **shapes)
+        modes = {"row_shape": rows, "col_shape": cols}
+        return TTMEmbedding.from_embedding(layer, **modes, rank=rank, eps=size.eps, weight=gram)
+    padded = (math.prod(rows), math.prod(cols)) != sizes_of(layer)  # such modes are chosen by the layer itself only
+    modes = {} if padded else {"out_shape": rows, "in_shape": cols}
+    return TTLinear.from_linear(layer, **modes, rank=rank, eps=size.eps, gram=gram)
 
 
 @torch.no_grad()

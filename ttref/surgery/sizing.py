@@ -79,14 +79,14 @@ class Shape:
             return choose_modes(n, m, rank or NOMINAL_RANK)[::-1]
         return factorize(m, self.order), factorize(n, self.order)
 
-    def missing(self, layer: nn.Module, *, padded: bool = True) -> str | None:
+    def missing(self, layer: nn.Module) -> str | None:
         """The reason why this layer has no such modes."""
         try:
             rows, cols = self.of(layer)
         except ValueError as error:
             return str(error)
         made, (m, n) = (math.prod(rows), math.prod(cols)), sizes_of(layer)
-        if made != (m, n) and (self.modes is not None or not padded):
+        if made != (m, n) and self.modes is not None:
             return f"the modes multiply to {made[0]} x {made[1]}, not {m} x {n}"
         return None
 
