@@ -14,7 +14,7 @@ from ttref.surgery.gates import false_accepts
 from .loops import Bench, load
 from .tasks import Task
 
-CHAINS = {"vit": (("fitted", 4.4), ("tt", 0.5)), "sst2": (("fitted", 4.4),)}
+CHAINS = {"vit": (("fitted", 4.4),), "sst2": (("fitted", 4.4),)}
 SIZES, MAX_DROP, RESAMPLINGS = (100, 200, 400), 0.05, 20
 
 

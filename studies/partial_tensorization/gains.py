@@ -14,7 +14,7 @@ from .accepts import everything
 from .loops import Bench, load
 
 EPS = (0.1, 0.3)
-SEEDS = {"vit": 10, "sst2": 5}
+SEEDS = {"vit": 8, "sst2": 5}
 SPLITS, SIZE = 200, 200  # draws of a validation set, and its examples
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -84,10 +85,10 @@ def kind(layer: str) -> str:
     }.get(end, end)
 
 
-def tau(a: list[float], b: list[float]) -> float:
-    """Kendall's tau-b."""
-    from scipy.stats import kendalltau
-
+def tau(a: list[float], b: list[float]) -> float | None:
+    """Kendall's tau-b; None where there is nothing to order."""
+    if min(len(set(a)), len(set(b))) < 2:
+        return None
     return float(kendalltau(a, b).statistic)
 
 

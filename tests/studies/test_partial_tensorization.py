@@ -132,7 +132,8 @@ def test_neighbors_leave_out_the_vector_itself():
 
 def test_the_record_follows_from_its_rows(recorded):
     for tau, known in zip(layer_map.taus(recorded["layers"]), recorded["taus"], strict=True):
-        assert tau["drop"] == pytest.approx(known["drop"], abs=1e-3, nan_ok=True)
+        for name, value in tau["distance"].items():
+            assert value == pytest.approx(known["distance"][name], abs=5e-3)  # rounding makes ties
     for rate, known in zip(accepts.rates(recorded["accepts"]), recorded["accept_rates"], strict=True):
         for key, value in rate.items():
             assert value == (pytest.approx(known[key], abs=1e-5) if isinstance(value, float) else known[key])
