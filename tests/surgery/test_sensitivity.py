@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -242,6 +243,25 @@ def test_no_metric_is_refused_where_it_is_needed():
         sensitivity(net(), None)
     with pytest.raises(ValueError, match="no layer to replace"):
         sensitivity(nn.Sequential(nn.ReLU()), evaluate)
+
+
+def test_only_one_replacement_exists_at_a_time():
+    alive = []
+
+    def build(layer, gram):
+        assert not [one for one in alive if one() is not None]
+        made = candidates.integer(4).make(layer)
+        alive.append(weakref.ref(made))
+        return made
+
+    table = sensitivity(
+        net(),
+        evaluate,
+        candidates=[candidates.Candidate(name, build) for name in "ab"],
+        method=["exact", "gradient"],
+        loss=loss,
+    )
+    assert len(alive) == len(table.rows) == 6
 
 
 def test_tied_layers_are_left_out_and_named():

@@ -139,6 +139,7 @@ def sensitivity(
         with _timing(seconds, "prediction"):
             row |= _predicted(layer, made, gradients.get(layer.name), gram, methods)
         rows.append(row)
+        del made  # before the next one is made
     if not rows:
         reasons = "; ".join(dict.fromkeys(f"{one['candidate'] or one['layer']}: {one['reason']}" for one in skipped))
         raise ValueError(f"no candidate fits any layer: {reasons}")
