@@ -3,13 +3,14 @@
 from .advise import study as advise
 from .elsewhere import study as elsewhere
 from .embeddings import study as embeddings
+from .fitting import study as fitting
 from .fpga import study as fpga
 from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
-STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere, advise, partial_tensorization)
+STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere, advise, fitting, partial_tensorization)
 
 if __name__ == "__main__":
     for study in STUDIES:

@@ -52,23 +52,24 @@ def best_tt_svd(layer: Layer, budget: int) -> list[Tensor]:
     return min(made, key=lambda each: each[0])[1]
 
 
-def low_rank(layer: Layer, ratio: float) -> dict:
+def low_rank(layer: Layer, ratio: float, *, search: bool = True) -> dict:
     """Held-out errors of every method at equal numbers, and what the search chose."""
     m, n = layer.weight.shape
     budget = int(m * n / ratio)
-    chosen = choose_modes(layer.weight, layer.gram, params=budget, progress=False)
     trains = {
-        "tt_svd": best_tt_svd(layer, budget),
         "tt_svd_balanced": tt_svd(layer, balanced(m, n), budget),
         "balanced": fitted(layer, balanced(m, n), budget),
         "shared": fitted(layer, shared(m, n), budget),
-        "searched": chosen.cores,
     }
+    found = {}
+    if search:
+        chosen = choose_modes(layer.weight, layer.gram, params=budget, progress=False)
+        trains |= {"tt_svd": best_tt_svd(layer, budget), "searched": chosen.cores}
+        found = {"modes": told(chosen), "ranks": "x".join(map(str, chosen.ranks[1:-1])), "numbers": chosen.params}
     dense = {
         "svd": truncated_svd(layer.weight, params=budget).approximation,
         "whitened": truncated_svd(layer.weight, params=budget, gram=layer.gram).approximation,
     } | {name: ttm_to_matrix(cores) for name, cores in trains.items()}
-    found = {"modes": told(chosen), "ranks": "x".join(map(str, chosen.ranks[1:-1])), "numbers": chosen.params}
     return {"layer": layer.name, "ratio": ratio} | errors(layer, dense) | found
 
 

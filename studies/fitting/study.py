@@ -25,7 +25,7 @@ from .methods import integers, low_rank
 from .summary import summary
 
 RATIOS = (2, 4, 8, 16)
-NOISE_EVERY = 3  # of the ViT's 36 matrices
+NOISE_EVERY = 5  # of the 36 matrices of the ViT: each kind is among them
 MINILM_RATIO = 4
 ROW = ("layer", "ratio")
 
@@ -62,7 +62,7 @@ def vit_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
 
 
 def vit_noise(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Gaussian weights that see the same inputs, for every third matrix."""
+    """Gaussian weights that see the same inputs, for every fifth matrix."""
     by_name = {layer.name: layer.noise() for layer in vit(folder)[1][::NOISE_EVERY]}
     keys = [(name, ratio) for ratio in (4, 8, 16) for name in by_name]
     return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
@@ -103,7 +103,15 @@ def minilm_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """The 24 attention matrices of MiniLM."""
     by_name = {layer.name: layer for layer in minilm(folder)[1]}
 
-    return missing([(n, MINILM_RATIO) for n in by_name], rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
+    keys = [(name, MINILM_RATIO) for name in by_name]
+    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1], search=False), keep, ROW)
+
+
+def minilm_searched(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+    """The same with modes searched, for the four matrices of the first and of the fourth layer."""
+    by_name = {layer.name: layer for layer in minilm(folder)[1] if layer.name.startswith(("0.", "3."))}
+    keys = [(name, MINILM_RATIO) for name in by_name]
+    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
 
 
 def minilm_integers(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
@@ -115,8 +123,8 @@ def minilm_integers(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
 def minilm_whole(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """All 24 at once: mean cosine of sentence vectors to those of the dense model."""
     loaded, layers = minilm(folder)
-    judge, chosen = whole.Sentences(loaded, folder), results.read("fitting").get("minilm", [])
-    return missing(judge.keys(), rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
+    judge = whole.Sentences(loaded, folder)
+    return missing(judge.keys(), rows, lambda key: judge.measure(key, layers), keep, ("method", "size"))
 
 
 def spectra_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
@@ -161,17 +169,18 @@ def keys_values_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict
 
 SECTIONS = {
     "vit": vit_section,
-    "minilm": minilm_section,
     "vit_integers": vit_integers,
-    "minilm_integers": minilm_integers,
-    "vit_whole": vit_whole,
-    "minilm_whole": minilm_whole,
-    "spectra": spectra_section,
-    "planted": planted,
     "vit_noise": vit_noise,
     "vit_shuffled": vit_shuffled,
-    "texts": texts_section,
+    "vit_whole": vit_whole,
+    "minilm": minilm_section,
+    "planted": planted,
+    "spectra": spectra_section,
     "stacks": stacks_section,
+    "minilm_searched": minilm_searched,
+    "minilm_integers": minilm_integers,
+    "minilm_whole": minilm_whole,
+    "texts": texts_section,
     "keys_values": keys_values_section,
 }
 

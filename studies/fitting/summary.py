@@ -5,19 +5,21 @@ from __future__ import annotations
 from statistics import fmean
 
 METHODS = ("svd", "whitened", "tt_svd", "tt_svd_balanced", "balanced", "shared", "searched")
-SWEPT = ("vit", "vit_noise", "vit_shuffled", "minilm")
+SWEPT = ("vit", "vit_noise", "vit_shuffled", "minilm", "minilm_searched")
 
 
 def at_ratio(rows: list[dict], end: str = "") -> dict:
     """Matrices at one ratio: mean errors, those where trains are below whitened SVD, shares of TT-SVD's error."""
     found: dict = {"ratio": rows[0]["ratio"], "matrices": len(rows)}
-    found |= {method: fmean(row[method + end] for row in rows) for method in METHODS}
+    there = [method for method in METHODS if method + end in rows[0]]
+    found |= {method: fmean(row[method + end] for row in rows) for method in there}
     for method in ("balanced", "shared", "searched"):
-        found[f"{method}_below_whitened"] = sum(row[method + end] < row["whitened" + end] for row in rows)
-    found["balanced_of_tt_svd"] = most(rows, "balanced" + end, "tt_svd_balanced" + end)
-    found["searched_of_tt_svd"] = most(rows, "searched" + end, "tt_svd" + end)
-    found["searched_of_tt_svd_balanced"] = most(rows, "searched" + end, "tt_svd_balanced" + end)
-    found["chose_plain_factors"] = sum(plain(row["modes"]) for row in rows)
+        if method in there:
+            found[f"{method}_below_whitened"] = sum(row[method + end] < row["whitened" + end] for row in rows)
+            found[f"{method}_of_tt_svd_balanced"] = most(rows, method + end, "tt_svd_balanced" + end)
+    if "searched" in there:
+        found["searched_of_tt_svd"] = most(rows, "searched" + end, "tt_svd" + end)
+        found["chose_plain_factors"] = sum(plain(row["modes"]) for row in rows)
     return found
 
 

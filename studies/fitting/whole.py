@@ -113,7 +113,7 @@ class Sentences:
 
     def keys(self) -> list[tuple[str, int]]:
         """Methods and their sizes: ratios of numbers, or bits."""
-        low = [(method, 4) for method in ("svd", "whitened", "tt_svd_balanced", "balanced", "shared", "searched")]
+        low = [(method, 4) for method in ("svd", "whitened", "tt_svd_balanced", "balanced", "shared")]
         return [*low, ("rounding", 4), ("gptq", 4), ("gptq", 3), ("gptq", 2)]
 
     @torch.no_grad()
@@ -125,15 +125,14 @@ class Sentences:
             made.append(pooled(self.loaded.model, batch["input_ids"], batch["attention_mask"]))
         return torch.cat(made)
 
-    def measure(self, key: tuple[str, int], layers: list[Layer], chosen: list[dict]) -> dict:
+    def measure(self, key: tuple[str, int], layers: list[Layer]) -> dict:
         """Mean cosine to the dense vectors, and bits for each weight."""
         method, size = key
         kept, bits = {}, 0.0
         try:
             for layer in layers:
                 held = self.loaded.model.get_submodule(f"encoder.layer.{layer.name}").weight
-                modes = read_modes(chosen, layer.name, size) if method.startswith("searched") else None
-                dense, taken = replaced(method, size, layer, modes)
+                dense, taken = replaced(method, size, layer)
                 kept[layer.name], bits = held.detach().clone(), bits + taken
                 with torch.no_grad():
                     held.copy_(dense)

@@ -38,7 +38,8 @@ def test_the_summary_is_that_of_the_rows(recorded):
 
 
 def test_every_section_is_whole(recorded):
-    counts = {"vit": 144, "vit_integers": 36, "vit_noise": 36, "vit_shuffled": 12, "minilm": 24, "spectra": 60}
+    counts = {"vit": 144, "vit_integers": 36, "vit_noise": 24, "vit_shuffled": 8, "vit_whole": 25}
+    counts |= {"minilm": 24, "minilm_searched": 8, "planted": 14, "spectra": 60}
     assert {name: len(recorded[name]) for name in counts} == counts
 
 
@@ -48,6 +49,7 @@ def test_on_the_vit_the_search_is_below_whitened_svd(recorded, ratio):
     at = at_ratio(rows(recorded, "vit", ratio=ratio))
     assert at["matrices"] == 36
     assert at["searched"] < 0.95 * at["whitened"] < at["svd"]
+    assert at["searched_below_whitened"] == 36
     assert all(row["numbers"] <= 256 * 128 / ratio for row in rows(recorded, "vit", ratio=ratio))
     noise = at_ratio(rows(recorded, "vit_noise", ratio=ratio))
     assert noise["searched"] < noise["whitened"]
