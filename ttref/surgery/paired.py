@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,8 +14,8 @@ from ..checks import whole
 __all__ = ["mcnemar"]
 
 _OUTSIDE = 1e-4  # chance that the share of beneficial flips lies outside of where it is looked for; added to p
-_SHARES = 128  # of beneficial flips that are tried
-_NOTHING = 1e-16  # numbers of flips less likely than this are left out
+_SHARES = 64  # of beneficial flips that are tried
+_NOTHING = 1e-13  # numbers of flips less likely than this are left out
 _ROUNDING = 1e-9
 
 
@@ -53,6 +54,7 @@ def p_of_t(lost: Tensor, margin: float) -> float:
     return float(_scipy().stdtr(len(lost) - 1, above / spread))
 
 
+@functools.lru_cache(1024)  # resamplings and searches ask again
 def p_of_flips(harmful: int, beneficial: int, examples: int, margin: float) -> float:
     """Exact p against a mean drop of the margin: the largest over all shares of beneficial flips that are likely.
 
