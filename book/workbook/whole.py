@@ -103,30 +103,30 @@ def draw_path(ax: Axes, runs: Mapping[str, Sequence[tuple[str, float, bool]]], s
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.3, columnspacing=1)
 
 
-def draw_map(figure: Figure, rows: Sequence[Row], tasks: Mapping[str, str], *, value: str, scale: float = 1.0) -> None:
-    """One square for each layer, by depth and kind, one panel for each task.
+def draw_map(figure: Figure, panels: Mapping[str, Sequence[Row]], *, value: str, scale: float = 1.0) -> None:
+    """One square for each layer, by depth and kind, one panel for each way of compressing, all in one scale of colors.
 
     Args:
         figure: An empty figure.
-        rows: Of the section ``layers``, one candidate's.
-        tasks: From a task's name in the rows to the title of its panel.
+        panels: From a panel's title to its rows of the section ``layers``.
         value: The key that is drawn.
         scale: Factor of the numbers in the squares.
 
     Example:
-        >>> figure, one = Figure(), {"task": "vit", "kind": "query", "block": 0, "drop": 0.012}
-        >>> draw_map(figure, [one], {"vit": "ViT"}, value="drop", scale=100)
+        >>> figure, one = Figure(), {"kind": "query", "block": 0, "drop": 0.012}
+        >>> draw_map(figure, {"trains": [one]}, value="drop", scale=100)
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['1.2']
     """
-    axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
-    for ax, (task, title) in zip(axes, tasks.items(), strict=True):
-        mine = picked(rows, task=task)
-        grid = np.full((len(KINDS), 1 + max(row["block"] for row in mine)), np.nan)
-        for row in mine:
-            grid[KINDS.index(row["kind"]), row["block"]] = scale * row[value]
-        top = max(np.nanmax(grid), 1e-12)
-        norm = Normalize(min(np.nanmin(grid), 0.0), top)
+    grids = {}
+    for title, rows in panels.items():
+        grids[title] = np.full((len(KINDS), 1 + max(row["block"] for row in rows)), np.nan)
+        for row in rows:
+            grids[title][KINDS.index(row["kind"]), row["block"]] = scale * row[value]
+    least, most = (pick([pick(grid) for grid in grids.values()]) for pick in (np.nanmin, np.nanmax))
+    norm = Normalize(min(least, 0.0), max(most, 1e-12))
+    axes = figure.subplots(len(grids), 1, squeeze=False)[:, 0]
+    for ax, (title, grid) in zip(axes, grids.items(), strict=True):
         ax.imshow(grid, cmap="viridis", norm=norm, aspect="auto")
         for k, x in np.argwhere(np.isfinite(grid)):
             bright = norm(grid[k, x]) > 0.6
