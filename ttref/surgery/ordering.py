@@ -57,8 +57,10 @@ def order_units(
             permutation; tied weights, which would change elsewhere. The model is then as it was.
 
     Gain:
-        In MiniLM's feed-forward layers, see the page of this module: smaller than what SVD has before, without any
-        order.
+        Little. In MiniLM's feed-forward layers 0 and 3, four times smaller with three balanced modes, "nearest" lowers
+        the relative error of TT-SVD from 0.83 to 0.77 and 0.78 in the first matrix, from 0.82 and 0.83 to 0.80 in the
+        second. Truncated SVD, which needs no order, is at 0.65 and 0.70, 0.72 and 0.69. Fitted cores gain less: in
+        layer 0 the error of held-out outputs falls from 0.390 to 0.367, and from 0.1345 to 0.1329.
 
     Cost:
         O(blocks^2) steps and O(blocks^2) numbers for "nearest": half a second for 1,536 units.
