@@ -163,7 +163,9 @@ def searched():
     def error(model):
         return -(ttref.ttm_to_matrix(list(model[0].cores)) if hasattr(model[0], "cores") else weight()).square().sum()
 
-    report = ttref.partial_tensorize(model.eval(), error, eps=0.8, max_drop=1e6, progress=False)
+    report = pkgutil.resolve_name("ttref.surgery.partial_tensorize")(
+        model.eval(), error, eps=0.8, max_drop=1e6, progress=False
+    )
     return [*state(model), *[row["metric"] for row in report.layers], len(report.names())]
 
 
@@ -321,7 +323,7 @@ CASES = {
     "save_tt_lora": lambda: saved_and_loaded(),
     "load_tt_lora": lambda: saved_and_loaded(),
     "lora.peft.TTLoraConfig": in_peft,
-    "partial_tensorize": searched,
+    "surgery.partial_tensorize": searched,
     "does_a_train_pay": lambda: list(ttref.does_a_train_pay(waves().weight)[1:5]),
     "advise": lambda: [
         [row[key] for key in ("share", "train", "svd", "noise", "integers")] for row in ttref.advise(Model()).rows

@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three
     from .plans import plan_contraction
     from .shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
     from .surgery.edit import edit, swap_layer
-    from .surgery.partial import partial_tensorize
     from .trains import tt_entry, tt_svd, tt_to_tensor
 
 __version__ = "0.1.0"
@@ -60,7 +59,6 @@ __all__ = [
     "load",
     "load_tt_lora",
     "merge_tt_lora",
-    "partial_tensorize",
     "plan_contraction",
     "product_quantize",
     "quantize_integer",
@@ -100,7 +98,6 @@ _HOME = {
     "conv": ("TTConv2d",),
     "embeddings": ("MPSEmbedding", "TTMEmbedding", "TiedHead", "replace_embedding"),
     "surgery.edit": ("edit", "swap_layer"),
-    "surgery.partial": ("partial_tensorize",),
     "lora": ("TTLoRALinear", "add_tt_lora", "merge_tt_lora", "save_tt_lora", "load_tt_lora"),
     "files": ("load",),
     "entanglement": ("schmidt_values", "entanglement_entropy", "suggest_ranks"),

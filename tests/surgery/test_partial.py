@@ -19,9 +19,9 @@ from strategies import gaussian
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from ttref import TTLinear, partial_tensorize
+from ttref import TTLinear
 from ttref.fitting import collect_gram
-from ttref.surgery import equivalence_gate
+from ttref.surgery import equivalence_gate, partial_tensorize
 from ttref.surgery.candidates import integer, svd, tensor_train, whitened_svd
 
 

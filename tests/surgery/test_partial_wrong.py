@@ -13,7 +13,8 @@ from strategies import gaussian
 from torch import nn
 
 import ttref.surgery
-from ttref import TTLinear, partial_tensorize
+from ttref import TTLinear
+from ttref.surgery import partial_tensorize
 from ttref.surgery.candidates import Candidate, integer, whitened_svd
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from searches import NAMES, Counted, accuracy, compressed, net, right, state
 
-from ttref import TTLinear, partial_tensorize
+from ttref import TTLinear
+from ttref.surgery import partial_tensorize
 from ttref.surgery.candidates import Candidate, tensor_train
 
 HOW = {
