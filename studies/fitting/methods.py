@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 
 from ttref import quantize_integer, truncated_svd, ttm_svd, ttm_to_matrix
@@ -28,8 +30,9 @@ def shared(m: int, n: int) -> Modes:
     return (m, 1), (2, n // 2)
 
 
+@cache
 def fitted(layer: Layer, modes: Modes, budget: int) -> list[Tensor]:
-    """A train of these modes, fitted."""
+    """A train of these modes, fitted; kept for the measurement of all layers at once."""
     return fit_cores(layer.weight, layer.gram, *modes, rank=within(*modes, budget))
 
 

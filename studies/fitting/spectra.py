@@ -11,7 +11,7 @@ from torch import Tensor
 from book.workbook import sources
 from ttref import truncated_svd, ttm_to_matrix
 from ttref.fitting.errors import output_error
-from ttref.fitting.gram import Grams
+from ttref.fitting.gram import Gram, Grams
 
 from . import data
 from .data import Layer
@@ -30,46 +30,55 @@ def effective_rank(gram: Tensor) -> float:
     return torch.special.entr(share).sum().exp().item()
 
 
-def gain(weight: Tensor, gram: Tensor, ratio: float = RATIO) -> dict[str, float]:
-    """Output errors, on ``gram`` itself, of the whitened SVD and of one projection for both halves of the inputs."""
-    budget = int(weight.numel() / ratio)
-    layer = Layer("", weight, gram, {})
-    svd = truncated_svd(weight, params=budget, gram=gram).approximation
-    train = ttm_to_matrix(fitted(layer, shared(*weight.shape), budget))
-    return {"whitened": output_error(weight, svd, gram), "shared": output_error(weight, train, gram)}
+def gain(layer: Layer, ratio: int = RATIO) -> dict[str, float]:
+    """Output errors, on calibration, of the whitened SVD and of one projection for both halves of the inputs."""
+    budget = layer.weight.numel() // ratio
+    svd = truncated_svd(layer.weight, params=budget, gram=layer.gram).approximation
+    train = ttm_to_matrix(fitted(layer, shared(*layer.weight.shape), budget))
+    return {
+        "whitened": output_error(layer.weight, svd, layer.gram),
+        "shared": output_error(layer.weight, train, layer.gram),
+    }
 
 
 def row(model: str, name: str, layer: Layer) -> dict:
     """A real layer: its effective ranks, and the gain with its weights or Gaussian ones, its inputs or white ones."""
-    gram, (m, n) = layer.gram.matrix, layer.weight.shape
-    seen = layer.weight.double() @ gram @ layer.weight.double().mT
-    found = {"model": model, "layer": name, "rows": m, "width": n}
-    found |= {"inputs_rank": effective_rank(gram), "outputs_rank": effective_rank(seen)}
-    found |= gain(layer.weight, gram)
-    if name.startswith(("0.", "3.")):  # enough to see it
-        generator = torch.Generator().manual_seed(0)
-        turn = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+    gram, weight, (m, n) = layer.gram.matrix, layer.weight.double(), layer.weight.shape
+    found = {"model": model, "layer": name, "rows": m, "width": n, "inputs_rank": effective_rank(gram)}
+    found["outputs_rank"] = effective_rank(weight @ gram @ weight.mT)
+    found |= gain(layer)
+    if name.startswith("3."):  # enough to see it
+        turn = orthogonal(n)
         cases = {
-            "noise": (layer.noise().weight, gram),
-            "turned": ((layer.weight.double() @ turn.mT).float(), turn @ gram @ turn.mT),
-            "white": (layer.weight, torch.eye(n, dtype=torch.float64)),
+            "noise": layer.noise(),
+            "turned": Layer("", (weight @ turn.mT).float(), symmetric(turn @ gram @ turn.mT), {}),
+            "white": Layer("", layer.weight, Gram(torch.eye(n, dtype=torch.float64), n), {}),
         }
-        for case, (weight, inputs) in cases.items():
-            made = gain(weight, (inputs + inputs.mT) / 2)
+        for case, other in cases.items():
+            made = gain(other)
             found |= {f"{case}_whitened": made["whitened"], f"{case}_shared": made["shared"]}
     return found
+
+
+def orthogonal(width: int) -> Tensor:
+    """A random orthogonal matrix."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+
+
+def symmetric(matrix: Tensor) -> Gram:
+    """A Gram matrix whose rounding is taken out."""
+    return Gram((matrix + matrix.mT) / 2, len(matrix))
 
 
 def planted(key: tuple) -> dict:
     """Gaussian weights of a width, inputs whose k-th direction has variance ``k^-decay``."""
     width, ratio, decay = key
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(width, width, generator=generator)
-    turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
-    gram = (turn * torch.arange(1, width + 1, dtype=torch.float64) ** -decay) @ turn.mT
-    gram = (gram + gram.mT) / 2
-    found = {"width": width, "ratio": ratio, "decay": decay, "inputs_rank": effective_rank(gram)}
-    return found | gain(weight, gram, ratio)
+    weight = torch.randn(width, width, generator=torch.Generator().manual_seed(1))
+    turn = orthogonal(width)
+    gram = symmetric((turn * torch.arange(1, width + 1, dtype=torch.float64) ** -decay) @ turn.mT)
+    found = {"width": width, "ratio": ratio, "decay": decay, "inputs_rank": effective_rank(gram.matrix)}
+    return found | gain(Layer("", weight, gram, {}), ratio)
 
 
 def with_texts(count: int, loaded: sources.LoadedModel, folder: Path, others: Grams) -> dict:

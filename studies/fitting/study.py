@@ -91,6 +91,14 @@ def vit_whole(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     return missing(judge.keys(), rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
 
 
+def vit_int4(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+    """The same with the searched trains' cores rounded to four bits against the Gram matrix."""
+    net, layers = vit(folder)
+    judge, chosen = whole.Pictures(net, folder), results.read("fitting").get("vit", [])
+    keys = [("searched_int4", ratio) for ratio in (4, 2)]
+    return missing(keys, rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
+
+
 @cache
 def minilm(folder: Path) -> tuple[sources.LoadedModel, list[Layer]]:
     """MiniLM's attention with the Gram matrices of WikiText-2 sentences, and of news to judge by."""
@@ -181,6 +189,7 @@ SECTIONS = {
     "minilm_integers": minilm_integers,
     "minilm_whole": minilm_whole,
     "texts": texts_section,
+    "vit_int4": vit_int4,
     "keys_values": keys_values_section,
 }
 

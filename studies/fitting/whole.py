@@ -71,7 +71,6 @@ class Pictures:
         low = [
             (method, ratio) for ratio in (2, 4, 8) for method in ("svd", "whitened", "tt_svd", "balanced", "searched")
         ]
-        low += [("searched_int4", 2), ("searched_int4", 4)]
         return [("dense", 1), *low, *((m, b) for m in ("rounding", "gptq") for b in (4, 3, 2)), ("gptq", 1)]
 
     @torch.no_grad()
@@ -114,7 +113,7 @@ class Sentences:
     def keys(self) -> list[tuple[str, int]]:
         """Methods and their sizes: ratios of numbers, or bits."""
         low = [(method, 4) for method in ("svd", "whitened", "tt_svd_balanced", "balanced", "shared")]
-        return [*low, ("rounding", 4), ("gptq", 4), ("gptq", 3), ("gptq", 2)]
+        return [*low, ("rounding", 4), ("gptq", 4), ("gptq", 2)]
 
     @torch.no_grad()
     def vectors(self) -> Tensor:

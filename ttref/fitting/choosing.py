@@ -69,6 +69,11 @@ class Chosen:
         cores: Cores ``(r_{k-1}, m_k, n_k, r_k)`` in the dtype of the weight.
         error: Relative output error, on ``held_out`` if that was given, else on ``gram``.
         tried: What was tried, best first: the finished fits, then the others by their error after one sweep.
+
+    Example:
+        >>> chosen = choose_modes(torch.eye(4), torch.eye(4), params=16)     # a Kronecker product: rank 1 will do
+        >>> chosen.params <= 16, chosen.error < 1e-6, len(str(chosen).splitlines()) - len(chosen.tried)
+        (True, True, 1)
     """
 
     row_shape: tuple[int, ...]
@@ -145,6 +150,9 @@ def choose_modes(
         one projection shared by two to six blocks of the inputs, contiguous ``(m, 1) (k, n / k)`` or interleaved
         ``(1, n / k) (m, k)``, also with its own train and with half of the outputs; balanced splits into two, and two
         into three. Blocks of outputs that share a basis are left out: they lose everywhere.
+
+    Source:
+        Own search; trains of matrices, with modes of equal size, are in Novikov et al. (2015), section 3.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
