@@ -17,7 +17,7 @@ ENTRIES = 1 << 22  # float64 numbers of a temporary at most: 32 MB
 
 
 def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float, floor: float) -> Tensor:
-    """The change of a core that solves ``A change = missing``, every row i of the core by steps of its own.
+    """The change of a core that solves ``A change = missing``, each row i of it by steps of its own.
 
     The loss falls with every step; the last is the one that brings less than ``tol`` of the whole fall, or less than
     ``floor``.

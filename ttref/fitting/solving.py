@@ -33,15 +33,15 @@ def solved(
     It solves for the change of the core, so that a core which is right already stays as it is to rounding. The last
     step of conjugate gradients brings less than ``tol`` of that fall, or less than ``floor``.
     """
-    around = Surrounding(gram, cores, k)
-    missing = right_side(target, cores, k) - around(cores[k])
+    around, core, wanted = Surrounding(gram, cores, k), cores[k], right_side(target, cores, k)
     dense = gram.ndim == 2
     if not (_dense_pays(around) if dense else _diagonal_pays(around)):
+        missing = wanted - around(core)
         change = conjugate_gradients(around, missing, tol, floor)
+        gain = ((2 * missing - around(change)) * change).sum().item()  # what the steps add up to is less exact
     else:
-        change = _dense(around, missing) if dense else _diagonal(around, missing)
-    gain = ((2 * missing - around(change)) * change).sum().item()
-    return (cores[k] + change, gain) if gain > 0 and math.isfinite(gain) else (cores[k], 0.0)
+        change, gain = _dense(around, core, wanted) if dense else _diagonal(around, core, wanted)
+    return (core + change, gain) if gain > 0 and math.isfinite(gain) else (core, 0.0)
 
 
 def _dense_pays(around: Surrounding) -> bool:
@@ -64,9 +64,9 @@ def _diagonal_pays(around: Surrounding) -> bool:
     return (a * b) ** 2 <= ENTRIES and forming + factoring <= STEPS * step
 
 
-def _dense(around: Surrounding, missing: Tensor) -> Tensor:
-    """``A x = missing`` by a factorization, for a Gram matrix."""
-    p, m, q, s, n, r, a, b = around.sizes
+def _dense(around: Surrounding, core: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
+    """The change of a core and what it gains, by a factorization, for a Gram matrix."""
+    _, m, _, s, n, r, a, b = around.sizes
     left, right = _squares(around.left), _squares(around.right)
     gram = around.gram.reshape(s, n, r, s, n, r).permute(0, 3, 1, 4, 2, 5)
     if (a * s * n * r) ** 2 + (a * n * b * r) ** 2 <= (b * s * n * r) ** 2 + (a * n * b * s) ** 2:
@@ -74,15 +74,16 @@ def _dense(around: Surrounding, missing: Tensor) -> Tensor:
     else:
         made = left.mT @ (gram.reshape(-1, r * r) @ right).reshape(s * s, -1)
     matrix = made.reshape(a, a, n, n, b, b).permute(0, 2, 4, 1, 3, 5).reshape(a * n * b, a * n * b)
-    change = solve(matrix, missing.permute(0, 2, 3, 1).reshape(a * n * b, m))
-    return change.reshape(a, n, b, m).permute(0, 3, 1, 2)
+    now, then = (x.permute(0, 2, 3, 1).reshape(a * n * b, m) for x in (core, wanted))
+    change, gain = _changed(matrix, now, then)
+    return change.reshape(a, n, b, m).permute(0, 3, 1, 2), gain
 
 
-def _diagonal(around: Surrounding, missing: Tensor) -> Tensor:
+def _diagonal(around: Surrounding, core: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
     """The same for weights: one system ``(a b, a b)`` for each j, as many at a time as fit."""
-    p, m, q, s, n, r, a, b = around.sizes
+    _, m, _, s, n, r, a, b = around.sizes
     weights = around.gram.reshape(s, n, r)
-    changes = []
+    changes, gains = [], 0.0
     for js in torch.arange(n, device=weights.device).split(max(1, ENTRIES // (a * b) ** 2)):
         matrices = weights.new_zeros(a * a * len(js), b * b)
         for ls, on_left in _squares_by_column(around.left):
@@ -90,9 +91,18 @@ def _diagonal(around: Surrounding, missing: Tensor) -> Tensor:
                 half = on_left.mT @ weights[ls][:, js][:, :, rs].flatten(1)
                 matrices += half.reshape(a * a * len(js), -1) @ on_right
         matrices = matrices.reshape(a, a, len(js), b, b).permute(2, 0, 3, 1, 4).reshape(len(js), a * b, a * b)
-        change = solve(matrices, missing[:, :, js].permute(2, 0, 3, 1).reshape(len(js), a * b, m))
+        now, then = (x[:, :, js].permute(2, 0, 3, 1).reshape(len(js), a * b, m) for x in (core, wanted))
+        change, gain = _changed(matrices, now, then)
         changes.append(change.reshape(len(js), a, b, m).permute(1, 3, 0, 2))
-    return torch.cat(changes, 2)
+        gains += gain
+    return torch.cat(changes, 2), gains
+
+
+def _changed(matrix: Tensor, now: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
+    """``x`` with ``A (now + x) = wanted``, and by how much the loss falls."""
+    missing = wanted - matrix @ now
+    change = solve(matrix, missing)
+    return change, ((2 * missing - matrix @ change) * change).sum().item()
 
 
 def _squares(part: Tensor) -> Tensor:
