@@ -71,6 +71,17 @@ def output_error(approximation):
     return pkgutil.resolve_name("ttref.fitting.output_error")(weight(), approximation, inputs_gram())
 
 
+KERNEL = {"row_shape": (6, 4), "col_shape": (9, 4), "taps_first": True}
+
+
+def convolution():
+    layer = nn.Conv2d(4, 24, 3)
+    with torch.no_grad():
+        layer.weight.copy_(weight().reshape(24, 4, 3, 3))
+        layer.bias.copy_(noise(24, seed=1))
+    return layer
+
+
 def state(module):
     return list(module.state_dict().values())
 
@@ -295,6 +306,15 @@ CASES = {
         state(ttref.TTLinear.from_linear(linear(), eps=0.1)),
         ttref.TTLinear.from_linear(linear(), rank=4).weight,
         state(ttref.TTLinear.from_linear(linear(), rank=4).to_linear()),
+    ],
+    "TTConv2d": lambda: [
+        state(ttref.TTConv2d.from_conv(convolution(), rank=3, **KERNEL)),
+        ttref.TTConv2d.from_conv(convolution(), eps=0.3, **KERNEL).weight,
+        state(ttref.TTConv2d.from_conv(convolution(), rank=3, **KERNEL).to_conv()),
+    ],
+    "integer_cores.quantize_cores": lambda: [
+        pkgutil.resolve_name("ttref.integer_cores.quantize_cores")(matrix_train(), weight(), inputs_gram(), bits)[2]
+        for bits in (4, 8)
     ],
     "MPSEmbedding": lambda: [
         dense_of(mps(rank=2)),

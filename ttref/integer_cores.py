@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_cores"]
 
-MOST_COLUMNS = 6000  # of a core's matrix; a larger one takes minutes
+MOST_COLUMNS = 2500  # of a core's matrix; larger ones take long
 SETTLED = 1e-3  # a round that lowers the squared error by less, relative to itself, is the last
 
 
@@ -231,10 +231,11 @@ class _Task:
         """Solve for the cores that are free, the others as they are; once if one is free, else a few times around."""
         for _ in range(1 if len(free) == 1 else 4):
             for k in [k for k in free if self.columns[k] <= MOST_COLUMNS]:
-                r, m, n, q = cores[k].shape
-                right = right_side(self.target, cores, k).transpose(0, 1).reshape(m, -1)
-                found = solve(damped(_matrix(self.gram, cores, k), 1e-9), right.mT).mT
-                cores[k] = found.reshape(m, r, n, q).transpose(0, 1).contiguous()
+                matrix, old = _matrix(self.gram, cores, k), cores[k].transpose(0, 1).flatten(1)
+                missing = right_side(self.target, cores, k).transpose(0, 1).flatten(1) - old @ matrix
+                # The change is solved for: what no input has shown stays as it is.
+                new = old + solve(damped(matrix, 1e-9), missing.mT).mT
+                cores[k] = new.reshape(cores[k].transpose(0, 1).shape).transpose(0, 1).contiguous()
 
     def loss(self, held: Sequence[IntegerCore]) -> float:
         """Squared output error."""
