@@ -19,7 +19,7 @@ from ..truncation import fix_signs
 from .gradients import traces
 from .parts import Surrounding, paired
 from .solving import solved
-from .starting import better_start, kronecker_roots, root, whitened
+from .starting import better_start, kronecker_roots, plain_start, root, whitened
 from .sweeping import centered, stored_error, swept
 from .weighting import times_gram
 
@@ -52,7 +52,7 @@ def fitted_to_error(
     made = {}
 
     def enough(k: int) -> bool:
-        made[k] = fit(better_start(exact, ridged, ttm_svd(exact, rows, cols, rank=candidates[k])))
+        made[k] = fit(better_start(weight, ridged, plain_start(weight, rows, cols, candidates[k])))
         return met(made[k])
 
     k = bisect.bisect_left(range(len(candidates)), True, key=enough)

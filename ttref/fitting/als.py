@@ -26,11 +26,10 @@ from ..checks import (
     paired_modes,
     whole,
 )
-from ..matrices import ttm_svd
 from ..precision import full_precision
 from ..shapes import tt_ranks
 from .adaptive import fitted_to_error
-from .starting import better_start
+from .starting import better_start, plain_start
 from .sweeping import stored_error, swept
 from .weighting import as_weighting, spans
 
@@ -139,11 +138,11 @@ def fit_cores(
     exact = weight.double()
     if eps is not None:
         return fitted_to_error(weight, seen, _ridged(seen, ridges[0]), rows, cols, eps, sweeps)
-    plain = ttm_svd(exact, rows, cols, rank=rank) if first is None else first
+    plain = plain_start(weight, rows, cols, rank) if first is None else first
 
     def fit(value: float, sweeps: int) -> list[Tensor]:
         norm = _ridged(seen, value)
-        return swept(exact, norm, better_start(exact, norm, plain) if first is None else first, sweeps)
+        return swept(exact, norm, better_start(weight, norm, plain) if first is None else first, sweeps)
 
     best = ridges[0]
     if other is not None:  # two sweeps show which ridge is the best

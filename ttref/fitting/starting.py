@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from ..matrices import ttm_svd
+from ..precision import computable
 from .sweeping import stored_error
 
 LEAST = 1e-6  # of the largest eigenvalue: no direction is divided by less
 
 
+def plain_start(weight: Tensor, rows: Sequence[int], cols: Sequence[int], rank: int | Sequence[int]) -> list[Tensor]:
+    """TT-SVD in float64 of a matrix in its own dtype: below float64 its SVD takes a shorter way (ttref.truncation)."""
+    return [core.double() for core in ttm_svd(computable(weight), rows, cols, rank=rank)]
+
+
 def better_start(weight: Tensor, gram: Tensor, plain: Sequence[Tensor]) -> list[Tensor]:
-    """TT-SVD cores of a float64 matrix, or whitened TT-SVD with the same modes and ranks where that is better."""
+    """The cores of :func:`plain_start`, or whitened TT-SVD with the same modes and ranks where that is better."""
     rows, cols = [core.shape[1] for core in plain], [core.shape[2] for core in plain]
-    roots = kronecker_roots(gram, cols)
-    turned = ttm_svd(_turned(weight, roots, cols), rows, cols, rank=(1, *(core.shape[3] for core in plain)))
-    other = [torch.einsum("amnb,nc->amcb", core, part.inverse()) for core, part in zip(turned, roots, strict=True)]
-    return min((list(plain), other), key=lambda cores: stored_error(weight, cores, gram))
+    exact, roots = weight.double(), kronecker_roots(gram, cols)
+    turned = _turned(exact, roots, cols).to(computable(weight).dtype)
+    ranks = (1, *(core.shape[3] for core in plain))
+    other = [
+        torch.einsum("amnb,nc->amcb", core, part.inverse())
+        for core, part in zip(plain_start(turned, rows, cols, ranks), roots, strict=True)
+    ]
+    return min((list(plain), other), key=lambda cores: stored_error(exact, cores, gram))
 
 
 def whitened(weight: Tensor, gram: Tensor, cols: Sequence[int]) -> Tensor:
