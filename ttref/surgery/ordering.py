@@ -40,8 +40,9 @@ def order_units(
     Args:
         model: The model, changed in place.
         writers: Names of one or more ``nn.Linear``, ``Conv1D`` or ``nn.MultiheadAttention`` (its fused matrix), each
-            naming one module. A layer with k times as many rows as its share writes k parts one behind another, as
-            GPT-2's fused query, key and value.
+            naming one module. A layer with k times as many rows as its share writes k equal parts one behind another,
+            as GPT-2's fused query, key and value. Unequal parts, as of a fused layer with fewer heads of keys than of
+            queries, cannot be told from its shape: take such a layer apart first, or the outputs change.
         reader: Name of the ``nn.Linear`` or ``Conv1D`` that reads them.
         blocks: How many blocks are moved as wholes: heads, or groups of heads that share keys and values. Left out,
             every unit.
