@@ -34,6 +34,7 @@ ARMS = {  # name in the records: name on the page, color, marker
     "svd": ("SVD", "#E69F00", "s"),
     "whitened": ("whitened SVD", ORANGE, "X"),
     "int": ("integers", GREEN, "^"),
+    "gptq": ("integers by GPTQ", "#CC79A7", "v"),
     "noise": ("Gaussian noise", GRAY, "x"),
 }
 KINDS = ("query", "key", "value", "out", "up", "down")
@@ -198,7 +199,7 @@ def draw_healing(ax: Axes, rows: Sequence[Row], *, value: str, scale: float = 1.
             ax.annotate(
                 "", (x, high), (x, low), arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 5, "shrinkB": 5}
             )
-        label = f"int{row['size']:g}" if row["candidate"] == "int" else name
+        label = f"int{row['size']:g}" if row["candidate"] in ("int", "gptq") else name
         ax.plot(x, high, color=color, marker=marker, linestyle="")
         ax.annotate(
             label, (x, high), xytext=(8, 0), textcoords="offset points", va="center", color=readable(color), size=10
