@@ -1,6 +1,7 @@
 """Run every study whose data is present: ``make studies``."""
 
 from .advise import study as advise
+from .convolutions import study as convolutions
 from .elsewhere import study as elsewhere
 from .embeddings import study as embeddings
 from .fitting import study as fitting
@@ -10,7 +11,18 @@ from .partial_tensorization import study as partial_tensorization
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
-STUDIES = (overview, toy_classifier, embeddings, tt_lora, fpga, elsewhere, advise, fitting, partial_tensorization)
+STUDIES = (
+    overview,
+    toy_classifier,
+    embeddings,
+    tt_lora,
+    fpga,
+    elsewhere,
+    advise,
+    fitting,
+    partial_tensorization,
+    convolutions,
+)
 
 if __name__ == "__main__":
     for study in STUDIES:

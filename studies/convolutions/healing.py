@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from ttref.convolving import Geometry, kernel_of
 from ttref.integer_cores import quantize_cores
 
+from . import methods
 from .methods import Kernel, Modes
-from .networks import rest, scores, shifted
+from .networks import pictures, rest, scores, shifted
 
 STEPS, BATCH = 120, 32
 RATE = 5e-3  # of the root mean square of a core's numbers
@@ -84,3 +86,42 @@ def healed(model: nn.Module, teacher: nn.Module, x: Tensor, seed: int = 0) -> nn
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+ARMS = (  # family, share of the numbers, bits: about 2.1 bits a weight and about 1.1
+    ("fitted train", 1 / 2, 4),
+    ("integers, all levels", 1, 2),
+    ("whitened SVD", 1 / 2, 4),
+    ("fitted train", 1 / 2, 2),
+    ("integers, all levels", 1, 1),
+    ("whitened SVD", 1 / 2, 2),
+)
+
+
+def start(family: str, share: float, kernel: Kernel, modes: Modes) -> tuple[Modes, Sequence[Tensor]]:
+    """Modes and cores of a kernel before they are rounded."""
+    if family == "fitted train":
+        return modes, methods.fitted(kernel, modes, share)
+    if family == "whitened SVD":
+        return kernel.factors, methods.whitened(kernel, share)
+    return kernel.plain, [kernel.weight[None, :, :, None]]
+
+
+def measured(
+    model: nn.Module, folder: Path, kernels: Sequence[Kernel], modes: dict[str, dict[float, Modes]]
+) -> list[dict]:
+    """Accuracy of each arm before and after healing."""
+    x, test, rows = pictures(folder, "train")[0], pictures(folder, "test"), []
+    for family, share, bits in ARMS:
+        how = {k.name: start(family, share, k, modes[k.name][1 / 2]) for k in kernels}
+        made = stored(model, kernels, how, bits, 72 if share == 1 else 64)
+        right = [correct(made, *test), correct(healed(made, model, x), *test)]
+        row = {"family": family, "setting": f"int{bits}" if share == 1 else f"{1 / share:.3g}x int{bits}"}
+        rows.append(row | {"before": right[0], "after": right[1], "steps": STEPS, "batch": BATCH})
+    return rows
+
+
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of pictures classified correctly."""
+    with torch.no_grad():
+        return (scores(model, x).argmax(1) == y).double().mean().item()

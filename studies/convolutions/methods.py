@@ -62,6 +62,11 @@ class Kernel:
         return Modes(False, (self.weight.shape[0], 1), (1, self.weight.shape[1]))
 
 
+def unseen(kernel: Kernel) -> Kernel:
+    """The kernel for methods that see the weight alone: all patches count alike."""
+    return Kernel(kernel.name, kernel.weight, torch.eye(len(kernel.gram), dtype=kernel.gram.dtype), kernel.area)
+
+
 Stored = tuple[Tensor, int]  # the approximation of a kernel, and its bytes
 
 

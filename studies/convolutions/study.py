@@ -24,7 +24,7 @@ from ttref import gaussian_null
 from ttref.fitting import collect_gram, output_error
 
 from ..toy_classifier.data import brief
-from . import methods
+from . import healing, methods, speed
 from .methods import Kernel, Modes, Stored
 from .networks import NETWORKS, pictures, scores
 
@@ -82,6 +82,8 @@ def arms(modes: dict[str, dict[float, Modes]]) -> Iterable[tuple[str, str, Metho
         yield "fitted train", f"{1 / share:.3g}x int{bits}", train
     for bits in (4, 3, 2, 1):
         yield "integers, all levels", f"int{bits}", lambda kernel, bits=bits: methods.integers(kernel, bits, GROUP)
+    for group in (36, 18):
+        yield "integers, all levels", f"int1, groups of {group}", lambda k, group=group: methods.integers(k, 1, group)
     for bits in (4, 3, 2, 1):
         yield "GPTQ-like", f"int{bits}", lambda kernel, bits=bits: methods.gptq(kernel, bits, GROUP)
     yield "GPTQ-like", "ternary, packed", lambda kernel: methods.ternary(kernel, GROUP)
@@ -96,12 +98,12 @@ def arms(modes: dict[str, dict[float, Modes]]) -> Iterable[tuple[str, str, Metho
     for share, bits in ((1 / 1.5, 8), (1 / 2, 8), (1 / 2, 4)):
 
         def svd(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
-            cores = kept(methods.decomposed, kernel, kernel.factors, share)
-            return methods.rounded(kernel, kernel.factors, cores, bits)
+            alone = methods.unseen(kernel)
+            return methods.rounded(alone, alone.factors, methods.decomposed(alone, alone.factors, share), bits)
 
         def blind(kernel: Kernel, share: float = share, bits: int = bits) -> Stored:
-            chosen = at(kernel, share)
-            return methods.rounded(kernel, chosen, kept(methods.decomposed, kernel, chosen, share), bits)
+            alone, chosen = methods.unseen(kernel), at(kernel, share)
+            return methods.rounded(alone, chosen, methods.decomposed(alone, chosen, share), bits)
 
         yield "SVD", f"{1 / share:.3g}x int{bits}", svd
         yield "TT-SVD", f"{1 / share:.3g}x int{bits}", blind
@@ -192,8 +194,21 @@ def together(rows: list[dict]) -> list[dict]:
     return points
 
 
-def measured(name: str, folder: Path, draws: Iterable[int] = DRAWS, log: Callable = print) -> dict:
-    """The whole front of one network."""
+AGAIN = {  # on the other draws and on the other network
+    *(("fitted train", how) for how in ("1.5x int3", "2x int4", "2x int3", "2x int2", "3x int4", "4x int4")),
+    *(("integers, all levels", how) for how in ("int2", "int1")),
+    *(("GPTQ-like", how) for how in ("int2", "int1", "ternary, packed")),
+    *(("whitened SVD", how) for how in ("2x int4", "3x int4")),
+}
+NULLS = {
+    *(("fitted train", how) for how in ("2x int3", "4x int4")),
+    *(("integers, all levels", how) for how in ("int2", "int1")),
+    ("whitened SVD", "2x int4"),
+}
+
+
+def front(name: str, folder: Path, draws: Iterable[int], every: bool) -> tuple[dict, dict[str, dict[float, Modes]]]:
+    """The front of one network, and its modes. ``every``: all arms on draw 0; on the others, and else, some again."""
     model = NETWORKS[name](folder)
     rows, modes, nulls = [], {}, []
     for draw in tqdm(draws, disable=None):
@@ -201,29 +216,29 @@ def measured(name: str, folder: Path, draws: Iterable[int] = DRAWS, log: Callabl
         if not modes:
             modes = {kernel.name: methods.searched(kernel, SHARES) for kernel in bench.kernels}
         for family, setting, method in arms(modes):
-            row = {"family": family, "setting": setting} | bench.measure(method)
+            if (family, setting) not in AGAIN and (draw or not every):
+                continue
+            row = {"family": family, "setting": setting} | bench.measure(method, norms=draw == 0)
             rows.append(row)
-            log(row)
             if draw == 0 and (family, setting) in NULLS:
                 nulls.append({"family": family, "setting": setting, "null": null(bench, method), "error": row["error"]})
-    x, y = pictures(folder, "test")
+    dense = accuracy(model, *pictures(folder, "test"))
+    return recorded(name, model, dense, rows, modes, nulls), modes
+
+
+def recorded(name: str, model: nn.Module, dense: float, rows: list[dict], modes: dict, nulls: list[dict]) -> dict:
+    """What is kept of a network."""
+    weights = sum(model.get_submodule(layer).weight.numel() for layer in modes)
     return {
         "network": name,
-        "dense": accuracy(model, x, y),
+        "dense": dense,
         "kernels": len(modes),
+        "weights": weights,
+        "other_numbers": sum(p.numel() for p in model.parameters()) - weights,
         "modes": told(modes),
         "points": together(rows),
         "null": nulls,
     }
-
-
-NULLS = {
-    ("fitted train", "2x int3"),
-    ("fitted train", "4x int4"),
-    ("integers, all levels", "int2"),
-    ("integers, all levels", "int1"),
-    ("whitened SVD", "2x int4"),
-}
 
 
 def told(modes: dict[str, dict[float, Modes]]) -> list[dict]:
@@ -241,13 +256,27 @@ def main() -> None:
     if folder is None:
         return
     torch.set_num_threads(1)
-    values = {"networks": [measured(name, folder) for name in NETWORKS]}
+    first, modes = front("ResNet-20", folder, DRAWS, every=True)
+    model = NETWORKS["ResNet-20"](folder)
+    write(
+        [first, front("plain", folder, DRAWS[:1], every=False)[0]],
+        [
+            row
+            for share, at in ((1 / 2, SHARES[0]), (1 / 3, SHARES[1]))
+            for row in speed.measured(model, {name: found[at] for name, found in modes.items()}, share)
+        ],
+        healing.measured(model, folder, kernels_of(model, folder, 0), modes),
+    )
+
+
+def write(networks: list[dict], times: list[dict], healed: list[dict]) -> None:
+    """Record what was measured."""
     print(
         results.write(
             "convolutions",
-            brief(values),
-            models=["ResNet-20 (CIFAR-10)", "seven convolutions taught by it (CIFAR-10)"],
-            data=["CIFAR-10: 512 training pictures a draw, first 761 of the test part"],
+            brief({"networks": networks, "speed": times, "healing": healed}),
+            models=["ResNet-20 (CIFAR-10)", "plain: seven convolutions taught by ResNet-20 (CIFAR-10)"],
+            data=["CIFAR-10: 512 training pictures a draw, the first 761 of the test part"],
             command="python -m studies.convolutions",
         )
     )
