@@ -17,7 +17,7 @@ from . import data
 from .data import Layer
 from .methods import fitted, shared
 
-RATIO = 4
+RATIO, MANY = 4, 10**6
 PLANTED = [(width, RATIO, decay) for width in (128, 384) for decay in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)]
 TEXTS = (10, 30, 100, 300, 1000)
 MATRICES = ("0.attention.self.query", "3.attention.self.value", "5.attention.output.dense")
@@ -52,7 +52,7 @@ def row(model: str, name: str, layer: Layer) -> dict:
         cases = {
             "noise": layer.noise(),
             "turned": Layer("", (weight @ turn.mT).float(), symmetric(turn @ gram @ turn.mT), {}),
-            "white": Layer("", layer.weight, Gram(torch.eye(n, dtype=torch.float64), n), {}),
+            "white": Layer("", layer.weight, symmetric(torch.eye(n, dtype=torch.float64)), {}),
         }
         for case, other in cases.items():
             made = gain(other)
@@ -67,8 +67,8 @@ def orthogonal(width: int) -> Tensor:
 
 
 def symmetric(matrix: Tensor) -> Gram:
-    """A Gram matrix whose rounding is taken out."""
-    return Gram((matrix + matrix.mT) / 2, len(matrix))
+    """A Gram matrix as if of many tokens, its rounding taken out."""
+    return Gram((matrix + matrix.mT) / 2, MANY)
 
 
 def planted(key: tuple) -> dict:

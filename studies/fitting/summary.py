@@ -61,7 +61,7 @@ def kendall(a: list[float], b: list[float]) -> float:
     """Kendall's tau-a: pairs in the same order less pairs in the opposite one, of all pairs."""
     pairs = [(i, j) for i in range(len(a)) for j in range(i)]
     signs = [(a[i] - a[j]) * (b[i] - b[j]) for i, j in pairs]
-    return (sum(s > 0 for s in signs) - sum(s < 0 for s in signs)) / len(pairs)
+    return (sum(s > 0 for s in signs) - sum(s < 0 for s in signs)) / max(len(pairs), 1)
 
 
 def summary(sections: dict[str, list[dict]]) -> dict:
