@@ -16,7 +16,7 @@ from ..embeddings import data
 from ..embeddings.healing import course
 from . import tasks
 from .loops import load
-from .methods import Shelf, made
+from .methods import ON_DISK, Shelf, made
 from .networks import bert_parts
 
 STEPS = {2: 60, 4.4: 120}
@@ -96,7 +96,9 @@ def healed(model: nn.Module, layers: dict[str, nn.Module], batches: list[tuple[T
 def arm(judge: Judge, shelf: Shelf, name: str, ratio: float, batches: list | None) -> dict:
     """Replace every linear layer, measure, heal, measure, and put the dense layers back."""
     task, start = judge.task, time.perf_counter()
-    candidate = made(name, ratio)  # not from the shelf: healing changes the layers
+    candidate = made(name, ratio)  # not one that the shelf keeps: healing changes the layers
+    if name in ON_DISK:
+        candidate = shelf.stored(candidate)
     grams = shelf.grams if shelf.needs_gram(name) else {}
     new = {layer: candidate.make(task.model.get_submodule(layer), grams.get(layer)).eval() for layer in task.linears}
     dense = sum(task.model.get_submodule(layer).weight.numel() for layer in task.linears)

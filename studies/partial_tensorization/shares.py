@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ttref import TTLinear, gaussian_null, truncated_svd, ttm_svd
 
 from .networks import ViT
-from .tasks import MINILM_LINEARS, MINILM_TABLES, minilm
+from .tasks import MINILM_LINEARS, MINILM_TABLES, VIT_LINEARS, minilm
 
 BERT = {"vocabulary": 30522, "positions": 512, "types": 2, "width": 768, "wide": 3072, "layers": 12}
 VIT = {"patch": 16 * 16 * 3, "positions": 197, "width": 768, "wide": 3072, "layers": 12, "classes": 1000}
@@ -73,12 +73,11 @@ def here(folder: Path) -> list[dict]:
     return found
 
 
-def two_factors(w: Tensor, eps: float) -> float:
-    """How many times fewer numbers the smallest truncated SVD with this error has."""
-    values = torch.linalg.svdvals(w.double())
+def two_factors(values: Tensor, shape: tuple[int, int], eps: float) -> float:
+    """How many times fewer numbers the smallest truncated SVD with this error has, from the singular values."""
     tails = values.square().flip(0).cumsum(0).flip(0).sqrt() / values.norm()
     rank = max(int((tails > eps).sum()), 1)
-    return w.numel() / (rank * sum(w.shape))
+    return shape[0] * shape[1] / (rank * sum(shape))
 
 
 def three_modes(w: Tensor, eps: float) -> float:
@@ -94,17 +93,19 @@ def ratios_at_eps(folder: Path) -> list[dict]:
     found = []
     sets = {
         "all-MiniLM-L6-v2": (minilm().model, MINILM_LINEARS),
-        "ViT (CIFAR-10)": (ViT.read(folder), None),
+        "ViT (CIFAR-10)": (ViT.read(folder), tuple(f"blocks.{k}.{name}" for k in range(6) for name in VIT_LINEARS)),
     }
     for name, (model, names) in sets.items():
-        linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and (not names or n in names)]
-        weights = [m.weight.detach() for m in linears if min(m.weight.shape) >= 48]
+        weights = [model.get_submodule(layer).weight.detach() for layer in names]
+        kinds = {"trained": weights, "noise": [gaussian_null(w) for w in weights[:6]]}
+        values = {kind: [torch.linalg.svdvals(w.double()) for w in made] for kind, made in kinds.items()}
         for eps in EPS:
             row = {"model": name, "eps": eps}
-            for kind, made in (("trained", weights), ("noise", [gaussian_null(w) for w in weights[:6]])):
+            for kind, made in kinds.items():
                 dense = sum(w.numel() for w in made)
-                for method, ratio in (("tt", three_modes), ("svd", two_factors)):
-                    row[f"{method}_{kind}"] = dense / sum(w.numel() / ratio(w, eps) for w in made)
+                pairs = zip(made, values[kind], strict=True)
+                row[f"svd_{kind}"] = dense / sum(w.numel() / two_factors(v, tuple(w.shape), eps) for w, v in pairs)
+                row[f"tt_{kind}"] = dense / sum(w.numel() / three_modes(w, eps) for w in made)
             found.append(row)
             print(row, flush=True)
     return found
@@ -130,5 +131,6 @@ def arithmetic(folder: Path) -> dict:
     """The section ``arithmetic``."""
     table = minilm().model.get_submodule(MINILM_TABLES[0]).weight
     values = {"bert_base": bert_base(), "vit_base": vit_base(), "here": here(folder), "spectra": spectra()}
-    values["token_table_svd"] = [{"eps": eps, "ratio": two_factors(table.detach(), eps)} for eps in EPS]
+    spectrum = torch.linalg.eigvalsh(table.detach().double().mT @ table.detach().double()).flip(0).clamp(min=0).sqrt()
+    values["token_table_svd"] = [{"eps": eps, "ratio": two_factors(spectrum, tuple(table.shape), eps)} for eps in EPS]
     return values | {"ratios_at_eps": ratios_at_eps(folder)}
