@@ -69,7 +69,7 @@ def load(path: str | Path) -> Any:
 
     Returns:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
-        :class:`TTLinear`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
+        :class:`TTLinear`, a :class:`TTConv2d`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
         :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`~ttref.fitting.gram.Gram` or
         :class:`~ttref.fitting.gram.Grams`. For a file of :func:`save_tt_lora` a dict from the names of the adapted
         layers to their updates; :func:`load_tt_lora` puts these, and modules saved along, into a model.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ttref import quantize_integer, tt_params, tt_ranks, ttm_svd, ttm_to_matrix
+from ttref import kernel_modes, quantize_integer, tt_params, ttm_svd, ttm_to_matrix
 from ttref.codes import packed_size
 from ttref.fitting import fit_cores, output_error
 from ttref.gptq import gptq_quantize
@@ -72,10 +71,7 @@ Stored = tuple[Tensor, int]  # the approximation of a kernel, and its bytes
 
 def rank_within(modes: Modes, numbers: float) -> int:
     """The largest rank whose train has at most so many numbers, at least 1."""
-    paired = [m * n for m, n in zip(modes.rows, modes.cols, strict=True)]
-    most = max(tt_ranks(paired, math.prod(paired)))
-    size = [tt_params(paired, rank) for rank in range(1, most + 1)]
-    return max((rank for rank, found in enumerate(size, 1) if found <= numbers), default=1)
+    return kernel_modes.rank_within(modes.rows, modes.cols, numbers)
 
 
 def rounded(kernel: Kernel, modes: Modes, cores: Sequence[Tensor], bits: int, group: int = 64) -> Stored:
@@ -130,11 +126,6 @@ def nearest(kernel: Kernel, bits: int, group: int) -> Stored:
     """Rounding to nearest, with the best of 33 scales for each group."""
     made = quantize_integer(kernel.weight, bits, group=group, best=True)
     return made.approximation, made.nbytes
-
-
-def divisor(n: int, wanted: int) -> int:
-    """The largest divisor of n that is at most ``wanted``."""
-    return max(d for d in range(1, wanted + 1) if n % d == 0)
 
 
 def candidates(kernel: Kernel) -> Iterator[Modes]:
