@@ -14,7 +14,7 @@ from ttref.fitting.choosing import candidates, choose_modes, within
 M, N = 24, 32
 
 
-def inputs(seed, width=N, decay=1.0, tokens=400):
+def inputs(seed, width=N, decay=1.0, tokens=10_000):
     """Tokens whose directions have falling variance, turned at random."""
     scale = torch.arange(1.0, width + 1).double() ** -decay
     turn = torch.linalg.qr(gaussian((width, width), 1))[0]
