@@ -187,23 +187,25 @@ def draw_healing(ax: Axes, rows: Sequence[Row], *, value: str, scale: float = 1.
         >>> ax = Figure().subplots()
         >>> row = {"candidate": "tt", "linears_bytes": 4.4, "before": {"cosine": 0.3}, "after": {"cosine": 0.9}}
         >>> draw_healing(ax, [row], value="cosine")
-        >>> [text.get_text() for text in ax.texts]
-        ['', 'train, weight norm']
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['train, weight norm']
     """
-    for row in rows:
-        name, color, marker = ARMS[row["candidate"]]
-        x, low = row["linears_bytes"], scale * row["before"][value]
-        high = scale * row.get("after", row["before"])[value]
-        if "after" in row:
-            ax.plot(x, low, color=color, marker=marker, markerfacecolor="white", linestyle="")
-            ax.annotate(
-                "", (x, high), (x, low), arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 5, "shrinkB": 5}
-            )
-        label = f"int{row['size']:g}" if row["candidate"] in ("int", "gptq") else name
-        ax.plot(x, high, color=color, marker=marker, linestyle="")
-        ax.annotate(
-            label, (x, high), xytext=(8, 0), textcoords="offset points", va="center", color=readable(color), size=10
-        )
+    for candidate in dict.fromkeys(row["candidate"] for row in rows):
+        name, color, marker = ARMS[candidate]
+        mine = picked(rows, candidate=candidate)
+        ends = [(row["linears_bytes"], scale * row.get("after", row["before"])[value]) for row in mine]
+        ax.plot(*zip(*ends, strict=True), color=color, marker=marker, linestyle="", label=name)
+        for row, (x, high) in zip(mine, ends, strict=True):
+            if "after" in row:
+                low = scale * row["before"][value]
+                ax.plot(x, low, color=color, marker=marker, markerfacecolor="white", linestyle="")
+                arrow = {"arrowstyle": "->", "color": color, "shrinkA": 5, "shrinkB": 5}
+                ax.annotate("", (x, high), (x, low), arrowprops=arrow)
+            else:
+                ax.annotate(
+                    f"int{row['size']:g}", (x, high), (8, -4), textcoords="offset points", color=readable(color)
+                )
+    ax.legend(loc="lower right")
 
 
 def draw_spectra(ax: Axes, layers: Sequence[Row], planted: Sequence[Row]) -> None:
