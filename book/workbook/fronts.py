@@ -9,8 +9,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .figures import MARKERS, OKABE_ITO, pareto_frontier, readable
 
-__all__ = ["accuracy_front", "front_of"]
+__all__ = ["accuracy_front", "convolution_front", "front_of"]
 
+CONVOLUTIONS = {  # families of the study, and where their names stand
+    "fitted train": (0.9, 0.88),
+    "integers, all levels": (1.22, 0.49),
+    "GPTQ-like": (1.22, 0.41),
+    "rounding": (2.25, 0.16),
+    "whitened SVD": (1.12, 0.16),
+}
 BITS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8)  # where the axis has its numbers
 
 
@@ -82,3 +89,16 @@ def accuracy_front(
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set(xlabel="bits a weight, scales counted", ylabel="accuracy, no training")
     return ax
+
+
+def convolution_front(ax: Axes, network: Mapping) -> Axes:
+    """The front of one network of the study of convolutions: ``recorded("convolutions")["networks"][0]``.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> rows = [{"family": family, "bits": 2, "accuracy": 0.5} for family in CONVOLUTIONS]
+        >>> len(convolution_front(Figure().subplots(), {"points": rows, "dense": 0.9}).lines)
+        6
+    """
+    fronts = front_of(network["points"], list(CONVOLUTIONS))
+    return accuracy_front(ax, fronts, dense=network["dense"], names=CONVOLUTIONS)
