@@ -2,7 +2,7 @@
 
 ``python -m studies.fitting`` measures the rows that the record lacks and keeps the others, so a run that was stopped
 continues; ``python -m studies.fitting vit spectra`` does so for these sections alone. To measure again, remove
-``book/results/fitting.json``, or a section from it. All of it takes about half an hour on one core.
+``book/results/fitting.json``, or a section from it. All of it takes about twenty minutes on one core.
 """
 
 from __future__ import annotations

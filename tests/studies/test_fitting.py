@@ -167,3 +167,13 @@ def test_orientation_of_the_inputs_does_not_matter(recorded):
         if "turned_shared" in row:
             assert row["turned_shared"] == pytest.approx(row["shared"], rel=0.03)
             assert row["white_shared"] > row["white_whitened"]
+
+
+def test_factors_over_layers_of_the_key_value_cache_beat_integers_and_a_train_does_not_beat_them(recorded):
+    rise = {(row["method"], row["size"]): row for row in recorded["keys_values"]}
+    over, train, integers = "SVD over ten layers", "one train", "integers in groups of 64"
+    assert rise[over, 8]["ratio"] > rise[integers, 2]["ratio"]
+    assert rise[over, 8]["mean_rise"] < rise[integers, 2]["mean_rise"] / 2
+    for ratio in (4, 8, 16):
+        assert rise[over, ratio]["mean_rise"] < rise[train, ratio]["mean_rise"]
+        assert rise[over, ratio]["keys_error"] < rise[train, ratio]["keys_error"]
