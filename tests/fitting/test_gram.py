@@ -129,3 +129,14 @@ def test_rounding_is_no_negative_eigenvalue(tokens):
         made = as_gram(matrix, 64)
         assert made.dtype == torch.float64 and torch.equal(made, made.mT)
         torch.testing.assert_close(made, x.mT @ x, rtol=0, atol=1e-5 * made.diagonal().max().item())
+
+
+def test_rounding_of_inputs_far_from_zero_is_no_negative_eigenvalue():
+    """It grows with the largest eigenvalue, which a common mean makes as large as the trace; real ones are seen."""
+    x = gaussian((100, 768), 0, torch.float32) + 5
+    seen = x.mT @ x
+    assert torch.linalg.eigvalsh(seen.double())[0] < -1e-6 * seen.max()  # so that there is something to bear
+    assert as_gram(seen, 768).shape == (768, 768)
+    seen.diagonal().sub_(1e-6 * seen.trace())
+    with pytest.raises(ValueError, match="has the negative eigenvalue"):
+        as_gram(seen, 768)

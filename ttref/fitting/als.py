@@ -72,8 +72,8 @@ def fit_cores(
         eps: Relative output error allowed, in [0, 1), as :func:`output_error` measures it: few ranks are searched.
         start: ``"svd"`` is TT-SVD, or TT-SVD of the matrix whitened by a Kronecker product, whichever is better; or
             cores, whose ranks stay.
-        sweeps: Most sweeps there and back. A fit that a sweep no longer changes stops before; six come within two per
-            cent of twenty.
+        sweeps: Most sweeps there and back. A fit that a sweep no longer changes stops before. Twenty in place of six
+            brought little: an error of 0.393 in place of 0.403, on other inputs of the layer.
         ridge: Part of the mean eigenvalue of G that is added to it, so that directions which no input has shown stay
             close to W. ``"auto"`` takes in / tokens, kept between 0.001 and 1 (without a number of tokens 0.001), or
             with ``held_out`` the best of four on it.

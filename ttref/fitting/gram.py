@@ -237,7 +237,8 @@ def as_gram(gram: Gram | Tensor, width: int | None, *, name: str = "gram") -> Te
         raise ValueError(f"{name} is not symmetric; a Gram matrix is the sum of x x^T over the inputs x")
     exact = (exact + exact.mT) / 2
     shifted = exact.clone()
-    shifted.diagonal().add_(slack)
+    # Of eigenvalues it grows with the largest one, which is the whole trace where the inputs have a common mean.
+    shifted.diagonal().add_(max(slack, torch.finfo(torch.float32).eps * exact.trace().item()))
     if slack and torch.linalg.cholesky_ex(shifted).info:
         least = torch.linalg.eigvalsh(exact)[0].item()
         raise ValueError(
