@@ -38,7 +38,7 @@ class TTConv2d(TTMatrix):
 
     Made by :meth:`from_conv` or :meth:`from_cores`. A patch is read with channels first, (in, height, width), as
     ``weight.flatten(1)`` has it, or taps first, (height, width, in). ``forward`` rebuilds the kernel, or runs two
-    convolutions with fewer multiply-adds where a cut of the train lies between two axes of the patch.
+    convolutions where a cut of the train lies between two axes of the patch and saves a third of the multiply-adds.
 
     Attributes:
         cores: ``ParameterList`` of d cores ``(r_{k-1}, m_k, n_k, r_k)``; integer cores are no parameters.
