@@ -24,7 +24,7 @@ from ttref import gaussian_null
 from ttref.fitting import collect_gram, output_error
 
 from ..toy_classifier.data import brief
-from . import healing, methods, speed
+from . import figure, healing, methods, speed
 from .methods import Kernel, Modes, Stored
 from .networks import NETWORKS, pictures, scores
 
@@ -298,3 +298,4 @@ def write(networks: list[dict], times: list[dict], healed: list[dict]) -> None:
             command="python -m studies.convolutions",
         )
     )
+    figure.write(results.read("convolutions"))

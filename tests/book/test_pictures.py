@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import adapters, layers, page, tables, trains
+from studies.convolutions import figure as convolutions_figure
 from studies.overview import figure as overview_figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -20,6 +21,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
     [
         *((part.RESULT, part.draw, page.picture(part.RESULT)) for part in (trains, layers, tables, adapters)),
         ("overview", overview_figure.draw, overview_figure.PICTURE),
+        ("convolutions", convolutions_figure.draw, convolutions_figure.PICTURE),
     ],
 )
 def test_a_picture_is_what_its_results_draw(name, draw, picture):
@@ -29,7 +31,8 @@ def test_a_picture_is_what_its_results_draw(name, draw, picture):
     drawn.savefig(fresh, format="png", facecolor="white")
     plt.close(drawn)
     ours, stored = (np.asarray(Image.open(source).convert("RGB"), dtype=float) for source in (fresh, picture))
-    assert ours.shape == stored.shape, f"make {'studies' if name == 'overview' else 'bench'} redraws the picture"
+    command = "bench" if "benchmarks" in draw.__module__ else "studies"
+    assert ours.shape == stored.shape, f"make {command} redraws the picture"
     assert np.abs(ours - stored).mean() < 0.5
     assert (np.abs(ours - stored).max(-1) > 64).mean() < 1e-3
 

@@ -1,0 +1,28 @@
+"""The second figure of the introduction, drawn from ``book/results/convolutions.json`` alone."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from book.tools.results import RESULTS
+from book.workbook import figures, fronts
+
+PICTURE = RESULTS.parent / "_static" / "convolutions.png"
+FAMILIES = ("fitted train", "integers, all levels", "GPTQ-like", "whitened SVD")
+PLACES = {"integers, all levels": (1.78, 0.69), "GPTQ-like": (2.4, 0.84)}
+
+
+def draw(results: dict) -> Figure:
+    """Accuracy of ResNet-20 against bits a weight, a line for each method."""
+    figures.use_house_style()
+    network = results["networks"][0]
+    figure, ax = plt.subplots(figsize=(7.2, 5), layout="constrained")
+    found = fronts.front_of(network["points"], FAMILIES)
+    fronts.accuracy_front(ax, found, dense=network["dense"], names=PLACES)
+    return figure
+
+
+def write(record: dict) -> None:
+    """Redraw the second figure of the introduction."""
+    figures.save_png(draw(record), PICTURE)
