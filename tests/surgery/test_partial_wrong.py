@@ -169,6 +169,7 @@ BAD = {
     "one number": (net, {"gate": "equivalence"}, ValueError, "needs the scores of single examples"),
     "a Gram matrix of nothing": (net, {"grams": {"9": Gram(64)}}, ValueError, "no module is named '9'"),
     "a Gram matrix of another width": (net, {"grams": {"2": Gram(64)}}, ValueError, "64 wide, but the layer has 48"),
+    "a list of numbers": (net, {"grams": {"2": [[1.0]]}}, TypeError, "the Gram matrix of 2 is a list"),
     "one Gram matrix": (net, {"grams": Gram(64)}, TypeError, "grams must map names of layers"),
 }
 

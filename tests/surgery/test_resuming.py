@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from searches import NAMES, Counted, accuracy, compressed, net, right, state
@@ -81,6 +82,16 @@ def test_the_saved_report_is_such_a_file(tmp_path):
     metric = Counted(accuracy)
     assert rows(partial_tensorize(net(), metric, layers=NAMES, max_drop=0.05, resume=path)) == rows(first)
     assert metric.calls == 0
+
+
+def test_thresholds_of_numpy_are_written(tmp_path):
+    path = tmp_path / "search.json"
+    half, tenth = np.float32(0.5), np.float32(0.1)
+    report = partial_tensorize(net(), accuracy, layers=NAMES, max_drop=half, alpha=tenth, resume=path)
+    report.save(path)
+    assert json.loads(path.read_text())["settings"]["max_drop"] == 0.5
+    again = partial_tensorize(net(), accuracy, layers=NAMES, max_drop=0.5, alpha=float(tenth), resume=path)
+    assert rows(again) == rows(report)
 
 
 def test_the_file_is_there_before_anything_is_measured(tmp_path):

@@ -24,7 +24,7 @@ from ..fitting.choosing import choose_modes
 from ..gptq import gptq_quantize
 from ..linears import weight_and_bias
 from .finding import CONVOLUTION, LINEAR, TABLE, matrix_of
-from .making import cannot_round, conv_missing, conv_of, kind_missing, layer_of, rounded, train_of
+from .making import cannot_round, conv_missing, conv_of, kind_missing, layer_of, rounded, search_missing, train_of
 from .sizing import TWO_FACTORS, Modes, Shape, Size
 
 __all__ = ["Candidate", "fitted", "gptq", "integer", "svd", "tensor_train", "whitened_svd"]
@@ -114,7 +114,7 @@ def tensor_train(
 
     def check(layer: nn.Module, gram: Any) -> str | None:
         missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
-        return missing or shape.missing(layer) or size.missing(layer, shape)
+        return missing or shape.missing(layer) or size.missing(layer, shape) or search_missing(layer, size, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
@@ -211,7 +211,7 @@ def fitted(
 
     def check(layer: nn.Module, gram: Any) -> str | None:
         missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
-        return missing or shape.missing(layer) or size.missing(layer, shape)
+        return missing or shape.missing(layer) or size.missing(layer, shape) or search_missing(layer, size, shape)
 
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):

@@ -14,6 +14,7 @@ from ..approximation import Baseline
 from ..conv import TTConv2d
 from ..convolving import parts_of
 from ..embeddings.ttm import TTMEmbedding
+from ..kernel_modes import modes_to_try
 from ..layers import TTLinear
 from ..linears import conv1d_of
 from .finding import CONVOLUTION, TABLE, kind_of_layer, sizes_of
@@ -39,6 +40,16 @@ def conv_missing(layer: nn.Module, core_bits: int = 32) -> str | None:
     return None
 
 
+def search_missing(layer: nn.Module, size: Size, shape: Shape) -> str | None:
+    """The reason why a search finds no modes for a convolution."""
+    if isinstance(layer, nn.Conv2d) and _searched(size, shape):
+        try:
+            modes_to_try(layer.weight.shape, _budget(layer, size))
+        except ValueError as error:
+            return str(error)
+    return None
+
+
 def cannot_round(layer: nn.Module, group: int | None) -> str | None:
     """The reason why a layer's own weight cannot be rounded in groups of this size."""
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
@@ -50,10 +61,19 @@ def cannot_round(layer: nn.Module, group: int | None) -> str | None:
 def conv_of(layer: nn.Conv2d, size: Size, shape: Shape, gram: Any = None, core_bits: int = 32) -> TTConv2d:
     """The convolution as a train; modes are searched at a ratio where none are asked for."""
     settings = {"gram": gram, "core_bits": core_bits}
-    if size.ratio is not None and shape.free:
-        return TTConv2d.from_conv(layer, params=int(layer.weight.numel() / size.ratio), **settings)
+    if _searched(size, shape):
+        return TTConv2d.from_conv(layer, params=_budget(layer, size), **settings)
     rows, cols = shape.of(layer, rank := size.rank_of(layer, shape))
     return TTConv2d.from_conv(layer, rank=rank, eps=size.eps, row_shape=rows, col_shape=cols, **settings)
+
+
+def _searched(size: Size, shape: Shape) -> bool:
+    """True if a convolution's modes are searched."""
+    return size.ratio is not None and shape.free
+
+
+def _budget(layer: nn.Conv2d, size: Size) -> int:
+    return int(layer.weight.numel() / size.ratio)
 
 
 def train_of(layer: nn.Module, size: Size, shape: Shape, gram: Any = None) -> nn.Module:

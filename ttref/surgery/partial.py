@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -124,6 +125,7 @@ def partial_tensorize(
         'Linear'
     """
     check_gate(gate, max_drop, drop_type, alpha)
+    max_drop, alpha = float(max_drop), float(alpha)  # which JSON knows
     candidate = _candidate(candidate, eps)
     for name, value, known in (("order", order, ("forward", "restore")), ("reference", reference, ("start", "last"))):
         if value not in known:
@@ -265,6 +267,8 @@ def _grams_of(model: nn.Module, found: Layers, grams: Mapping[str, Any] | None) 
     for layer in found:
         size = getattr(whole.get(layer.name), "matrix", whole.get(layer.name))
         wanted = layer.shape[kind_of_layer(layer.module) != TABLE]
+        if not isinstance(size, (Tensor, NoneType)):
+            raise TypeError(f"the Gram matrix of {layer.name} is a {type(size).__name__}; collect_gram makes it")
         if size is not None and size.shape[-1] != wanted:
             raise ValueError(
                 f"the Gram matrix of {layer.name} is {size.shape[-1]} wide, but the layer has {wanted} inputs: is it "

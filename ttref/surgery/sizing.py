@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..checks import check_number, check_rank_or_eps, whole
+from ..checks import check_number, check_rank_or_eps, paired_modes, whole
 from ..modes import NOMINAL_RANK, choose_modes
 from ..shapes import factorize, ttm_params
 from .finding import sizes_of
@@ -55,6 +55,11 @@ class Shape:
     """Row and column modes for a layer: given, or balanced."""
 
     def __init__(self, order: int, modes: Modes | None) -> None:
+        if modes is not None:
+            if not isinstance(modes, (tuple, list)) or len(modes) != 2:
+                raise TypeError(f"modes must be row modes and column modes, such as ((4, 6), (6, 6)), got {modes!r}")
+            paired_modes(*modes)
+            modes = tuple(modes[0]), tuple(modes[1])
         self.order, self.modes = order, modes
 
     @property
