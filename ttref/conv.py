@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .approximation import FLOATS
-from .checks import check_float, check_rank_or_eps, whole
-from .convolving import ConvPlan, Geometry, convolved, kernel_of, pair, parts_of, patch_order, patches, plan_conv
+from .checks import check_float, whole
+from .convolving import ConvPlan, Geometry, convolved, kernel_of, pair, parts_of, plan_conv
 from .files import check_finite, check_header
-from .fitting.als import fit_cores
-from .fitting.gram import as_gram
 from .integer_cores import IntegerCore, IntegerCores, quantize_cores
-from .kernel_modes import kernel_modes
+from .kernel_modes import kernel_cores
 from .linears import computed
-from .matrices import ttm_svd
 from .modules import cores_of, listed, owned
 from .precision import computable, full_precision, under_autocast
 from .rebuilt import rebuilt
@@ -189,38 +186,14 @@ class TTConv2d(TTMatrix):
             (433, 236, 3456)
         """
         weight, bias, settings = parts_of(conv)
-        given = [name for name, value in (("rank", rank), ("eps", eps), ("params", params)) if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of rank, eps and params, got {' and '.join(given) or 'none'}")
         if core_bits != 32 and not 1 <= whole("core_bits", core_bits) <= 8:
             raise ValueError(f"core_bits must be 32 (cores in the dtype of the weight) or 1 to 8, got {core_bits}")
-        columns = weight[0].numel()
-        seen = None if gram is None else as_gram(gram, columns).to(weight.device)
-        if params is not None:
-            if row_shape is not None or col_shape is not None:
-                raise ValueError("params searches the modes: leave row_shape and col_shape out, or give rank or eps")
-            found = kernel_modes(weight, params, gram=seen)
-            taps_first, cores = found.taps_first, found.cores
-        elif row_shape is None or col_shape is None:
-            raise ValueError(
-                "with rank or eps, row_shape and col_shape are needed, such as (out, 1) and (height * width, in) with "
-                "taps_first; with params=, modes are searched"
-            )
-        else:
-            check_rank_or_eps(rank, eps)
-        geometry = Geometry(weight.shape[1], *(settings[name] for name in _PAIRS), bool(taps_first))
-        order = patch_order(geometry).to(weight.device)
-        matrix = patches(weight, geometry.taps_first)
-        seen = None if seen is None else seen[order][:, order]
-        if params is None and seen is None:
-            cores = ttm_svd(matrix, row_shape, col_shape, rank=rank, eps=eps)
-        elif params is None:
-            cores = fit_cores(matrix, seen, row_shape, col_shape, rank=rank, eps=eps)
-        made = cls.from_cores(cores, bias, **settings, taps_first=geometry.taps_first)
+        found = kernel_cores(weight, rank, eps, params, (row_shape, col_shape), taps_first, gram)
+        made = cls.from_cores(found.cores, bias, **settings, taps_first=found.taps_first)
         if core_bits < 32:
-            near = torch.eye(columns, dtype=torch.float64, device=weight.device) if seen is None else seen
-            codes, scales, _ = quantize_cores(cores, matrix, near, core_bits, group=group)
-            made._hold(list(map(IntegerCore, codes, scales)), core_bits, matrix.dtype)
+            codes, scales, _ = quantize_cores(found.cores, found.matrix, found.inputs, core_bits, group=group)
+            made.cores = IntegerCores(list(map(IntegerCore, codes, scales)), weight.dtype)
+            made.core_bits = core_bits
         made.cores.requires_grad_(weight.requires_grad)
         return made.train(conv.training)
 
@@ -310,10 +283,6 @@ class TTConv2d(TTMatrix):
     @property
     def _geometry(self) -> Geometry:
         return Geometry(self.in_channels, *(getattr(self, name) for name in _PAIRS), self.taps_first)
-
-    def _hold(self, cores: Sequence[IntegerCore], bits: int, dtype: torch.dtype) -> None:
-        """Integers in place of the cores."""
-        self.cores, self.core_bits = IntegerCores(cores, dtype), bits
 
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, header = super()._content()
