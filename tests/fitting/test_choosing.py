@@ -79,6 +79,20 @@ def test_it_is_never_worse_than_whitened_svd_within_the_budget(seed, ratio):
     assert chosen.error <= output_error(w, svd, gram) * (1 + 1e-5)
 
 
+def test_of_few_tokens_the_whitened_svd_has_the_same_ridge():
+    """Without one it is better on these tokens, which is what a ridge costs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+    w = torch.randn(24, 3, generator=generator) @ torch.randn(3, 24, generator=generator)
+    w += 0.02 * torch.randn(24, 24, generator=generator)
+    seen = Gram.from_inputs(x)
+    with pytest.warns(UserWarning, match="do not span"):
+        chosen = choose_modes(w, seen, params=144)
+    ridged = seen.matrix + seen.matrix.diagonal().mean() * torch.eye(24)  # 24 inputs over 10 tokens, but at most 1
+    plain, same = (truncated_svd(w, rank=3, gram=gram).approximation for gram in (seen, ridged))
+    assert output_error(w, plain, seen) * 1.1 < chosen.error <= output_error(w, same, seen) * (1 + 1e-4)
+
+
 def test_inputs_of_few_directions_favor_a_shared_projection():
     """Then nearly any projection keeps what matters, and a shared one is cheap; white inputs leave little to gain."""
     w, few, white = case(m=N, decay=2.0) + (torch.eye(N).double(),)

@@ -79,7 +79,7 @@ def search_ranks(
         of one step of one hull. Where the budget falls onto a corner of the sum of the hulls, the choice is optimal.
 
     Cost:
-        O(rows log rows).
+        O(rows log rows) for the hulls, and O(rows) for each single change after them: O(rows^2) at most.
 
     Source:
         Everett (1963), Generalized Lagrange multiplier method for solving problems of optimum allocation of resources.
