@@ -52,13 +52,18 @@ def windows(tokenizer, text: str, *, count: int = WINDOWS, length: int = LENGTH)
     return [ids[k * len(ids) // count :][:length] for k in range(count)]
 
 
-def frequency_orders(tokenizer, rows: int, folder: Path) -> dict[str, Tensor]:
-    """Row numbers, frequent first: by id (a BPE id is the age of its merge), and by counts with ties by id.
+def token_counts(tokenizer, rows: int, folder: Path) -> Tensor:
+    """How often each token comes in WikiText-2's first half, SST-2's training sentences and scikit-learn's prose.
 
-    Counted on WikiText-2's first half, SST-2's training sentences and scikit-learn's prose: none of it is scored.
+    None of it is scored.
     """
     text = "\n".join((wikitext(folder)[0], sst2(folder), sources.load_prose()))
-    counts = torch.bincount(token_ids(tokenizer, text), minlength=rows)
+    return torch.bincount(token_ids(tokenizer, text), minlength=rows)
+
+
+def frequency_orders(counts: Tensor) -> dict[str, Tensor]:
+    """Row numbers, frequent first: by id (a BPE id is the age of its merge), and by counts with ties by id."""
+    rows = len(counts)
     return {"id": torch.arange(rows), "counted": counts.argsort(descending=True, stable=True)}
 
 

@@ -126,6 +126,35 @@ def by_frequency(orders: dict[str, Tensor], width: int, sizes: tuple[int, ...]) 
             yield from divided(name, order, 4, size, ("mean row", "MPS rank 1", "PCA of 22 bytes"))
 
 
+def weighted(weight: Tensor, rows: int, width: int) -> Iterator[Method]:
+    """Whole rows clustered, and least squared errors weighted by the counts of the tokens; controls of that size.
+
+    A TT-matrix takes minutes to fit, so there is one.
+    """
+    dense, counted = 4 * rows * width, "weighted by counts"
+    for centers, bits in ((2000, 8), (2000, None), (3600, 8)):
+        kind, name = ("-int8", ", int8") if bits else ("", "")
+        way = partial(ways.clusters, centers=centers, bits=bits)
+        yield Method(f"clusters-{centers}{kind}", "clusters of rows", f"{centers} centers{name}", False, way)
+    way, name = partial(ways.clusters, centers=2000, bits=8, weight=weight), "2000 centers, int8"
+    yield Method("clusters-weighted-2000-int8", f"clusters of rows, {counted}", name, False, way)
+    for ratio in (3, 9):
+        way = partial(ways.svd, budget=dense // ratio, weight=weight)
+        yield Method(f"svd-weighted-{ratio}", f"SVD, {counted}", f"about {ratio}x", False, way)
+    way = partial(ways.svd_integers, budget=dense // 8, weight=weight)
+    yield Method("svd-int8-weighted-8", f"SVD, centered, int8 factors, {counted}", "about 8x", False, way)
+    order = weight.argsort(descending=True, stable=True)
+    family = "random rotation, rows in codes, mean row for the rest"
+    yield from divided("counted", order, 8, 2048, ("mean row",))
+    for size, bits in ((4096, 3), (12288, 1)):
+        way = partial(codes.coded_rows, bits=bits)
+        way = partial(codes.parts, order=order, sizes=(size,), ways=(way, codes.mean_row))
+        setting = f"{size} rows by counted, {bits} bits a weight"
+        yield Method(f"rows-codes-{bits}-counted-{size}", family, setting, False, way)
+    way = partial(ways.tt_matrix, budget=dense // 9, weight=weight)
+    yield Method("ttm-weighted-9", f"TT-matrix, {counted}", "about 9x", True, way)
+
+
 def divided(name: str, order: Tensor, bits: int, size: int, rests: tuple[str, ...]) -> Iterator[Method]:
     """Integer rows for the ``size`` most frequent tokens, and each of several methods for the rest."""
     rest_ways = {

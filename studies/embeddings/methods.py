@@ -24,6 +24,7 @@ from ttref import (
     tt_to_tensor,
     ttm_params,
 )
+from ttref.clusters import cluster_rows
 
 Compress = Callable[[Tensor], Made]
 
@@ -62,7 +63,7 @@ def train(table: Tensor, **options) -> Made:
     return made.to_embedding().weight.detach(), made.nbytes
 
 
-def tt_matrix(table: Tensor, budget: int) -> Made:
+def tt_matrix(table: Tensor, budget: int, weight: Tensor | None = None) -> Made:
     """One TT-matrix of three cores for the whole table, at the largest rank within ``budget`` bytes."""
     rows, columns = (balanced_modes(size)[::-1] for size in table.shape)
     columns = columns[::-1]
@@ -72,7 +73,7 @@ def tt_matrix(table: Tensor, budget: int) -> Made:
     ):
         rank += 1
     made = TTMEmbedding.from_embedding(
-        nn.Embedding.from_pretrained(table), row_shape=rows, col_shape=columns, rank=rank
+        nn.Embedding.from_pretrained(table), row_shape=rows, col_shape=columns, rank=rank, weight=weight
     )
     return made.to_embedding().weight.detach(), made.nbytes
 
@@ -87,21 +88,30 @@ def shared_train(table: Tensor, rank: int, inner: int) -> Made:
     return tt_to_tensor(cores).reshape(table.shape) + mean, nbytes
 
 
-def svd(table: Tensor, budget: int) -> Made:
-    made = truncated_svd(table, nbytes=budget)
+def svd(table: Tensor, budget: int, weight: Tensor | None = None) -> Made:
+    """Two factors; of least weighted error if weights are given, whose roots are taken out of the left one again."""
+    root = torch.ones(1, 1) if weight is None else weight.sqrt().float().unsqueeze(1)
+    made = truncated_svd(table * root, nbytes=budget)
+    return made.approximation / root, made.nbytes
+
+
+def clusters(table: Tensor, centers: int, **options) -> Made:
+    """The nearest of a few rows for each row."""
+    made = cluster_rows(table, centers, **options)
     return made.approximation, made.nbytes
 
 
-def axes(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean row, variances and principal axes (as columns), largest first."""
-    mean = table.double().mean(0)
-    variances, vectors = torch.linalg.eigh(torch.cov((table.double() - mean).mT))
+def axes(table: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean row, variances and principal axes (as columns), largest first; of rows with weights if these are given."""
+    rows = table.double()
+    mean = rows.mean(0) if weight is None else weight @ rows / weight.sum()
+    variances, vectors = torch.linalg.eigh(torch.cov((rows - mean).mT, aweights=weight))
     return mean.float(), variances.flip(0).clamp(min=0), vectors.flip(1).float()
 
 
-def svd_integers(table: Tensor, budget: int, bits: int = 8) -> Made:
+def svd_integers(table: Tensor, budget: int, bits: int = 8, weight: Tensor | None = None) -> Made:
     """Mean row and the first principal coordinates, both factors rounded, with a scale for each component."""
-    mean, _, vectors = axes(table)
+    mean, _, vectors = axes(table, weight)
     each = len(table) * bits / 8 + vectors.shape[0] + 4
     rank = max(int((budget - 4 * len(mean)) // each), 1)
     basis = quantize_integer(vectors[:, :rank].mT.contiguous(), 8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from book.workbook import sources
 
 from . import data, healing
 from .encoder import LENGTH, Encoder
-from .lists import by_frequency, coded, coded_by_frequency, shared, trains
+from .lists import by_frequency, coded, coded_by_frequency, shared, trains, weighted
 from .loss import Scorer, Texts, front
 from .methods import Method
 from .tables import bounds, growth, position_table, row_trains
@@ -51,7 +52,7 @@ def loss(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
     """Loss rise of every method, for the look-up alone and for the tied head, and the Pareto fronts."""
     scored, lm = scorer(folder)
     before = {point["key"]: point for point in recorded.get("points", []) if recorded["model"] == lm.name}
-    orders = data.frequency_orders(lm.tokenizer, len(scored.table), folder)
+    orders = data.frequency_orders(data.token_counts(lm.tokenizer, len(scored.table), folder))
     methods = every_method(scored.table, orders)
     values = {
         "model": lm.name,
@@ -81,8 +82,10 @@ def encoder(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
     """Sentence vectors and retrieval with MiniLM, whose table was never quantized."""
     judge = Encoder(folder)
     before = {point["key"]: point for point in recorded.get("points", [])}
-    orders = data.frequency_orders(judge.tokenizer, len(judge.table), folder)
-    methods = every_method(judge.table, orders)
+    counts = data.token_counts(judge.tokenizer, len(judge.table), folder)
+    orders = data.frequency_orders(counts)
+    methods = [method for method in every_method(judge.table, orders) if method.key in ENCODER_KEYS]
+    methods += weighted(counts.double() + 1, *judge.table.shape)  # a token that was not seen counts as one
     values = {
         "model": judge.name,
         "note": judge.note,
@@ -93,9 +96,11 @@ def encoder(folder: Path, keep: Callable[[dict], None], recorded: dict) -> dict:
     }
 
     def measure(method: Method) -> dict:
-        return judge.measure(method, retrieval=method.key in RETRIEVAL_KEYS)
+        # A point added later may come from another machine than the record's other points.
+        when = {"date": datetime.now(UTC).date().isoformat(), "processor": results.processor()}
+        return judge.measure(method, retrieval=method.key in RETRIEVAL_KEYS) | {"measured": when}
 
-    for point in missing([method for method in methods if method.key in ENCODER_KEYS], before, measure):
+    for point in missing(methods, before, measure):
         values["points"].append(point)
         measured = [point | {"distance": 1 - point["wikitext2_cosine"]} for point in values["points"]]
         values["pareto"] = [front(measured, "distance")]
@@ -162,7 +167,10 @@ ENCODER_KEYS = {
     *("int4-counted-16384-mean-row", "int4-counted-16384-mps-rank-1", "tt-codes-counted-16384"),
     *("rows-codes-counted-16384",),
 }
-RETRIEVAL_KEYS = {"int4", "pq-48", "svd-9", "mps-2", "mps-rotated-int8-4", "tt-row-codes-2", "row-codes-2"}
+RETRIEVAL_KEYS = {
+    *("int4", "pq-48", "svd-9", "mps-2", "mps-rotated-int8-4", "tt-row-codes-2", "row-codes-2"),
+    *("clusters-2000-int8", "int8-counted-2048-mean-row"),
+}
 
 
 def main(*names: str) -> None:

@@ -17,6 +17,7 @@ from studies.embeddings import study as embeddings
 from studies.embeddings import tables as embedding_tables
 from studies.embeddings.encoder import Encoder
 from studies.embeddings.healing import Factors
+from studies.embeddings.lists import weighted
 from studies.embeddings.loss import Texts, front
 from studies.embeddings.methods import floor
 from studies.embeddings.tables import columns, growth, sizes_at
@@ -255,6 +256,12 @@ def test_the_encoder_and_its_bounds(tables):
     found, recorded = judge.measure(methods["int4"], retrieval=False), one(tables["encoder"]["points"], "int4")
     for key in ("error", "wikitext2_cosine", "mrpc_cosine"):
         assert found[key] == pytest.approx(recorded[key], rel=1e-3)
+    weight = embedding_data.token_counts(judge.tokenizer, len(judge.table), Path(DATA)).double() + 1
+    rest = {method.key: method for method in weighted(weight, *judge.table.shape)}
+    for key in ("svd-weighted-9", "svd-int8-weighted-8"):  # clusters and cores take minutes
+        found, recorded = rest[key].compress(judge.table), one(tables["encoder"]["points"], key)
+        assert rest[key].describe(judge.table, found)["error"] == pytest.approx(recorded["error"], rel=1e-3)
+        assert found[1] == recorded["nbytes"]
     (bound,) = (row for row in tables["rate"]["all-MiniLM-L6-v2"]["bounds"] if row["bits_per_weight"] == 2)
     assert floor(judge.table, 2) == pytest.approx(bound, rel=1e-3)
 
