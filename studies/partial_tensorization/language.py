@@ -16,8 +16,8 @@ from ..embeddings import data
 from .methods import made
 
 WHOLE = (1.94, 1.6)  # times fewer numbers in the whole network
-METHODS = ("tt", "whitened", "quick", "svd")  # quick: a fitted train with modes given
-ROUNDED, INTEGERS = ("int", "gptq"), (4, 3)
+METHODS = ("tt", "whitened", "quick")  # quick: a fitted train with modes given
+ROUNDED = ("int", "gptq")
 CALIBRATION, SCORED, LENGTH = 32, 12, 128  # windows of WikiText-2's halves
 
 
@@ -86,8 +86,8 @@ def replaced(language: Language, name: str, size: float, grams: Grams) -> dict:
 def language(task: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
     """Rows of the section ``language``."""
     model, grams = None, None
-    wanted = [("dense", 1.0), *((method, whole) for whole in WHOLE for method in METHODS)]
-    wanted += [(method, bits) for bits in INTEGERS for method in ROUNDED]
+    wanted = [("dense", 1.0), *((method, WHOLE[0]) for method in METHODS), *((method, 4) for method in ROUNDED)]
+    wanted += [(method, WHOLE[1]) for method in METHODS] + [(method, 3) for method in ROUNDED]
     for method, size in wanted:
         key = f"{method} {size:g}"
         if key in before:

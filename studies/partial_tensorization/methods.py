@@ -13,7 +13,6 @@ import ttref
 from book.workbook.store import cache_folder
 from ttref import TTLinear, ttm_to_matrix
 from ttref.fitting import Grams, collect_gram, fit_cores, output_error
-from ttref.gptq import gptq_quantize
 from ttref.surgery import candidates
 from ttref.surgery.candidates import Candidate
 
@@ -85,10 +84,11 @@ def made(name: str, size: float) -> Candidate:
     if name == "int":
         return candidates.integer(int(size))
     if name == "gptq":
-        build = functools.partial(rounded_to_outputs, int(size))
-        return Candidate(f"GPTQ int{size:g}", build, only_linear, needs_gram=True)
+        return candidates.gptq(int(size))
+    if name == "whitened":
+        return candidates.whitened_svd(ratio=size)
     if name in FITTED:
-        build = whitened if name == "whitened" else functools.partial(fitted, tries=1 if name == "quick" else 2)
+        build = functools.partial(fitted, tries=1 if name == "quick" else 2)
         return Candidate(f"{name} {size:g}x", functools.partial(build, size), only_linear, needs_gram=True)
     how = {"ratio": size} if size > 1 else {"eps": size}
     return candidates.tensor_train(**how) if name == "tt" else candidates.svd(**how)
@@ -97,19 +97,6 @@ def made(name: str, size: float) -> Candidate:
 def only_linear(layer: nn.Module, gram: Any) -> str | None:
     """Why a layer is not fitted."""
     return None if isinstance(layer, nn.Linear) else "only linear layers are fitted here"
-
-
-def rounded_to_outputs(bits: int, layer: nn.Module, gram: Any) -> nn.Module:
-    """Integers rounded one column after another, each to mend what the ones before did to the outputs."""
-    return candidates.rounded(layer, gptq_quantize(layer.weight.detach(), gram, bits))
-
-
-def whitened(ratio: float, layer: nn.Module, gram: Any) -> TTLinear:
-    """The best two factors for the layer's outputs, in closed form."""
-    w = layer.weight.detach()
-    m, n = w.shape
-    cores = fit_cores(w, gram, (m, 1), (1, n), rank=max(int(w.numel() / ratio / (m + n)), 1), sweeps=0)
-    return TTLinear.from_cores(cores, layer.bias)
 
 
 def fitted(ratio: float, layer: nn.Module, gram: Any, tries: int = 2) -> TTLinear:

@@ -16,7 +16,7 @@ from ttref.surgery import edit
 from .loops import load
 
 BATCHES, LENGTH, RUNS = (1, 64), 32, 15
-MODELS = (("dense", 1), ("tt", 0.5), ("tt", 4.4), ("fitted", 4.4), ("whitened", 4.4), ("fitted", 2), ("whitened", 2))
+MODELS = (("dense", 1), ("tt", 4.4), ("whitened", 4.4), ("tt", 0.5), ("whitened", 2), ("fitted", 4.4), ("fitted", 2))
 
 
 @torch.no_grad()
