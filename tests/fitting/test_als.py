@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from compressed import Largest
 from gramians import dense_update, inputs, lost
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,3 +184,16 @@ def test_inputs_that_span_and_ridges_that_are_given_cause_no_warning():
     weight = gaussian((6, 8), 0)
     fit_cores(weight, inputs(8), (2, 3), (4, 2), rank=2)
     fit_cores(weight, inputs(8, tokens=5), (2, 3), (4, 2), rank=2, ridge=1e-2)
+
+
+@pytest.mark.parametrize("how", [{"rank": 3}, {"eps": 0.8}], ids=str)
+def test_weights_need_no_matrix_as_wide_as_the_inputs(how):
+    """Not where one core has all the columns either, where the best train is the SVD of the weighted matrix."""
+    weight, weights = gaussian((6, 400), 0), gaussian((400,), 1).square() + 0.1
+    with Largest() as largest:
+        cores = fit_cores(weight, weights, (6, 1), (1, 400), ridge=0.0, **how)
+    assert largest.numbers < 400 * 400 / 2
+    rank = cores[0].shape[3]
+    kept = torch.linalg.svdvals(weight * weights.sqrt()).square()
+    best = (kept[rank:].sum() / kept.sum()).sqrt().item()
+    assert output_error(weight, ttm_to_matrix(cores), weights) == pytest.approx(best, rel=1e-6)

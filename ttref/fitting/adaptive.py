@@ -100,7 +100,8 @@ def _trimmed(
     rows, cols = [core.shape[1] for core in merged], [core.shape[2] for core in merged]
     both, _ = solved(gram, paired(times_gram(weight, gram), rows, cols), merged, bond)
     on_a, on_n, on_b = traces(Surrounding(gram, merged, bond))
-    roots = [root(on_a), *kronecker_roots(on_n, (n1, n2)), root(on_b)]
+    within = [part.diag() if part.ndim == 1 else part for part in kronecker_roots(on_n, (n1, n2))]
+    roots = [root(on_a), *within, root(on_b)]
     flat = torch.einsum("amxnyb,ac,ni,yj,bd->cmixjd", both.reshape(a, m1, m2, n1, n2, b), *roots)
     u, s, v = torch.linalg.svd(flat.reshape(a * m1 * n1, -1), full_matrices=False)
     u = fix_signs(u)

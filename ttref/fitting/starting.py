@@ -27,7 +27,7 @@ def better_start(weight: Tensor, gram: Tensor, plain: Sequence[Tensor]) -> list[
     turned = _turned(exact, roots, cols).to(computable(weight).dtype)
     ranks = (1, *(core.shape[3] for core in plain))
     other = [
-        torch.einsum("amnb,nc->amcb", core, part.inverse())
+        core / part[:, None] if part.ndim == 1 else torch.einsum("amnb,nc->amcb", core, part.inverse())
         for core, part in zip(plain_start(turned, rows, cols, ranks), roots, strict=True)
     ]
     return min((list(plain), other), key=lambda cores: stored_error(exact, cores, gram))
@@ -46,20 +46,21 @@ def _turned(weight: Tensor, roots: Sequence[Tensor], cols: Sequence[int]) -> Ten
     """``W S`` for the Kronecker product S of the roots."""
     tensor, before = weight, weight.shape[0]
     for n, part in zip(cols, roots, strict=True):
-        tensor = part @ tensor.reshape(before, n, -1)  # the roots are symmetric
+        tensor = tensor.reshape(before, n, -1)
+        tensor = part[:, None] * tensor if part.ndim == 1 else part @ tensor  # the roots are symmetric
         before *= n
     return tensor.reshape(weight.shape)
 
 
 def kronecker_roots(gram: Tensor, cols: Sequence[int]) -> list[Tensor]:
-    """Square roots ``(n_k, n_k)`` of the partial traces of a Gram matrix, of mean eigenvalue 1."""
+    """Square roots ``(n_k, n_k)`` of the partial traces of a Gram matrix, or of weights ``(n_k,)``; of mean 1."""
     roots = []
     for k, n in enumerate(cols):
         before, after = math.prod(cols[:k]), math.prod(cols[k + 1 :])
         if gram.ndim == 1:
             weights = gram.reshape(before, n, after).sum((0, 2))
             weights = weights / weights.mean()
-            roots.append(weights.clamp(min=LEAST * weights.max()).sqrt().diag())
+            roots.append(weights.clamp(min=LEAST * weights.max()).sqrt())
         else:
             six = gram.reshape(before, n, after, before, n, after)
             part = six.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3).sum((-1, -2))
