@@ -17,6 +17,7 @@ from ttref.integer_cores import quantize_cores
 RIDGE = 1e-6  # of the mean of the Gram matrix's diagonal: channels that are never on have no inputs at all
 SWEEPS = 8
 FINEST = 1200  # columns of a core's least-squares problem in the search for modes
+LARGE = 600  # columns of a kernel for which fewer modes are tried, because one fit takes seconds
 AGAIN = 12  # modes that are tried again at the smaller size
 
 
@@ -133,7 +134,7 @@ def candidates(kernel: Kernel) -> Iterator[Modes]:
     outs, count = kernel.weight.shape
     ins = count // kernel.area
     for taps in (False, True):
-        for m in sorted({1, 2, outs // 2, outs}):
+        for m in sorted({1, outs} if count > LARGE else {1, 2, outs // 2, outs}):
             for n in (n for n in range(3, count // 2) if count % n == 0):
                 yield Modes(taps, (m, outs // m), (n, count // n))
     yield Modes(True, (outs, 1, 1), (1, kernel.area, ins))
