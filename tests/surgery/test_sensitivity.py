@@ -332,6 +332,14 @@ def test_a_file_holds_everything(table, tmp_path):
     loaded = Sensitivity.load(tmp_path / "table.json")
     assert loaded.as_dict() == table.as_dict() and repr(loaded) == repr(table)
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == table.rows
-    (tmp_path / "other.json").write_text('{"rows": []}')
-    with pytest.raises(ValueError, match="other.json is no file of a Sensitivity"):
-        Sensitivity.load(tmp_path / "other.json")
+    damaged = [
+        {"rows": []},
+        *(
+            table.as_dict() | part
+            for part in ({"rows": 3}, {"rows": [{}]}, {"methods": ["luck"]}, {"methods": []}, {"seconds": [1]})
+        ),
+    ]
+    for content in damaged:
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="other.json is no file of a Sensitivity"):
+            Sensitivity.load(tmp_path / "other.json")

@@ -125,8 +125,10 @@ class Sensitivity:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{name: content[name] for name in cls._CONTENT})
-        except (KeyError, TypeError, ValueError) as error:
+            made = cls(**{name: content[name] for name in cls._CONTENT})
+            repr(made)  # which reads all that a table needs
+            return made
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no file of a Sensitivity: {error}") from error
 
     _CONTENT = ("metric", "methods", "rows", "skipped", "evaluations", "seconds")
