@@ -185,8 +185,8 @@ def replacements():
     ways = pkgutil.resolve_name("ttref.surgery.candidates")
     made = [ways.tensor_train(ratio=2), ways.svd(ratio=2), ways.integer(4)]
     fitted = [ways.fitted(ratio=2, order=2), ways.whitened_svd(ratio=2), ways.gptq(3)]
-    found = [one.make(linear(), inputs_gram()) for one in made + fitted] + [one.make(waves()) for one in made]
-    # the matrices, not their cores: those of a fit and of a table of low rank are anybody's guess
+    found = [one.make(linear(), inputs_gram()) for one in made + fitted] + [one.make(uneven()) for one in made]
+    # the matrices, not their cores: those of a fit are anybody's guess
     return [one.dense() if hasattr(one, "dense") else one.weight for one in found]
 
 
