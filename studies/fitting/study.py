@@ -19,7 +19,7 @@ from book.workbook import sources
 
 from ..elsewhere.networks import ViT
 from ..toy_classifier.data import brief
-from . import data, keys_values, spectra, stacks, whole
+from . import data, keys_values, spectra, stacks, untried, whole
 from .data import Layer
 from .methods import integers, low_rank
 from .summary import summary
@@ -175,6 +175,13 @@ def keys_values_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict
     return missing(keys_values.methods(), rows, lambda key: keys_values.row(key, reader), keep, ("method", "size"))
 
 
+def untried_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+    """Other formats against rivals of the same size; reads the modes chosen in ``vit`` and ``minilm_searched``."""
+    there = {("ViT", layer.name): layer for layer in vit(folder)[1]}
+    there |= {("MiniLM", layer.name): layer for layer in minilm(folder)[1]}
+    return missing(untried.keys(), rows, lambda key: untried.row(key, there[key[2:]]), keep, untried.NAMES)
+
+
 SECTIONS = {
     "vit": vit_section,
     "vit_integers": vit_integers,
@@ -191,6 +198,7 @@ SECTIONS = {
     "texts": texts_section,
     "vit_int4": vit_int4,
     "keys_values": keys_values_section,
+    "untried": untried_section,
 }
 
 
@@ -217,9 +225,10 @@ def main(*names: str) -> None:
 def record(values: dict) -> Path:
     """Write the record, with its summary."""
     ordered = {name: values[name] for name in SECTIONS if name in values}
+    wins = {"untried_wins": brief(untried.wins(values["untried"]))} if "untried" in values else {}
     return results.write(
         "fitting",
-        {"summary": brief(summary(ordered))} | ordered | {"seconds": values["seconds"]},
+        {"summary": brief(summary(ordered))} | ordered | wins | {"seconds": values["seconds"]},
         models=["ViT (CIFAR-10), 36 matrices", "all-MiniLM-L6-v2, 24 attention matrices", "SmolLM2-135M-Instruct"],
         data=[
             "CIFAR-10: 512 training pictures, 256 and 761 of the test part",

@@ -9,7 +9,7 @@ import torch
 
 from book.tools.results import RESULTS
 from studies.elsewhere.networks import ViT, cifar
-from studies.fitting import data, spectra, study
+from studies.fitting import data, spectra, study, untried
 from studies.fitting.methods import balanced, fitted, shared
 from studies.fitting.summary import at_ratio, kendall, plain, summary
 from studies.fitting.whole import read_modes
@@ -177,3 +177,35 @@ def test_factors_over_layers_of_the_key_value_cache_beat_integers_and_a_train_do
     for ratio in (4, 8, 16):
         assert rise[over, ratio]["mean_rise"] < rise[train, ratio]["mean_rise"]
         assert rise[over, ratio]["keys_error"] < rise[train, ratio]["keys_error"]
+
+
+def test_other_formats_and_their_rivals(recorded):
+    """Counts of matrices where the first is lower, held out; every row has the size that both share."""
+    assert [tuple(row[name] for name in untried.NAMES) for row in recorded["untried"]] == untried.keys()
+    assert json.loads(json.dumps(brief(untried.wins(recorded["untried"])))) == recorded["untried_wins"]
+    won = {(row["what"], row["rival"], row["model"]): row["wins"] for row in recorded["untried_wins"]}
+    assert won["train + sparse", "train", "ViT"] == 0
+    assert not any(count for (what, *_), count in won.items() if "GPTQ" in what or "Tucker" in what)
+    assert won["block tensor train", "whitened", "ViT"] == 8 and won["block tensor train", "searched", "ViT"] == 0
+    assert won["block tensor train", "whitened", "MiniLM"] == 1
+
+
+@pytest.fixture
+def planted_layer():
+    """Inputs that are correlated, and weights of two by two blocks of rank 2."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    gram = Gram.from_inputs(draw(500, 32) @ draw(32, 32))
+    weight = torch.cat([torch.cat([draw(16, 2) @ draw(2, 16) for _ in range(2)], 1) for _ in range(2)])
+    return data.Layer("planted", weight, gram, {"": gram})
+
+
+def test_formats_find_what_they_can_represent(planted_layer):
+    layer, (weight, gram) = planted_layer, (planted_layer.weight, planted_layer.gram)
+    assert output_error(weight, untried.blocks_fitted(layer, 2, 2, 2, 60), gram) < 0.02
+    svd = truncated_svd(weight, rank=3, gram=gram).approximation
+    one = untried.blocks_fitted(layer, 1, 1, 3, 2)
+    assert output_error(weight, one, gram) == pytest.approx(output_error(weight, svd, gram), rel=1e-3)
+    assert output_error(weight, untried.tucker(layer, 4, 10**5), gram) < 1e-6
+    assert output_error(weight, untried.sparse(weight, gram.matrix, weight.numel()), gram) < 0.01
+    assert int((untried.sparse(weight, gram.matrix, 50) != 0).sum()) == 50
