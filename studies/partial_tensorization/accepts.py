@@ -19,7 +19,7 @@ SIZES, MAX_DROP, RESAMPLINGS = (100, 200, 400), 0.05, 20
 
 
 def everything(task: Task) -> Tensor:
-    """Scores of all labelled examples, validation and test: nothing is chosen by them here."""
+    """Scores of all labeled examples, validation and test: nothing is chosen by them here."""
     return torch.cat([scores(task.model) for scores in task.splits.values()])
 
 

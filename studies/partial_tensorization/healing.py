@@ -64,7 +64,7 @@ def states(model: nn.Module, ids: Tensor) -> list[Tensor]:
 
 
 def lessons(folder: Path, steps: int) -> list[tuple[Tensor, list[Tensor]]]:
-    """Batches of unlabelled sentences of one length each, and the dense model's states, in half precision."""
+    """Batches of unlabeled sentences of one length each, and the dense model's states, in half precision."""
     model, pool = tasks.minilm().model, tasks.wikipedia(folder)
     ids, _ = tasks.batches_of(pool, 48)
     small = [part for batch in ids for part in batch.split(max(TOKENS // batch.shape[1], 1))]

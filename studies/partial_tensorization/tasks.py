@@ -103,7 +103,7 @@ class Vectors:
 
 @functools.cache
 def calibration(folder: Path) -> list[Tensor]:
-    """Unlabelled text for all tasks of MiniLM: sentences of WikiText-2's first half, phrases for training."""
+    """Unlabeled text for all tasks of MiniLM: sentences of WikiText-2's first half, phrases for training."""
     return batches_of(wikipedia(folder)[:: HEALING // TEXTS][:TEXTS] + phrases(folder)["calibration"], TOKENS)[0]
 
 

@@ -21,11 +21,14 @@ CORE = sorted(name for name in MODULES if not name.startswith(("fixedpoint", "lo
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
     "ttref.baselines.product_quantize": "sklearn",
+    "ttref.clusters.cluster_rows": "sklearn",
     "ttref.embeddings.replacing.replace_embedding": "transformers",
     "ttref.embeddings.row_table.RowTable.load": "safetensors",
     "ttref.files.load": "safetensors",
     "ttref.layers.TTLinear": "safetensors",
     "ttref.lora.saving.save_tt_lora": "safetensors",
+    "ttref.surgery.gates.equivalence_gate": "scipy",
+    "ttref.surgery.gates.false_accepts": "scipy",
 }
 
 ALONE = """
