@@ -29,6 +29,7 @@ NEEDS_MORE = {
     "ttref.lora.saving.save_tt_lora": "safetensors",
     "ttref.surgery.gates.equivalence_gate": "scipy",
     "ttref.surgery.gates.false_accepts": "scipy",
+    "ttref.surgery.paired.mcnemar": "scipy",
 }
 
 ALONE = """

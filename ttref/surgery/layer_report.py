@@ -37,6 +37,19 @@ class Report:
             ones counted once.
         evaluations: How often the metric was taken, before an interruption included.
         seconds: What replacing and evaluating took.
+
+    Example:
+        >>> import torch
+        >>> from ttref.surgery import partial_tensorize
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(torch.ones(64, 64) / 64)  # of rank 1
+        >>> found = partial_tensorize(model, lambda model: 0.9, layers=["0", "2"], eps=0.1, progress=False)
+        >>> found.names("accepted"), found.names("skipped"), found.params_after < found.params_before
+        (['0'], ['2'], True)
+        >>> found.undo()
+        >>> type(model[0]).__name__
+        'Linear'
     """
 
     def __init__(
