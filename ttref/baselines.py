@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .approximation import Baseline
-from .checks import check_matrix, whole
+from .checks import check_codes, check_matrix, whole
 from .codes import to_codes
 from .fitting.gram import Gram, as_gram
 from .precision import computable, full_precision
@@ -150,13 +150,8 @@ def quantize_integer(w: Tensor, bits: int, *, group: int | None = None, best: bo
         ('int3 per row', 4, tensor([[ 0.5000, -1.5000,  1.0000,  0.0000]]))
     """
     check_matrix("w", w)
-    bits = whole("bits", bits, least=2)
-    if bits > 8:
-        raise ValueError(f"bits must lie between 2 and 8, got {bits}")
     m, n = w.shape
-    size = n if group is None else whole("group", group, least=1)
-    if n % size:
-        raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
+    bits, size = check_codes(bits, group, n, least=2)
     codes, scales = to_codes(computable(w).reshape(m, n // size, size), bits, best=best)
     name = f"int{bits} per {'row' if group is None else f'group of {size}'}{', best scale' if best else ''}"
     return Baseline(name, {"codes": codes, "scales": scales.squeeze(2)}, w.dtype, bits)

@@ -215,3 +215,14 @@ def check_caps(row_ranks: Sequence[int] | Tensor, count: int) -> list[int]:
     if len(caps) != count:
         raise ValueError(f"row_ranks has {len(caps)} caps, but there are {count} rows")
     return [whole(f"row_ranks[{k}]", cap, least=1) for k, cap in enumerate(caps)]
+
+
+def check_codes(bits: int, group: int | None, n: int, *, least: int) -> tuple[int, int]:
+    """The width of codes, ``least`` to 8, and how many of a row's n entries share a scale: all, or a divisor of n."""
+    bits = whole("bits", bits, least=least)
+    if bits > 8:
+        raise ValueError(f"bits must lie between {least} and 8, got {bits}")
+    size = n if group is None else whole("group", group, least=1)
+    if n % size:
+        raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
+    return bits, size

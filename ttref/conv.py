@@ -10,27 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from .approximation import FLOATS
-from .checks import check_float, whole
+from .checks import whole
 from .convolving import ConvPlan, Geometry, convolved, kernel_of, pair, parts_of, plan_conv
 from .files import check_finite, check_header
 from .integer_cores import IntegerCore, IntegerCores, quantize_cores
 from .kernel_modes import kernel_cores
-from .linears import computed
-from .modules import cores_of, listed, owned
+from .modules import cores_of, listed
 from .precision import computable, full_precision, under_autocast
 from .rebuilt import rebuilt
-from .ttmatrix import TTMatrix
+from .ttlayer import TTLayer
 
 if TYPE_CHECKING:
     from .fitting import Gram
 
 __all__ = ["TTConv2d"]
 
-_INSTEAD = "compress another convolution with TTConv2d.from_conv, or write to the cores"
 _PAIRS = ("kernel_size", "stride", "padding", "dilation")
 
 
-class TTConv2d(TTMatrix):
+class TTConv2d(TTLayer):
     """``nn.Conv2d`` with the kernel stored as the cores of a TT-matrix: rows are outputs, columns the patch.
 
     Made by :meth:`from_conv` or :meth:`from_cores`. A patch is read with channels first, (in, height, width), as
@@ -70,6 +68,7 @@ class TTConv2d(TTMatrix):
 
     _WIDTHS = "out_channels", "patch"
     _KIND = "TTConv2d"
+    _INSTEAD = "compress another convolution with TTConv2d.from_conv, or write to the cores"
     _SETTINGS = {name: (list,) for name in _PAIRS} | {"taps_first": (bool,)}
 
     core_bits = 32
@@ -121,13 +120,7 @@ class TTConv2d(TTMatrix):
                 f"of size {layer.kernel_size}"
             )
         layer.in_channels, layer.taps_first = columns // area, bool(taps_first)
-        if bias is not None:
-            check_float("bias", bias)
-            if bias.shape != (layer.out_channels,):
-                raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {layer.out_channels} outputs")
-            if bias.dtype != cores[0].dtype:
-                raise TypeError(f"bias is {bias.dtype} but the cores are {cores[0].dtype}; convert one of them")
-        layer.register_parameter("bias", None if bias is None else owned(bias))
+        layer._adopt_bias(bias, cores[0].dtype)
         return layer
 
     @classmethod
@@ -208,16 +201,8 @@ class TTConv2d(TTMatrix):
             >>> torch.allclose(layer.to_conv()(x), layer(x), atol=1e-5)
             True
         """
-        weight = self.weight
-        with torch.enable_grad():  # a parametrized bias is computed here, and would look frozen otherwise
-            bias = computed(self, "bias")
         settings = {name: getattr(self, name) for name in _PAIRS}
-        options = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
-        dense = nn.utils.skip_init(nn.Conv2d, self.in_channels, self.out_channels, **settings, **options)
-        dense.weight.copy_(weight).requires_grad_(any(part.requires_grad for part in self.cores.parameters()))
-        if bias is not None:
-            dense.bias.copy_(bias).requires_grad_(bias.requires_grad)
-        return dense.train(self.training)
+        return self._as_dense(nn.Conv2d, self.in_channels, self.out_channels, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, height, width)``, or one picture without batch, to the pictures of ``nn.Conv2d``."""
@@ -250,7 +235,7 @@ class TTConv2d(TTMatrix):
     @property
     def weight(self) -> Tensor:
         """The dense kernel ``(out, in, height, width)``, rebuilt at every access, not to be written to."""
-        return rebuilt(kernel_of(cores_of(self.cores), self._geometry), self, _INSTEAD)
+        return rebuilt(kernel_of(cores_of(self.cores), self._geometry), self, self._INSTEAD)
 
     @property
     def params(self) -> int:
@@ -275,11 +260,6 @@ class TTConv2d(TTMatrix):
         parts += [f"bias={self.bias is not None}", f"core_bits={self.core_bits}", f"ratio={self.ratio:.3g}"]
         return ", ".join(parts)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "weight":
-            raise AttributeError(f"the weight of a TTConv2d is rebuilt from its cores and cannot be set; {_INSTEAD}")
-        super().__setattr__(name, value)
-
     @property
     def _geometry(self) -> Geometry:
         return Geometry(self.in_channels, *(getattr(self, name) for name in _PAIRS), self.taps_first)
@@ -287,17 +267,16 @@ class TTConv2d(TTMatrix):
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, header = super()._content()
         if self.core_bits < 32:
-            tensors = self.cores.packed(self.core_bits)
-        if (bias := self.bias) is not None:
-            tensors["bias"] = bias.detach()
+            kept = {"bias": tensors["bias"]} if "bias" in tensors else {}
+            tensors = self.cores.packed(self.core_bits) | kept
         header |= {name: list(header[name]) for name in _PAIRS}
-        header |= {"core_bits": self.core_bits, "shapes": [list(shape) for shape in self._shapes]}
-        return tensors, header | {"dtype": str(self.dtype)[6:], "bias": None if bias is None else bias.requires_grad}
+        more = {"core_bits": self.core_bits, "shapes": [list(shape) for shape in self._shapes]}
+        return tensors, header | more | {"dtype": str(self.dtype)[6:]}
 
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTConv2d:
-        more = {"core_bits": (int,), "shapes": (list,), "dtype": (str,), "bias": (bool, type(None))}
-        check_header(header, cls._SETTINGS | cls._OPTIONS | more)
+        more = {"core_bits": (int,), "shapes": (list,), "dtype": (str,)}
+        check_header(header, cls._SETTINGS | cls._OPTIONS | cls._BIAS | more)
         check_finite({name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()})
         bias = None if header["bias"] is None else tensors.pop("bias")
         bits, integers = header["core_bits"], None
@@ -311,6 +290,4 @@ class TTConv2d(TTMatrix):
             raise ValueError(f"its cores are {made._shapes} in {made.dtype}, its header says {header['shapes']}")
         if integers is not None:
             made.cores, made.core_bits = integers, bits
-        if bias is not None:
-            made.bias.requires_grad_(header["bias"])
         return made._configured(header)

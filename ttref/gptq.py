@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .approximation import Baseline
-from .checks import check_matrix, whole
+from .checks import check_codes, check_matrix
 from .codes import nearest, to_codes
 from .fitting.gram import Gram, as_gram
 from .precision import full_precision
@@ -62,13 +62,8 @@ def gptq_quantize(w: Tensor, gram: Gram | Tensor, bits: int, *, group: int | Non
         ('GPTQ int2 per row', 3, [0, 0, 1, 1])
     """
     check_matrix("w", w)
-    bits = whole("bits", bits, least=1)
-    if bits > 8:
-        raise ValueError(f"bits must lie between 1 and 8, got {bits}")
     m, n = w.shape
-    size = n if group is None else whole("group", group, least=1)
-    if n % size:
-        raise ValueError(f"group {size} does not divide the {n} entries of a row; choose a divisor of {n}")
+    bits, size = check_codes(bits, group, n, least=1)
     gram = as_gram(gram, n).to(w.device)
     gram = gram / gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     exact = w.double().reshape(m, n // size, size)

@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_float, check_input, check_modes, check_rank_or_eps
+from .checks import check_input, check_modes, check_rank_or_eps
 from .costs import Plan
 from .files import check_finite, check_header
 from .fitting.gram import Gram
-from .linears import computed, weight_and_bias
-from .modules import cores_of, listed, owned
+from .linears import weight_and_bias
+from .modules import cores_of, listed
 from .precision import full_precision, under_autocast
 from .rebuilt import rebuilt
 from .starts import draw
-from .ttmatrix import TTMatrix
+from .ttlayer import TTLayer
 
 __all__ = ["TTLinear"]
 
-_INSTEAD = "compress another weight with TTLinear.from_linear, or write to the cores"
 
-
-class TTLinear(TTMatrix):
+class TTLinear(TTLayer):
     """``y = x W^T + b`` with W stored as the cores of a TT-matrix; ``forward`` rebuilds W only where that is cheaper.
 
     Args:
@@ -92,6 +90,7 @@ class TTLinear(TTMatrix):
     _SHAPES = "out_shape", "in_shape"
     _WIDTHS = "out_features", "in_features"
     _KIND = "TTLinear"
+    _INSTEAD = "compress another weight with TTLinear.from_linear, or write to the cores"
     _SETTINGS = {"in_features": (int,), "out_features": (int,)}
 
     def __init__(
@@ -143,13 +142,7 @@ class TTLinear(TTMatrix):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._adopt(cores, out_features, in_features)
-        if bias is not None:
-            check_float("bias", bias)
-            if bias.shape != (layer.out_features,):
-                raise ValueError(f"bias has shape {tuple(bias.shape)}, but the layer has {layer.out_features} outputs")
-            if bias.dtype != cores[0].dtype:
-                raise TypeError(f"bias is {bias.dtype} but the cores are {cores[0].dtype}; convert one of them")
-        layer.register_parameter("bias", None if bias is None else owned(bias))
+        layer._adopt_bias(bias, cores[0].dtype)
         return layer
 
     @classmethod
@@ -225,21 +218,7 @@ class TTLinear(TTMatrix):
             >>> torch.allclose(layer.to_linear()(x), layer(x), atol=1e-5)
             True
         """
-        weight = self.weight
-        with torch.enable_grad():  # a parametrized bias is computed here, and would look frozen otherwise
-            bias = computed(self, "bias")
-        dense = nn.utils.skip_init(
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            bias=bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        dense.weight.copy_(weight).requires_grad_(all(part.requires_grad for part in self.cores.parameters()))
-        if bias is not None:
-            dense.bias.copy_(bias).requires_grad_(bias.requires_grad)
-        return dense.train(self.training)
+        return self._as_dense(nn.Linear, self.in_features, self.out_features)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -284,7 +263,7 @@ class TTLinear(TTMatrix):
         would not change: compress another weight with :meth:`from_linear`, or write to ``cores``. ``weight.clone()``
         is a plain tensor.
         """
-        return rebuilt(self.dense(), self, _INSTEAD)
+        return rebuilt(self.dense(), self, self._INSTEAD)
 
     @property
     def in_features(self) -> int:
@@ -306,11 +285,6 @@ class TTLinear(TTMatrix):
         """Output modes."""
         return self.row_shape
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "weight":
-            raise AttributeError(f"the weight of a TTLinear is rebuilt from its cores and cannot be set; {_INSTEAD}")
-        super().__setattr__(name, value)
-
     def extra_repr(self) -> str:
         """Widths, modes, ranks, padding if any, and the ratio, as ``print(model)`` shows them."""
         padded = [
@@ -326,19 +300,10 @@ class TTLinear(TTMatrix):
         parts += [f"bias={self.bias is not None}", *padded, f"ratio={self.ratio:.3g}"]
         return ", ".join(parts)
 
-    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, header = super()._content()
-        if (bias := self.bias) is not None:
-            tensors["bias"] = bias.detach()
-        return tensors, header | {"bias": None if bias is None else bias.requires_grad}
-
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> TTLinear:
-        check_header(header, cls._SETTINGS | cls._OPTIONS | {"bias": (bool, type(None))})
+        check_header(header, cls._SETTINGS | cls._OPTIONS | cls._BIAS)
         check_finite(tensors)
         bias = None if header["bias"] is None else tensors.pop("bias")
         cores = [tensors[f"cores.{k}"] for k in range(len(tensors))]
-        made = cls.from_cores(cores, bias, **{name: header[name] for name in cls._SETTINGS})
-        if bias is not None:
-            made.bias.requires_grad_(header["bias"])
-        return made._configured(header)
+        return cls.from_cores(cores, bias, **{name: header[name] for name in cls._SETTINGS})._configured(header)

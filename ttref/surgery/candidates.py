@@ -112,16 +112,12 @@ def tensor_train(
     shape = Shape(whole("order", order, least=1), modes)
     integers = _integer_cores(core_bits)
 
-    def check(layer: nn.Module, gram: Any) -> str | None:
-        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
-        return missing or shape.missing(layer) or size.missing(layer, shape) or search_missing(layer, size, shape)
-
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             return conv_of(layer, size, shape, core_bits=core_bits)
         return train_of(layer, size, shape)
 
-    return Candidate(f"TT {size}{shape}{integers}", build, check)
+    return Candidate(f"TT {size}{shape}{integers}", build, _train_missing(size, shape, core_bits))
 
 
 def svd(*, eps: float | None = None, ratio: float | None = None, rank: int | None = None) -> Candidate:
@@ -209,10 +205,6 @@ def fitted(
     shape = Shape(whole("order", order, least=1), None if search else modes)
     integers = _integer_cores(core_bits)
 
-    def check(layer: nn.Module, gram: Any) -> str | None:
-        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
-        return missing or shape.missing(layer) or size.missing(layer, shape) or search_missing(layer, size, shape)
-
     def build(layer: nn.Module, gram: Any) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             return conv_of(layer, size, shape, gram, core_bits)
@@ -223,7 +215,8 @@ def fitted(
         return layer_of(choose_modes(weight.detach(), gram, params=budget, progress=False).cores, layer, bias)
 
     modes_said = ", modes searched" if search else shape
-    return Candidate(f"fitted TT {size}{modes_said}{integers}", build, check, needs_gram=True)
+    missing = _train_missing(size, shape, core_bits)
+    return Candidate(f"fitted TT {size}{modes_said}{integers}", build, missing, needs_gram=True)
 
 
 def whitened_svd(*, ratio: float | None = None, rank: int | None = None) -> Candidate:
@@ -272,6 +265,16 @@ def gptq(bits: int, *, group: int | None = None) -> Candidate:
         return rounded(layer, gptq_quantize(matrix_of(layer), gram, bits, group=group))
 
     return Candidate(f"GPTQ int{bits}{f' / {group}' if group else ''}", build, check, needs_gram=True)
+
+
+def _train_missing(size: Size, shape: Shape, core_bits: int) -> Callable[[nn.Module, Any], str | None]:
+    """The check of a candidate that is a train: why a layer cannot become one of this size and shape."""
+
+    def check(layer: nn.Module, gram: Any) -> str | None:
+        missing = kind_missing(layer, LINEAR, CONVOLUTION, TABLE) or conv_missing(layer, core_bits)
+        return missing or shape.missing(layer) or size.missing(layer, shape) or search_missing(layer, size, shape)
+
+    return check
 
 
 def _integer_cores(core_bits: int) -> str:
