@@ -10,11 +10,11 @@ from .checks import check_codes, check_matrix
 from .codes import nearest, to_codes
 from .fitting.gram import Gram, as_gram
 from .precision import full_precision
+from .rounding import Level, damped, fed_forward, fitted_scales, spreading
 
 __all__ = ["gptq_quantize"]
 
 DAMPING = 0.01  # added to the diagonal of the Gram matrix, whose mean is 1 here; so do the authors
-BLOCK = 128  # columns whose errors reach the columns behind them in one product
 
 
 @full_precision
@@ -77,12 +77,12 @@ def gptq_quantize(w: Tensor, gram: Gram | Tensor, bits: int, *, group: int | Non
         for clipped in (False, True):
             codes, scales = to_codes(exact, bits, best=clipped)
             best.try_(codes.double(), scales.squeeze(2))
-    order = gram.diagonal().argsort(descending=True, stable=True)
-    spread = _spread(gram, order)
+    flat, (order, spread) = exact.flatten(1), spreading(damped(gram.clone(), DAMPING))
     for _ in range(2):
-        codes = _rounded(exact, best.scales, bits, order, spread)
+        levels = fed_forward(flat, best.scales, order, spread, _level(bits))
+        codes = levels.reshape(exact.shape)
         best.try_(codes, best.scales)
-        best.try_(codes, _fitted_scales(exact, codes, gram))
+        best.try_(codes, fitted_scales(flat, gram, levels, size))
     codes = best.codes if bits > 1 else (best.codes - 1) / 2
     name = f"GPTQ int{bits} per {'row' if group is None else f'group of {size}'}"
     return Baseline(name, {"codes": codes.to(torch.int8), "scales": best.scales}, w.dtype, bits)
@@ -106,43 +106,8 @@ class _Best:
         self.scales = torch.where(better[:, None], scales, self.scales)
 
 
-def _spread(gram: Tensor, order: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped Gram matrix, in this order.
-
-    Row k over its diagonal entry says how the columns behind k make good for an error in column k.
-    """
-    damped = gram[order][:, order]
-    damped.diagonal().add_(DAMPING)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
-
-
-def _rounded(exact: Tensor, scales: Tensor, bits: int, order: Tensor, spread: Tensor) -> Tensor:
-    """Codes ``(m, groups, size)`` of the columns, rounded one after another."""
-    m, groups, size = exact.shape
-    n, top = groups * size, 2 ** (bits - 1) - 1
-    left = exact.flatten(1).mT[order]  # columns lie in rows here, where they are read fast
-    grid = scales.double().repeat_interleave(size, 1).mT[order]
-    codes = torch.empty_like(left)
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        errors = torch.empty(stop - start, m, dtype=left.dtype, device=left.device)
-        for k in range(start, stop):
-            values = left[k] - spread[start:k, k] @ errors[: k - start]
-            codes[k] = nearest(values, grid[k], top) if bits > 1 else torch.where(values < 0, -1.0, 1.0)
-            errors[k - start] = (values - codes[k] * grid[k]) / spread[k, k]
-        left[stop:].addmm_(spread[start:stop, stop:].mT, errors, alpha=-1)
-    return torch.empty_like(codes).index_copy_(0, order, codes).mT.reshape(exact.shape)
-
-
-def _fitted_scales(exact: Tensor, codes: Tensor, gram: Tensor) -> Tensor:
-    """The scales of least weighted squared error for these codes: one small linear system for each row."""
-    m, groups, size = exact.shape
-    seen = gram.reshape(groups, size, -1)
-    system = torch.empty(m, groups, groups, dtype=torch.float64, device=exact.device)
-    for k in range(groups):
-        system[:, k] = ((codes[:, k] @ seen[k]).reshape(codes.shape) * codes).sum(2)
-    right = ((exact.flatten(1) @ gram).reshape(codes.shape) * codes).sum(2)
-    diagonal = system.diagonal(dim1=1, dim2=2)
-    diagonal.add_(1e-9 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny)  # groups without codes
-    return torch.linalg.solve(system, right).clamp(min=0).bfloat16()
+def _level(bits: int) -> Level:
+    """The grid: integers around zero; of one bit, signs."""
+    if bits == 1:
+        return lambda values, scales: torch.where(values < 0, -1.0, 1.0).to(values.dtype)
+    return lambda values, scales: nearest(values, scales, 2 ** (bits - 1) - 1)

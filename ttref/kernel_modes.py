@@ -15,7 +15,7 @@ from .fitting.als import fit_cores
 from .fitting.errors import relative
 from .fitting.gram import as_gram
 from .matrices import ttm_svd, ttm_to_matrix
-from .shapes import tt_params, tt_ranks
+from .shapes import largest, tt_params, tt_ranks
 
 if TYPE_CHECKING:
     from .fitting import Gram
@@ -140,11 +140,8 @@ def candidates(shape: torch.Size) -> Iterator[tuple[bool, tuple[int, ...], tuple
 def rank_within(rows: tuple[int, ...], cols: tuple[int, ...], params: float) -> int:
     """The largest rank whose train has at most so many numbers, at least 1."""
     paired = [m * n for m, n in zip(rows, cols, strict=True)]
-    low, high = 1, max(tt_ranks(paired, math.prod(paired)))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if tt_params(paired, middle) <= params else (low, middle - 1)
-    return low
+    most = max(tt_ranks(paired, math.prod(paired)))
+    return max(largest(lambda rank: tt_params(paired, rank) <= params, most), 1)
 
 
 def _uses(rows: tuple[int, ...], cols: tuple[int, ...], params: int) -> bool:

@@ -1,14 +1,20 @@
-"""Rows of numbers rounded to integers in the norm of a matrix, each error fed into the columns that follow (GPTQ)."""
+"""Rows of numbers rounded to integers in the norm of a matrix, each error fed into the columns that follow (GPTQ).
+
+A grid is a rule ``level(values, scales)``: the levels, in units of the scale, nearest to some numbers.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 DAMPING = 1e-3  # of the mean of the diagonal: what no input has shown stays close to its number
 BLOCK = 64  # columns whose errors reach the columns behind them in one product
+
+Level = Callable[[Tensor, Tensor], Tensor]
 
 
 def round_rows(x: Tensor, matrix: Tensor, bits: int, size: int) -> tuple[Tensor, Tensor]:
@@ -27,15 +33,12 @@ def round_rows(x: Tensor, matrix: Tensor, bits: int, size: int) -> tuple[Tensor,
         ``scale (code + 1/2)``.
     """
     matrix, top = damped(matrix, DAMPING), 2 ** (bits - 1)
-    scales = _first_scales(x, top, size)
-    order = matrix.diagonal().argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix[order][:, order]))
-    spread = torch.linalg.cholesky(inverse, upper=True)
+    scales, (order, spread) = _first_scales(x, top, size), spreading(matrix)
     for _ in range(2):
-        levels = _fed_forward(x, spread, order, scales.double().repeat_interleave(size, 1), top)
-        scales = _fitted_scales(x, matrix, levels, size)
+        levels = fed_forward(x, scales, order, spread, lambda values, grid: _levels(values, grid, top))
+        scales = fitted_scales(x, matrix, levels, size)
     levels = _descended(x, matrix, levels, scales.double().repeat_interleave(size, 1), top)
-    return (levels - 0.5).to(torch.int8), _fitted_scales(x, matrix, levels, size)
+    return (levels - 0.5).to(torch.int8), fitted_scales(x, matrix, levels, size)
 
 
 def damped(matrix: Tensor, share: float) -> Tensor:
@@ -68,18 +71,26 @@ def _first_scales(x: Tensor, top: int, size: int) -> Tensor:
     return best.squeeze(2)
 
 
-def _fed_forward(x: Tensor, spread: Tensor, order: Tensor, scales: Tensor, top: int) -> Tensor:
-    """Levels by GPTQ: row k of ``spread`` over its diagonal says how the columns behind make good for column k."""
-    left, grid = x.mT[order], scales.mT[order]  # columns lie in rows here, where they are read fast
-    levels, inverse, pivots = torch.empty_like(left), 1 / grid.where(grid > 0, 1), spread.diagonal().tolist()
+def spreading(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which columns are rounded, and how an error spreads: row k over its diagonal, for column k."""
+    order = matrix.diagonal().argsort(descending=True, stable=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix[order][:, order]))
+    return order, torch.linalg.cholesky(inverse, upper=True)
+
+
+def fed_forward(x: Tensor, scales: Tensor, order: Tensor, spread: Tensor, level: Level) -> Tensor:
+    """Levels ``(m, n)`` of x by GPTQ on a grid, for scales ``(m, groups)``."""
+    size = x.shape[1] // scales.shape[1]
+    # Columns lie in rows here, where they are read fast.
+    left, grid = x.mT[order], scales.double().repeat_interleave(size, 1).mT[order]
+    levels, pivots = torch.empty_like(left), spread.diagonal().tolist()
     for start in range(0, len(left), BLOCK):
         stop = min(start + BLOCK, len(left))
         errors = torch.empty_like(left[start:stop])
         for k in range(start, stop):
             values = left[k] if k == start else left[k] - spread[start:k, k] @ errors[: k - start]
-            level = (values * inverse[k]).sub_(0.5).round_().clamp_(-top, top - 1).add_(0.5)
-            levels[k] = level
-            torch.addcmul(values, level, grid[k], value=-1, out=errors[k - start]).div_(pivots[k])
+            levels[k] = level(values, grid[k])
+            torch.addcmul(values, levels[k], grid[k], value=-1, out=errors[k - start]).div_(pivots[k])
         left[stop:].addmm_(spread[start:stop, stop:].mT, errors, alpha=-1)
     return torch.empty_like(levels).index_copy_(0, order, levels).mT
 
@@ -96,7 +107,7 @@ def _descended(x: Tensor, matrix: Tensor, levels: Tensor, scales: Tensor, top: i
     return now.mT
 
 
-def _fitted_scales(x: Tensor, matrix: Tensor, levels: Tensor, size: int) -> Tensor:
+def fitted_scales(x: Tensor, matrix: Tensor, levels: Tensor, size: int) -> Tensor:
     """The scales of least error for these levels: a small least-squares problem for each row."""
     m, n = x.shape
     groups = n // size

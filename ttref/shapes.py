@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from .checks import check_modes, paired_modes, several, whole
@@ -207,6 +207,15 @@ def ttm_params(row_shape: Sequence[int], col_shape: Sequence[int], rank: int | S
         10496
     """
     return tt_params(paired_modes(row_shape, col_shape), rank)
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to ``most`` that fits, 0 if none does; every number below one that fits, fits too."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _split(n: int, order: int | None, max_mode: int | None) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ from ttref.checks import (
     check_batch_dims,
     check_bond,
     check_caps,
+    check_codes,
     check_float,
     check_input,
     check_listed,
@@ -65,6 +66,8 @@ def batched(*shape):
         (check_caps(np.array([2, 1]), 2), [2, 1]),
         (check_caps(torch.tensor([2, 1]), 2), [2, 1]),
         (check_caps((2, 1), 2), [2, 1]),
+        (check_codes(np.int8(4), None, 6, least=2), (4, 6)),
+        (check_codes(8, torch.tensor(3), 6, least=1), (8, 3)),
     ],
 )
 def test_what_is_right_comes_back_in_plain_python(found, expected):
@@ -105,6 +108,10 @@ INTEGERS = [
     (lambda: whole("n", torch.tensor([3])), TypeError, "n must be an integer, got tensor([3])"),
     (lambda: whole("n", "3"), TypeError, "n must be an integer, got '3' of type str"),
     (lambda: whole("n", 2, least=3), ValueError, "n must be at least 3, got 2"),
+    (lambda: check_codes(1, None, 6, least=2), ValueError, "bits must be at least 2, got 1"),
+    (lambda: check_codes(9, None, 6, least=1), ValueError, "bits must lie between 1 and 8, got 9"),
+    (lambda: check_codes(4, 4, 6, least=2), ValueError, "group 4 does not divide the 6 entries of a row; choose a"),
+    (lambda: check_codes(4, 0, 6, least=2), ValueError, "group must be at least 1, got 0"),
     (lambda: check_modes("shape", 4), TypeError, "shape must be a sequence of modes such as (2, 2, 3), got 4"),
     (lambda: check_modes("shape", "22"), TypeError, "shape must be a sequence of modes"),
     (lambda: check_modes("shape", ()), ValueError, "shape is empty; a tensor train needs at least one mode"),

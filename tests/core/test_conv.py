@@ -90,6 +90,16 @@ def test_both_ways_equal_the_dense_convolution(rows, cols, taps, settings, stage
         assert_close(y, expected)
 
 
+def test_the_dense_convolution_is_trainable_where_all_cores_are():
+    layer = made((6, 1), (4, 9), False, **PLAIN)
+    assert all(part.requires_grad for part in layer.to_conv().parameters())
+    layer.cores[0].requires_grad_(False)
+    dense = layer.to_conv()
+    assert not dense.weight.requires_grad and dense.bias.requires_grad
+    rounded = TTConv2d.from_conv(dense.requires_grad_(True), rank=2, row_shape=(6, 1), col_shape=(4, 9), core_bits=4)
+    assert not rounded.to_conv().weight.requires_grad
+
+
 def _every_cut(layer, x):
     """The answer in two stages at every cut that makes them, whatever it costs."""
     from ttref.convolving import ConvPlan, convolved, stages

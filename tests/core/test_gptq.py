@@ -10,7 +10,8 @@ from strategies import gaussian
 
 from ttref import Baseline, quantize_integer
 from ttref.fitting import Gram
-from ttref.gptq import _rounded, _spread, gptq_quantize
+from ttref.gptq import DAMPING, _level, gptq_quantize
+from ttref.rounding import damped, fed_forward, spreading
 
 
 def inputs(tokens, width, seed=0):
@@ -107,7 +108,7 @@ def test_white_inputs_leave_nothing_to_make_good():
 def test_the_columns_in_order_are_an_orthogonal_projection():
     """An oracle by dense least squares: what follows a rounded column is fitted anew, in the order of the inputs."""
     w, gram = gaussian((1, 6), 3).double(), seen(6, 4)
-    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(6)
+    matrix = gram + 0.01 * gram.diagonal().mean() * torch.eye(6)
     scale = quantize_integer(w, 3).stored["scales"].double().item()
     order, left, codes = gram.diagonal().argsort(descending=True).tolist(), w[0].clone(), torch.zeros(6).double()
     for k, column in enumerate(order):
@@ -117,12 +118,11 @@ def test_the_columns_in_order_are_an_orthogonal_projection():
         # The rest minimizes the damped error, given what is rounded.
         gap = w[0, done] - scale * codes[done]
         if rest:
-            left[rest] = w[0, rest] + torch.linalg.solve(damped[rest][:, rest], damped[rest][:, done] @ gap)
-    places = torch.tensor(order)
+            left[rest] = w[0, rest] + torch.linalg.solve(matrix[rest][:, rest], matrix[rest][:, done] @ gap)
+    places, spread = spreading(damped(gram / gram.diagonal().mean(), DAMPING))
     scales = torch.tensor([[scale]]).bfloat16()
-    assert torch.equal(
-        _rounded(w.reshape(1, 1, 6), scales, 3, places, _spread(gram / gram.diagonal().mean(), places)).flatten(), codes
-    )
+    assert places.tolist() == order
+    assert torch.equal(fed_forward(w, scales, places, spread, _level(3))[0], codes)
 
 
 @pytest.mark.parametrize("gram", [torch.zeros(6, 6), torch.diag(torch.tensor([1.0, 0, 0, 2, 0, 0])), torch.ones(6, 6)])

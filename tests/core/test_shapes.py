@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttref.checks import paired_modes
-from ttref.shapes import balanced_modes, factorize, tt_params, tt_ranks, ttm_params
+from ttref.shapes import balanced_modes, factorize, largest, tt_params, tt_ranks, ttm_params
 
 
 @pytest.mark.parametrize(("rank", "count"), [(1, 20), (2, 72), (3, 140), (4, 232), (8, 680), (16, 1704), (32, 2728)])
@@ -170,3 +170,16 @@ def test_paired_modes():
 def test_an_impossible_order_is_answered_at_once():
     with pytest.raises(ValueError, match="pad to 1099511627776"):
         factorize(768, 40)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 7, 64])
+def test_the_largest_that_fits(most):
+    for border in range(-1, most + 2):
+        asked = []
+
+        def fits(rank, border=border, asked=asked):
+            asked.append(rank)
+            return rank <= border
+
+        assert largest(fits, most) == max(0, min(border, most))
+        assert all(1 <= rank <= most for rank in asked) and len(asked) <= most.bit_length()

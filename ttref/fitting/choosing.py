@@ -25,7 +25,7 @@ from ..checks import check_matrix, whole
 from ..matrices import ttm_to_matrix
 from ..precision import full_precision
 from ..printed import text_table
-from ..shapes import balanced_modes, tt_params, tt_ranks
+from ..shapes import balanced_modes, largest, tt_params, tt_ranks
 from .als import fit_cores, ridges_to_try
 from .errors import output_error
 from .weighting import as_weighting
@@ -254,11 +254,8 @@ def _three(m: int, n: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def within(rows: Sequence[int], cols: Sequence[int], budget: int) -> tuple[int, ...] | None:
     """The ranks of the largest equal cap within the budget; None if rank 1 is beyond it."""
-    low, high = 0, min(budget, math.prod(rows) * math.prod(cols)) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _params(rows, cols, middle) <= budget else (low, middle)
-    return tt_ranks([a * b for a, b in zip(rows, cols, strict=True)], low) if low else None
+    cap = largest(lambda rank: _params(rows, cols, rank) <= budget, min(budget, math.prod(rows) * math.prod(cols)))
+    return tt_ranks([a * b for a, b in zip(rows, cols, strict=True)], cap) if cap else None
 
 
 def _params(rows: Sequence[int], cols: Sequence[int], rank: int | Sequence[int]) -> int:

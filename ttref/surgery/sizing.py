@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checks import check_number, check_rank_or_eps, paired_modes, whole
 from ..modes import NOMINAL_RANK, choose_modes
-from ..shapes import factorize, ttm_params
+from ..shapes import factorize, largest, ttm_params
 from .finding import sizes_of
 
 Modes = tuple[Sequence[int], Sequence[int]]
@@ -40,8 +40,11 @@ class Size:
         )
 
     def rank_of(self, layer: nn.Module, shape: Shape) -> int | None:
-        """The rank cap for this layer, None for eps."""
-        return self.rank if self.ratio is None else _largest_rank(math.prod(sizes_of(layer)) / self.ratio, layer, shape)
+        """The rank cap for this layer, 0 if none is small enough; None for eps."""
+        if self.ratio is None:
+            return self.rank
+        numbers = math.prod(sizes_of(layer)) / self.ratio
+        return largest(lambda rank: ttm_params(*shape.of(layer, rank), rank) <= numbers, max(sizes_of(layer)))
 
     def missing(self, layer: nn.Module, shape: Shape) -> str | None:
         """The reason why no rank is small enough."""
@@ -106,16 +109,3 @@ class Factors(Shape):
 
 
 TWO_FACTORS = Factors(2, None)
-
-
-def _largest_rank(numbers: float, layer: nn.Module, shape: Shape) -> int:
-    """The largest rank whose train has at most so many numbers; 0 if there is none."""
-
-    def fits(rank: int) -> bool:
-        return ttm_params(*shape.of(layer, rank), rank) <= numbers
-
-    low, high = 0, max(sizes_of(layer))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
