@@ -2,18 +2,16 @@
 
 import pytest
 import torch
+from language_models import gpt2
 from strategies import gaussian
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel
 
 from ttref.fitting import collect_gram
 from ttref.surgery import candidates, edit, find_layers, search_ranks, sensitivity
 
+WAYS = [candidates.tensor_train(ratio=2), candidates.svd(ratio=2), candidates.integer(2), candidates.gptq(4)]
 IDS = torch.tensor([[3, 7, 1, 9, 4], [8, 2, 6, 0, 5]])
-
-
-def gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2))
 
 
 def bert():
@@ -70,16 +68,12 @@ def test_a_sweep_and_a_choice(make):
     wanted = output(model, x)
     linears = [layer.name for layer in found if not isinstance(layer.module, nn.Embedding)]
     seen = [name for name in linears if "out_proj" not in name and "pooler" not in name]  # torch reads its weight
+    grams = collect_gram(model, seen, [x])
     table = sensitivity(
         model,
         lambda model: -(output(model, x) - wanted).square().mean().item(),
-        candidates=[
-            candidates.tensor_train(ratio=2),
-            candidates.svd(ratio=2),
-            candidates.integer(2),
-            candidates.gptq(4),
-        ],
-        grams=collect_gram(model, seen, [x]),
+        candidates=WAYS,
+        grams=grams,
         method=["exact", "output"],
     )
     torch.testing.assert_close(output(model, x), wanted)
@@ -88,11 +82,8 @@ def test_a_sweep_and_a_choice(make):
     assert all(abs(drop) < 1e-9 for drop in pooler)  # its output is not looked at
     assert all(row["drop"] > 0 for row in table.rows if "pooler" not in row["layer"])
     assert table.kendall("exact", "output") > 0.1
-    ways = {"int2": candidates.integer(2), "GPTQ int4": candidates.gptq(4)} | {
-        one.name: one for one in (candidates.tensor_train(ratio=2), candidates.svd(ratio=2))
-    }
+    ways = {way.name: way for way in WAYS}
     choice = search_ranks(table, nbytes=sum(layer.nbytes for layer in found) / 3)
-    grams = collect_gram(model, seen, [x])
     modules = {layer.name: layer.module for layer in found}
     made = {name: ways[way].make(modules[name], grams.get(name)) for name, way in choice.items() if way}
     assert made and sum(one.nbytes for one in made.values()) <= choice.nbytes
