@@ -100,6 +100,27 @@ def test_what_is_undone_is_as_before_and_undone_once(what):
     assert state(model) == before
 
 
+def test_an_edit_is_withdrawn_wherever_it_stands():
+    model = make()
+    before = state(model)
+    never, change = edit(model), edit(model)
+    never.withdraw()
+    assert state(model) == before
+    with change:
+        change.put({"2": nn.Linear(8, 4)})
+        change.fill(model[0]["q"].weight, torch.zeros(8, 8))
+        change.withdraw()
+        assert state(model) == before
+    with change:
+        change.put({"2": nn.Linear(8, 4)})
+    assert state(model) != before
+    for _ in range(2):
+        change.withdraw()
+        assert state(model) == before
+    with pytest.raises(RuntimeError, match="nothing to undo"):
+        change.undo()
+
+
 def test_all_at_once_and_one_after_the_other():
     model, states, undo = make(), [], []
     for name in [name for name in CHANGES if name not in ("no attribute", "a module less", "another order")]:

@@ -55,10 +55,11 @@ class edit:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._changes: list[tuple] | None = None  # known between the end and the undoing
+        self._numbers: list[tuple[Tensor, Tensor]] = []
+        self._seen: dict[int, tuple[nn.Module, str, list[tuple[Any, dict]]]] = {}
 
     def __enter__(self) -> edit:
-        self._changes, self._numbers = None, []
-        self._seen: dict[int, tuple[nn.Module, str, list[tuple[Any, dict]]]] = {}
+        self._changes, self._numbers, self._seen = None, [], {}
         self._see(self._touched())
         return self
 
@@ -138,6 +139,14 @@ class edit:
             self._changes, self._numbers = None, []
 
         to_the_end(put_back)
+
+    def withdraw(self) -> None:
+        """Take back whatever the edit has done, completed or not; nothing if it did nothing.
+
+        For who must be sure: an interrupt may come just as the ``with`` block ends, when the edit does not take its
+        changes back, and :meth:`undo` does not know whether it was completed.
+        """
+        to_the_end(lambda: self._take_back() if self._changes is None else self.undo())
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

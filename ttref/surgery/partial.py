@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bars import bar
 from . import candidates
 from .candidates import Candidate
-from .edit import edit, to_the_end
+from .edit import edit
 from .finding import TABLE, Layers, find_layers, kind_of_layer
 from .gates import Verdict, as_scores, binary, check_gate, drop_gate, equivalence_gate
 from .layer_report import Report
@@ -175,8 +175,7 @@ def partial_tensorize(
                 buffer.copy_(numbers)
             return Report(model, search.listed(), judge(start, last), before, record, change)
     except BaseException:  # an interrupt may come as the block ends, when the edit does not know of it
-        if hasattr(change, "_seen"):
-            to_the_end(change._take_back if change._changes is None else change.undo)
+        change.withdraw()
         raise
 
 

@@ -18,7 +18,7 @@ from ..fitting.errors import output_error
 from ..linears import conv1d_of
 from ..precision import full_precision
 from .candidates import Candidate, integer, svd, tensor_train
-from .edit import edit, to_the_end
+from .edit import edit
 from .finding import Layer, cost_of, find_layers, matrix_of
 from .sensed import COLUMNS, Sensitivity
 
@@ -173,8 +173,7 @@ def tried(model: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[nn.M
             result = run(model)
             raise _Done
     finally:  # once more, because an interrupt may come when the block ends and the edit does not know yet
-        if hasattr(change, "_seen"):
-            to_the_end(change._take_back)
+        change.withdraw()
     return result
 
 
