@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tqdm
+
+from ttref.bars import bar_wanted
 
 # Without ipywidgets, the first import of tqdm.auto in a kernel warns on stderr, with a path of the machine.
 # transformers imports it, so it is imported here first, with the warning suppressed.
@@ -19,29 +20,8 @@ with warnings.catch_warnings():
     import tqdm.auto
 
 
-def bar_wanted() -> bool:
-    """True if a progress bar should be drawn: a person may be watching.
-
-    A bar is shown on a terminal and in a notebook kernel. It is hidden when output goes to a file or a pipe, when
-    `TQDM_DISABLE` is set, and under pytest, so that nbval's strict comparison of stderr sees nothing.
-
-    Returns:
-        True when a bar should be drawn.
-
-    Example:
-        >>> from unittest.mock import patch
-        >>> with patch.dict(os.environ, TQDM_DISABLE="1"):
-        ...     bar_wanted()
-        False
-    """
-    # pytest sets PYTEST_VERSION for the whole session, and the kernels that nbval starts inherit it.
-    if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or "PYTEST_VERSION" in os.environ:
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
-
-
 def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None, description: str = "") -> tqdm.tqdm:
-    """Make a plain tqdm bar on stderr that follows `bar_wanted` and vanishes when it is done.
+    """Make a plain tqdm bar on stderr that follows `ttref.bars.bar_wanted` and vanishes when it is done.
 
     Args:
         iterable: the items to loop over, or None for a bar that is moved by hand with `.update()`.
