@@ -30,9 +30,11 @@ class Baseline:
         name: Method and setting, for tables: ``"SVD rank 57"``, ``"int4 per row"``.
         stored: The stored tensors: factors ``left`` and ``right``; or ``codes`` with ``scales`` (one per row or group)
             or ``codebooks`` ``(pieces, centers, width of a piece)``, which may be integers with ``scales``
-            ``(pieces, centers)``. With scales alone and one bit, the codes -1 and 0 stand for the signs - and +.
+            ``(pieces, centers)``.
         dtype: The dtype of the matrix.
         bits: Width of a code; None for factors.
+        odd: A code c with a scale stands for the odd number 2c + 1, so that all ``2^bits`` levels lie around zero and
+            none is unused. Of one bit they are the signs.
         approximation: The matrix that the stored tensors represent, same shape and dtype as the original.
         params, nbytes: Numbers stored, codes included; bytes stored, with codes packed bit by bit.
         dense_nbytes, ratio: Bytes of the matrix, and its numbers for each number stored.
@@ -50,6 +52,7 @@ class Baseline:
     stored: Mapping[str, Tensor]
     dtype: torch.dtype
     bits: int | None = None
+    odd: bool = False
 
     @cached_property
     @full_precision
@@ -71,8 +74,8 @@ class Baseline:
             return torch.cat(pieces, dim=1)
         # A scale that was rounded up may carry the largest code just beyond the dtype of the matrix.
         limit, wide = torch.finfo(self.dtype).max, torch.promote_types(self.dtype, torch.float32)
-        if self.bits == 1:
-            codes = 2 * codes + 1  # the two codes of one bit, -1 and 0, are the signs
+        if self.odd:
+            codes = 2 * codes.short() + 1  # beyond eight bits
         rows = codes.to(wide) * held["scales"].to(wide).unsqueeze(2)
         return rows.flatten(1).clamp(-limit, limit).to(self.dtype)
 
@@ -116,7 +119,7 @@ class Baseline:
     def save(self, path: str | Path) -> None:
         """Write the stored tensors to one safetensors file, whole or not at all; errors as :meth:`TTLinear.save`."""
         tensors = {name: tensor.detach() for name, tensor in self.stored.items()}
-        header = {"name": self.name, "dtype": str(self.dtype)[6:], "bits": self.bits, "shape": None}
+        header = {"name": self.name, "dtype": str(self.dtype)[6:], "bits": self.bits, "odd": self.odd, "shape": None}
         if "codes" in tensors:
             header["shape"] = list(tensors["codes"].shape)
             tensors["codes"] = pack_bits(tensors["codes"], self.bits)
@@ -130,7 +133,7 @@ class Baseline:
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> Baseline:
         types = {"name": (str,), "dtype": (str,), "bits": (int, type(None)), "shape": (list, type(None))}
-        check_header(header, types)
+        check_header(header, types | {"odd": (bool,)}, optional=["odd"])
         check_finite(tensors)
         dtype, bits, shape = FLOATS[header["dtype"]], header["bits"], header["shape"]
         found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items() if name != "codes"}
@@ -160,7 +163,8 @@ class Baseline:
                     }
         if found != wanted:
             raise ValueError(f"it holds {found}, not {wanted}")
-        return cls(header["name"], tensors, dtype, bits)
+        odd = header.get("odd", bits == 1 and "scales" in tensors)  # what older files meant
+        return cls(header["name"], tensors, dtype, bits, odd)
 
     @full_precision
     def relative_error(self, w: Tensor) -> float:

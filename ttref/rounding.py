@@ -6,25 +6,24 @@ A grid is a rule ``level(values, scales)``: the levels, in units of the scale, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-DAMPING = 1e-3  # of the mean of the diagonal: what no input has shown stays close to its number
+DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it: what no input has shown stays close to its number
 BLOCK = 64  # columns whose errors reach the columns behind them in one product
 
 Level = Callable[[Tensor, Tensor], Tensor]
+Pair = tuple[Tensor, Tensor]  # levels float64 ``(m, n)`` and scales bfloat16 ``(m, groups)``
 
 
 def round_rows(x: Tensor, matrix: Tensor, bits: int, size: int) -> tuple[Tensor, Tensor]:
     """Codes and scales for rows x, so that the rows e of the error cost little in ``e matrix e^T``.
 
-    Two passes of GPTQ, the scales fitted to the codes after each by least squares; then one of coordinate descent.
-
     Args:
         x: float64 ``(m, n)``.
-        matrix: float64 ``(n, n)``, positive semidefinite; it is damped in place.
+        matrix: float64 ``(n, n)``, positive semidefinite.
         bits: Width of a code, 1 to 8.
         size: Columns that share a scale, a divisor of n.
 
@@ -32,13 +31,61 @@ def round_rows(x: Tensor, matrix: Tensor, bits: int, size: int) -> tuple[Tensor,
         Codes int8 ``(m, n)`` from ``-2^(bits-1)`` to ``2^(bits-1) - 1`` and scales bfloat16 ``(m, n / size)``, for
         ``scale (code + 1/2)``.
     """
-    matrix, top = damped(matrix, DAMPING), 2 ** (bits - 1)
-    scales, (order, spread) = _first_scales(x, top, size), spreading(matrix)
+    level = half_levels(bits)
+    levels, scales, _ = best_rounding(x, matrix, level, [nearest_half(x, bits, size)])
+    return (levels - 0.5).to(torch.int8), scales
+
+
+def best_rounding(x: Tensor, matrix: Tensor, level: Level, starts: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels, scales and the cost of each row, the least of all that is tried.
+
+    Tried are the starts; two passes of GPTQ, each with the scales so far and with those fitted to its levels; and a
+    pass of coordinate descent from the best.
+
+    Args:
+        x: float64 ``(m, n)``.
+        matrix: float64 ``(n, n)``, positive semidefinite.
+        level: The grid.
+        starts: Levels and scales to begin with.
+    """
+    best = _Best(x, matrix, starts[0])
+    for start in starts[1:]:
+        best.try_(*start)
+    wide = damped(matrix.clone(), DAMPING)
+    order, spread = spreading(wide)
     for _ in range(2):
-        levels = fed_forward(x, scales, order, spread, lambda values, grid: _levels(values, grid, top))
-        scales = fitted_scales(x, matrix, levels, size)
-    levels = _descended(x, matrix, levels, scales.double().repeat_interleave(size, 1), top)
-    return (levels - 0.5).to(torch.int8), fitted_scales(x, matrix, levels, size)
+        best.with_scales(fed_forward(x, best.scales, order, spread, level))
+    best.with_scales(descended(x, wide, best.levels, best.scales, level))
+    return best.levels, best.scales, best.cost
+
+
+class _Best:
+    """Levels and scales of least cost in each row, of those tried."""
+
+    def __init__(self, x: Tensor, matrix: Tensor, first: Pair) -> None:
+        self.x, self.matrix, (self.levels, self.scales) = x, matrix, first
+        self.cost = self._cost(*first)
+
+    def _cost(self, levels: Tensor, scales: Tensor) -> Tensor:
+        lost = levels * _wide(self.x, scales) - self.x
+        return ((lost @ self.matrix) * lost).sum(1)
+
+    def try_(self, levels: Tensor, scales: Tensor) -> None:
+        """Keep what is better."""
+        cost = self._cost(levels, scales)
+        better = (cost < self.cost)[:, None]
+        self.levels, self.scales = torch.where(better, levels, self.levels), torch.where(better, scales, self.scales)
+        self.cost = torch.minimum(cost, self.cost)
+
+    def with_scales(self, levels: Tensor) -> None:
+        """Try levels with the scales so far, and with their own."""
+        self.try_(levels, self.scales)
+        self.try_(levels, fitted_scales(self.x, self.matrix, levels, self.x.shape[1] // self.scales.shape[1]))
+
+
+def _wide(x: Tensor, scales: Tensor) -> Tensor:
+    """The scale of each entry of x."""
+    return scales.double().repeat_interleave(x.shape[1] // scales.shape[1], 1)
 
 
 def damped(matrix: Tensor, share: float) -> Tensor:
@@ -52,23 +99,30 @@ def nearest_divisor(n: int, wanted: int) -> int:
     return min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: (abs(math.log(d / wanted)), d))
 
 
-def _levels(values: Tensor, scales: Tensor, top: int) -> Tensor:
-    """The nearest of the levels -top + 1/2, ..., top - 1/2, times a scale."""
-    steps = scales.where(scales > 0, 1)
-    return (values / steps - 0.5).round().clamp(-top, top - 1) + 0.5
+def half_levels(bits: int) -> Level:
+    """The grid of all ``2^bits`` levels -top + 1/2, ..., top - 1/2; zero is not among them."""
+    top = 2 ** (bits - 1)
+
+    def level(values: Tensor, scales: Tensor) -> Tensor:
+        return (values / scales.where(scales > 0, 1) - 0.5).round_().clamp_(-top, top - 1).add_(0.5)
+
+    return level
 
 
-def _first_scales(x: Tensor, top: int, size: int) -> Tensor:
-    """Of 33 scales for each group, from a fifth of the largest entry's to all of it, the one of least squared error."""
-    groups = x.reshape(len(x), -1, size)
-    largest = groups.abs().amax(2, keepdim=True) / (top - 0.5)
+def nearest_half(x: Tensor, bits: int, size: int) -> Pair:
+    """The nearest of these levels, with the scale of least squared error of 33 for each group.
+
+    They reach from a fifth of the largest entry's to all of it.
+    """
+    groups, level = x.reshape(len(x), -1, size), half_levels(bits)
+    largest = groups.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 0.5)
     best, least = largest.bfloat16(), torch.full_like(largest, torch.inf)
     for step in range(33):
         tried = (largest * (1 - 0.025 * step)).bfloat16()
         wide = tried.double()
-        error = (_levels(groups, wide, top) * wide - groups).square().sum(2, keepdim=True)
+        error = (level(groups, wide) * wide - groups).square().sum(2, keepdim=True)
         best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
-    return best.squeeze(2)
+    return level(groups, best.double()).flatten(1), best.squeeze(2)
 
 
 def spreading(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,9 +134,8 @@ def spreading(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def fed_forward(x: Tensor, scales: Tensor, order: Tensor, spread: Tensor, level: Level) -> Tensor:
     """Levels ``(m, n)`` of x by GPTQ on a grid, for scales ``(m, groups)``."""
-    size = x.shape[1] // scales.shape[1]
     # Columns lie in rows here, where they are read fast.
-    left, grid = x.mT[order], scales.double().repeat_interleave(size, 1).mT[order]
+    left, grid = x.mT[order], _wide(x, scales).mT[order]
     levels, pivots = torch.empty_like(left), spread.diagonal().tolist()
     for start in range(0, len(left), BLOCK):
         stop = min(start + BLOCK, len(left))
@@ -95,13 +148,13 @@ def fed_forward(x: Tensor, scales: Tensor, order: Tensor, spread: Tensor, level:
     return torch.empty_like(levels).index_copy_(0, order, levels).mT
 
 
-def _descended(x: Tensor, matrix: Tensor, levels: Tensor, scales: Tensor, top: int) -> Tensor:
+def descended(x: Tensor, matrix: Tensor, levels: Tensor, scales: Tensor, level: Level) -> Tensor:
     """One pass of coordinate descent: each column takes its best levels, all others as they are."""
-    now, grid, slope = levels.mT.clone(), scales.mT.contiguous(), matrix @ (levels * scales - x).mT
-    inverse, weights = 1 / grid.where(grid > 0, 1), matrix.diagonal().tolist()
+    wide = _wide(x, scales)
+    now, grid, slope = levels.mT.clone(), wide.mT.contiguous(), matrix @ (levels * wide - x).mT
+    weights = matrix.diagonal().tolist()
     for k in range(len(now)):
-        best = torch.addcmul(now[k] - 0.5, slope[k], inverse[k], value=-1 / weights[k])
-        best.round_().clamp_(-top, top - 1).add_(0.5)
+        best = level(torch.mul(now[k], grid[k]).sub_(slope[k], alpha=1 / weights[k]), grid[k])
         slope.addr_(matrix[k], (best - now[k]).mul_(grid[k]))
         now[k] = best
     return now.mT

@@ -13,8 +13,7 @@ __all__ = ["accuracy_front", "convolution_front", "front_of"]
 
 CONVOLUTIONS = {  # families of the study, and where their names stand
     "fitted train": (0.9, 0.88),
-    "integers, all levels": (1.22, 0.49),
-    "GPTQ-like": (1.22, 0.41),
+    "GPTQ-like": (1.22, 0.49),
     "rounding": (2.25, 0.16),
     "whitened SVD": (1.12, 0.16),
 }

@@ -9,8 +9,8 @@ from book.tools.results import RESULTS
 from book.workbook import figures, fronts
 
 PICTURE = RESULTS.parent / "_static" / "convolutions.png"
-FAMILIES = ("fitted train", "integers, all levels", "GPTQ-like", "whitened SVD")
-PLACES = {"integers, all levels": (1.78, 0.69), "GPTQ-like": (2.4, 0.84)}
+FAMILIES = ("fitted train", "GPTQ-like", "whitened SVD")
+PLACES = {"GPTQ-like": (1.78, 0.69)}
 
 
 def draw(results: dict) -> Figure:

@@ -90,10 +90,10 @@ def healed(model: nn.Module, teacher: nn.Module, x: Tensor, seed: int = 0) -> nn
 
 ARMS = (  # family, share of the numbers, bits: about 2.1 bits a weight and about 1.1
     ("fitted train", 1 / 2, 4),
-    ("integers, all levels", 1, 2),
+    ("GPTQ-like", 1, 2),
     ("whitened SVD", 1 / 2, 4),
     ("fitted train", 1 / 2, 2),
-    ("integers, all levels", 1, 1),
+    ("GPTQ-like", 1, 1),
     ("whitened SVD", 1 / 2, 2),
 )
 

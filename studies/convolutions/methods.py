@@ -105,20 +105,15 @@ def whitened(kernel: Kernel, share: float) -> list[Tensor]:
     return [left[None, :, None, :], (left.mT @ weight)[:, None, :, None]]
 
 
-def integers(kernel: Kernel, bits: int, group: int) -> Stored:
-    """The kernel itself rounded as cores are: all levels, errors fed forward, scales fitted, codes descended."""
-    return rounded(kernel, kernel.plain, [kernel.weight[None, :, :, None]], bits, group)
-
-
-def gptq(kernel: Kernel, bits: int, group: int) -> Stored:
-    """Rounding by ``ttref.gptq_quantize``: symmetric levels around zero."""
-    made = gptq_quantize(kernel.weight, kernel.gram, bits, group=group)
+def gptq(kernel: Kernel, bits: int, group: int, zero: bool | None = None) -> Stored:
+    """The kernel itself rounded by ``ttref.gptq.gptq_quantize``."""
+    made = gptq_quantize(kernel.weight, kernel.gram, bits, group=group, zero=zero)
     return made.approximation, made.nbytes
 
 
 def ternary(kernel: Kernel, group: int) -> Stored:
-    """The three levels of :func:`gptq` with two bits, packed five to a byte."""
-    approximation, nbytes = gptq(kernel, 2, group)
+    """Three levels, zero among them, packed five to a byte."""
+    approximation, nbytes = gptq(kernel, 2, group, zero=True)
     count = kernel.weight.numel()
     return approximation, nbytes - packed_size(count, 2) + -(-count // 5)
 

@@ -82,12 +82,12 @@ def arms(modes: dict[str, dict[float, Modes]]) -> Iterable[tuple[str, str, Metho
 
         yield "fitted train", f"{1 / share:.3g}x int{bits}", train
     for bits in (4, 3, 2, 1):
-        yield "integers, all levels", f"int{bits}", lambda kernel, bits=bits: methods.integers(kernel, bits, GROUP)
-    for group in (36, 18):
-        yield "integers, all levels", f"int1, groups of {group}", lambda k, group=group: methods.integers(k, 1, group)
-    for bits in (4, 3, 2, 1):
         yield "GPTQ-like", f"int{bits}", lambda kernel, bits=bits: methods.gptq(kernel, bits, GROUP)
-    yield "GPTQ-like", "ternary, packed", lambda kernel: methods.ternary(kernel, GROUP)
+    for group in (36, 18):
+        yield "GPTQ-like", f"int1, groups of {group}", lambda kernel, group=group: methods.gptq(kernel, 1, group)
+    for bits in (3, 2):
+        yield "GPTQ-like, zero kept", f"int{bits}", lambda kernel, bits=bits: methods.gptq(kernel, bits, GROUP, True)
+    yield "GPTQ-like, zero kept", "ternary, packed", lambda kernel: methods.ternary(kernel, GROUP)
     for bits in (8, 4, 3, 2):
         yield "rounding", f"int{bits}", lambda kernel, bits=bits: methods.nearest(kernel, bits, GROUP)
     for share, bits in ((1 / 1.5, 2), (1 / 2, 8), (1 / 2, 4), (1 / 2, 2), (1 / 3, 4), (1 / 4, 4)):
@@ -212,13 +212,13 @@ def together(rows: list[dict]) -> list[dict]:
 
 AGAIN = {  # on the other draws and on the other network
     *(("fitted train", how) for how in ("1.5x int3", "2x int4", "2x int3", "2.6x int3", "2x int2", "4x int4")),
-    *(("integers, all levels", how) for how in ("int2", "int1")),
-    *(("GPTQ-like", how) for how in ("int2", "int1", "ternary, packed")),
+    *(("GPTQ-like", how) for how in ("int2", "int1")),
+    *(("GPTQ-like, zero kept", how) for how in ("int2", "ternary, packed")),
     *(("fitted train", "3x int4"), ("whitened SVD", "2x int4"), ("whitened SVD", "3x int4")),
 }
 NULLS = {
     *(("fitted train", how) for how in ("2x int3", "4x int4")),
-    *(("integers, all levels", how) for how in ("int2", "int1")),
+    *(("GPTQ-like", how) for how in ("int2", "int1")),
     ("whitened SVD", "2x int4"),
 }
 
@@ -277,7 +277,7 @@ def main() -> None:
     first, modes = front("ResNet-20", folder, DRAWS, every=True)
     model = NETWORKS["ResNet-20"](folder)
     write(
-        [first, front("plain", folder, DRAWS[:1], every=False)[0]],
+        [first, front("plain", folder, DRAWS, every=False)[0]],
         [
             row
             for share, at in ((1 / 2, SHARES[0]), (1 / 3, SHARES[1]))

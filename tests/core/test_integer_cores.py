@@ -85,13 +85,12 @@ def test_a_round_more_is_never_worse():
     assert errors[0] >= errors[1] >= errors[2]
 
 
-def test_a_single_core_is_the_dense_matrix_and_no_worse_than_gptq():
-    """All 2^b levels instead of 2^b - 1, and one pass of descent: at two bits that is a good part of the error."""
+def test_a_single_core_is_the_dense_matrix_rounded_by_gptq():
     weight, gram = gaussian((12, 40), 0), inputs(40)
-    for bits in (2, 3):
+    for bits in (1, 2, 3):
         found = quantize_cores([weight[None, :, :, None]], weight, gram, bits, group=20)[2][0][0, :, :, 0]
-        other = gptq_quantize(weight, gram, bits, group=20).approximation
-        assert output_error(weight, found, gram) < output_error(weight, other, gram)
+        other = gptq_quantize(weight, gram, bits, group=20, zero=False).approximation
+        torch.testing.assert_close(output_error(weight, found, gram), output_error(weight, other, gram), rtol=0.02, atol=0)
 
 
 def test_rows_of_codes_are_near_the_best_of_all():
