@@ -185,7 +185,6 @@ class Live:
         self.add(others * cols)
         self.sort(batch * cols, needed=others > 0)
 
-
     def rebuild(self, shapes: Sequence[Shape], batch: int, block: int, bias: int) -> None:
         """Backward through ``recomputed.RebuiltTwice``."""
         (_, rows, cols, _), first, rest = merged(shapes), math.prod(shapes[0]), math.prod(merged(shapes[1:]))
