@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from strategies import gaussian
 
 from ttref import Baseline, quantize_integer
+from ttref.codes import pack_bits
+from ttref.files import write
 from ttref.fitting import Gram
 from ttref.gptq import gptq_quantize, whole_levels
 from ttref.rounding import DAMPING, damped, fed_forward, spreading
@@ -196,3 +198,14 @@ def test_bad_input_is_refused():
     for bits in (1, 4):
         with pytest.raises(ValueError, match="too large for a bfloat16 scale"):
             gptq_quantize(w * 1e300, gram, bits)
+
+
+def test_files_from_before_the_odd_levels_load(path):
+    """Their headers do not say ``odd``; of one bit the codes meant signs, of more they were plain."""
+    w = gaussian((4, 8), 0, torch.float32)
+    for bits, zero in ((1, None), (3, True)):
+        made = gptq_quantize(w, torch.eye(8), bits, zero=zero)
+        codes = pack_bits(made.stored["codes"], bits)
+        header = {"name": made.name, "dtype": "float32", "bits": bits, "shape": list(made.stored["codes"].shape)}
+        write(path, "Baseline", {"codes": codes, "scales": made.stored["scales"]}, header, Baseline._restore)
+        assert torch.equal(Baseline.load(path).approximation, made.approximation)
