@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from ttref.convolving import Geometry, kernel_of
 from ttref.integer_cores import quantize_cores
 
+from ..cifar import scores
 from . import methods
 from .methods import Kernel, Modes
-from .networks import pictures, rest, scores, shifted
+from .networks import pictures, rest, shifted
 
 STEPS, BATCH = 120, 32
 RATE = 5e-3  # of the root mean square of a core's numbers

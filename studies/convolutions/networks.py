@@ -1,4 +1,4 @@
-"""Two convolutional networks for CIFAR-10 as modules: a published ResNet-20, and a plain one taught by it here."""
+"""Two convolutional networks for CIFAR-10: a published ResNet-20, and a plain one taught by it here."""
 
 from __future__ import annotations
 
@@ -12,60 +12,12 @@ from torch.nn import functional as F
 
 from book.workbook.store import built_once, sha256_of
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FILE = "resnet_cifar10/resnet20_cifar10.npz"
+from ..cifar import RESNET20, convolution, scores
+
 VARIANTS, EPOCHS, BATCH, RATE = 8, 3, 64, 0.04  # of the plain network's lessons
 
-
-def pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """The pictures of a part, "train" or "test", normalized, and their classes."""
-    held = np.load(folder / "cifar10" / "cifar10_part.npz")
-    x = torch.from_numpy(held[f"{part}_x"]).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    return (x - mean) / std, torch.from_numpy(held[f"{part}_y"].astype(np.int64))
-
-
-def convolution(ins: int, outs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3 x 3 convolution without bias."""
-    return nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
-
-
-class Block(nn.Module):
-    """Two convolutions beside a shortcut; where the picture is halved, the shortcut pads channels with zeros."""
-
-    def __init__(self, ins: int, outs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = convolution(ins, outs, stride), nn.BatchNorm2d(outs)
-        self.conv2, self.bn2 = convolution(outs, outs), nn.BatchNorm2d(outs)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(batch, ins, height, width)`` to ``(batch, outs, height / stride, width / stride)``."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride == 2:
-            quarter = x.shape[1] // 2
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, quarter, quarter))
-        return F.relu(x + y)
-
-
-class ResNet20(nn.Module):
-    """A stem, three stages of three blocks with 16, 32 and 64 channels, and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = convolution(3, 16), nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            ins, outs = widths[stage - 1 : stage + 1]
-            blocks = [Block(ins, outs, 2 if stage > 1 else 1), Block(outs, outs, 1), Block(outs, outs, 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(batch, 3, 32, 32)`` to ``(batch, 10)``."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+pictures = RESNET20.pictures  # for both: ResNet-20 taught the plain network
+resnet20 = RESNET20.read
 
 
 class Plain(nn.Module):
@@ -87,31 +39,17 @@ class Plain(nn.Module):
         return self.linear(self.features(x).mean((2, 3)))
 
 
-def resnet20(folder: Path) -> nn.Module:
-    """The trained ResNet-20, in eval mode."""
-    held = np.load(folder / FILE)
-    model = ResNet20()
-    model.load_state_dict({name: torch.from_numpy(held[name]) for name in held.files}, strict=False)
-    return model.eval()
-
-
 def plain(folder: Path) -> nn.Module:
     """The plain network, trained here once and kept in the cache, in eval mode."""
 
     def build(target: Path) -> None:
         np.savez(target / "plain.npz", **{k: v.numpy() for k, v in taught(folder).state_dict().items()})
 
-    at = built_once("plain-cifar10", build, source_sha256=sha256_of(folder / FILE))
+    at = built_once("plain-cifar10", build, source_sha256=sha256_of(folder / RESNET20.file))
     held = np.load(at / "plain.npz")
     model = Plain()
     model.load_state_dict({name: torch.from_numpy(held[name]) for name in held.files})
     return model.eval()
-
-
-@torch.no_grad()
-def scores(model: nn.Module, x: Tensor) -> Tensor:
-    """The class scores of pictures, ``(pictures, 10)``."""
-    return torch.cat([model(part) for part in x.split(128)])
 
 
 def taught(folder: Path) -> nn.Module:

@@ -23,10 +23,11 @@ from book.workbook import sources
 from ttref import gaussian_null
 from ttref.fitting import collect_gram, output_error
 
+from ..cifar import scores
 from ..toy_classifier.data import brief
 from . import figure, healing, methods, speed
 from .methods import Kernel, Modes, Stored
-from .networks import NETWORKS, pictures, scores
+from .networks import NETWORKS, pictures
 
 PICTURES, HELD_OUT = 512, 256
 DRAWS = (0, 1, 2)

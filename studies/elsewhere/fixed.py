@@ -11,7 +11,8 @@ from ttref import ttm_svd
 from ttref.fixedpoint import QuantizedTT, sqnr_db
 from ttref.fixedpoint.stages import contract_float
 
-from .networks import ViT, cifar
+from ..cifar import pixels
+from .networks import ViT
 
 MODES = {128: (4, 4, 8), 256: (4, 8, 8), 384: (6, 8, 8)}
 RANKS, BITS = (4, 16), (8, 12)
@@ -23,7 +24,7 @@ def costs(folder: Path) -> list[dict]:
 
     The layers are trains by TT-SVD; their inputs are activations of pictures not used in training the network.
     """
-    network, (x, _) = ViT(folder), cifar(folder)
+    network, (x, _) = ViT(folder), pixels(folder, "test")
     found = []
     for name, given in network.activations(x[:PICTURES]).items():
         weight = network.state[name].double()

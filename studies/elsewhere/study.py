@@ -23,6 +23,7 @@ from book.tools import results
 from book.workbook import sources
 from ttref import factorize, truncated_svd, tt_svd, ttm_svd
 
+from ..cifar import pixels
 from ..toy_classifier import mnist
 from ..toy_classifier.data import brief, three_parts
 from ..toy_classifier.training import DENSE, SCRATCH, SHUFFLED, Arm
@@ -30,7 +31,7 @@ from ..tt_lora.glue import SEEDS as GLUE_SEEDS
 from ..tt_lora.glue import arms, measured, point
 from ..tt_lora.tasks import GLUE, load_glue
 from .fixed import costs, spreads
-from .networks import ResNet20, ViT, cifar, rounded
+from .networks import ResNet20, ViT, rounded
 
 DIGIT_SEEDS = range(8)
 RATE = 3e-3  # the toy study's tuning chose it for all of these arms
@@ -62,13 +63,13 @@ def digits(folder: Path, progress: Iterator) -> dict:
 
 def integers(folder: Path) -> list[dict]:
     """Two trained networks with every matrix and convolution rounded, one scale for each output: right of 761."""
-    x, y = cifar(folder)
+    x, y = pixels(folder, "test")
     found = []
     for network in (ResNet20(folder), ViT(folder)):
         right = {None: network.correct(x, y)}
         for bits in (8, 4, 3):
             right[bits] = rounded(network, bits).correct(x, y)
-        row = {"network": network.name, "total": len(y), "layers": len(network.weights()), "right": right[None]}
+        row = {"network": network.trained.name, "total": len(y), "layers": len(network.weights()), "right": right[None]}
         found.append(row | {f"right_int{bits}": right[bits] for bits in (8, 4, 3)})
     return found
 
@@ -100,7 +101,7 @@ def errors(folder: Path) -> list[dict]:
             plain, *others = (truncated_svd(flat, params=budget).relative_error(flat) for flat in matrices(w))
             tries = convolutions(w) if w.ndim == 4 else linears(w)
             train = min(at_most(budget, decompose, w) for decompose in tries)
-            row = {"network": network.name, "layer": name, "kind": "convolution" if w.ndim == 4 else "linear"}
+            row = {"network": network.trained.name, "layer": name, "kind": "convolution" if w.ndim == 4 else "linear"}
             row |= {"shape": list(w.shape), "train_error": train}
             found.append(row | {"svd_plain_error": plain, "svd_error": min(plain, *others) if others else plain})
     return found

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from ttref import gaussian_null
 from ttref.fitting.collecting import collect_gram
 from ttref.fitting.gram import Gram, Grams
 
+from ..cifar import pixels
 from ..elsewhere.networks import ViT
 from ..embeddings import data as texts
 
@@ -37,16 +37,15 @@ class Layer:
         return replace(self, weight=gaussian_null(self.weight))
 
 
-def pictures(folder: Path, part: str) -> Tensor:
-    """CIFAR-10 pictures of the training or the test part, values from 0 to 1."""
-    held = np.load(folder / "cifar10" / "cifar10_part.npz")
-    return torch.from_numpy(held[f"{part}_x"]).float() / 255
-
-
 def calibration(folder: Path, count: int = PICTURES) -> Tensor:
-    """Training pictures, evenly spread."""
-    x = pictures(folder, "train")
+    """Training pictures with values from 0 to 1, evenly spread."""
+    x = pixels(folder, "train")[0]
     return x[torch.arange(count) * len(x) // count]
+
+
+def fresh(folder: Path) -> Tensor:
+    """Test pictures with values from 0 to 1, to judge by."""
+    return pixels(folder, "test")[0][:HELD_OUT]
 
 
 def inputs(net: ViT, x: Tensor) -> Iterator[dict[str, Tensor]]:

@@ -50,7 +50,7 @@ def vit(folder: Path) -> tuple[ViT, list[Layer]]:
     """The ViT's matrices with the Gram matrices of 512 training pictures, and of 256 test pictures to judge by."""
     net = ViT(folder)
     grams = data.gram_matrices(net, data.calibration(folder))
-    held_out = data.gram_matrices(net, data.pictures(folder, "test")[: data.HELD_OUT])
+    held_out = data.gram_matrices(net, data.fresh(folder))
     return net, data.vit_layers(net, grams, held_out)
 
 
@@ -72,7 +72,7 @@ def vit_shuffled(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """Fitted to inputs whose features were shuffled over the tokens; judged by the real ones."""
     net, layers = vit(folder)
     grams = data.shuffled(net, data.calibration(folder))
-    held_out = data.gram_matrices(net, data.pictures(folder, "test")[: data.HELD_OUT])
+    held_out = data.gram_matrices(net, data.fresh(folder))
     by_name = {layer.name: layer for layer in data.vit_layers(net, grams, held_out)}
     keys = [(layer.name, 4) for layer in layers[::NOISE_EVERY]]
     return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -14,7 +13,8 @@ from ttref.fitting.choosing import choose_modes
 from ttref.gptq import gptq_quantize
 from ttref.integer_cores import quantize_cores
 
-from ..elsewhere.networks import ViT, cifar
+from ..cifar import pixels
+from ..elsewhere.networks import ViT
 from ..embeddings.encoder import pooled
 from . import data
 from .data import Layer
@@ -63,8 +63,8 @@ class Pictures:
     """The ViT judged on the 761 test pictures."""
 
     def __init__(self, net: ViT, folder: Path) -> None:
-        self.net, (self.x, self.y) = net, cifar(folder)
-        self.before = self.answers(net.state)
+        self.net, (self.x, self.y) = net, pixels(folder, "test")
+        self.before = net.answers(self.x)
 
     def keys(self) -> list[tuple[str, int]]:
         """Methods and their sizes: ratios of numbers, or bits."""
@@ -72,14 +72,6 @@ class Pictures:
             (method, ratio) for ratio in (2, 4, 8) for method in ("svd", "whitened", "tt_svd", "balanced", "searched")
         ]
         return [("dense", 1), *low, *((m, b) for m in ("rounding", "gptq") for b in (4, 3, 2)), ("gptq", 1)]
-
-    @torch.no_grad()
-    def answers(self, state: dict[str, Tensor]) -> Tensor:
-        """The class of each picture."""
-        other = copy.copy(self.net)
-        other.state = state
-        mean, std = (torch.tensor(v)[:, None, None] for v in (other.mean, other.std))
-        return torch.cat([other.logits((part - mean) / std).argmax(-1) for part in self.x.split(128)])
 
     def measure(self, key: tuple[str, int], layers: list[Layer], chosen: list[dict]) -> dict:
         """Right answers, answers as before, and bits for each weight."""
@@ -92,7 +84,7 @@ class Pictures:
                 modes = read_modes(chosen, layer.name, size) if method.startswith("searched") else None
                 dense[layer.name], taken = replaced(method, size, layer, modes)
             bits += taken
-        answers = self.answers(data.put(self.net, dense))
+        answers = self.net.having(data.put(self.net, dense)).answers(self.x)
         return {
             "method": method,
             "size": size,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ttref import TTLinear, gaussian_null, truncated_svd, ttm_svd
 
-from .networks import ViT
+from .. import cifar
 from .tasks import MINILM_LINEARS, MINILM_TABLES, VIT_LINEARS, minilm
 
 BERT = {"vocabulary": 30522, "positions": 512, "types": 2, "width": 768, "wide": 3072, "layers": 12}
@@ -61,7 +61,7 @@ def vit_base() -> dict:
 def here(folder: Path) -> list[dict]:
     """The same shares of the two models that are measured."""
     found = []
-    encoder, vit = minilm().model, ViT.read(folder)
+    encoder, vit = minilm().model, cifar.VIT.read(folder)
     for name, model, embeddings in (
         ("all-MiniLM-L6-v2", encoder, encoder.embeddings),
         ("ViT (CIFAR-10)", vit, vit.patches),
@@ -93,7 +93,10 @@ def ratios_at_eps(folder: Path) -> list[dict]:
     found = []
     sets = {
         "all-MiniLM-L6-v2": (minilm().model, MINILM_LINEARS),
-        "ViT (CIFAR-10)": (ViT.read(folder), tuple(f"blocks.{k}.{name}" for k in range(6) for name in VIT_LINEARS)),
+        "ViT (CIFAR-10)": (
+            cifar.VIT.read(folder),
+            tuple(f"blocks.{k}.{name}" for k in range(6) for name in VIT_LINEARS),
+        ),
     }
     for name, (model, names) in sets.items():
         weights = [model.get_submodule(layer).weight.detach() for layer in names]

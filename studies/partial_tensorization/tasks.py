@@ -20,9 +20,10 @@ from book.workbook import sources
 from book.workbook.console import quiet
 from book.workbook.docstrings import load_docstring_task
 
+from ..cifar import VIT, vit_parts
 from ..embeddings import data
 from ..tt_lora import tasks as glue
-from .networks import Staged, ViT, bert_parts, vit_parts
+from .networks import Staged, bert_parts
 
 LINEARS = (
     *("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -191,11 +192,6 @@ def ndcg(documents: Vectors, queries: Vectors, relevant: Tensor, model: nn.Modul
 
 def vit(folder: Path) -> Task:
     """CIFAR-10 pictures; the halves of the test pictures at hand are for validation and test, none was trained on."""
-    held = np.load(folder / "cifar10" / "cifar10_part.npz")
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
-
-    def pictures(name: str) -> Tensor:
-        return (torch.from_numpy(held[name]).float() / 255 - mean) / std
 
     def logits(staged: Staged, model: nn.Module) -> Tensor:
         return torch.cat(staged(model))
@@ -203,12 +199,12 @@ def vit(folder: Path) -> Task:
     def right(logits: Callable[[nn.Module], Tensor], labels: Tensor, model: nn.Module) -> Tensor:
         return (logits(model).argmax(1) == labels).double()
 
-    x, y = pictures("test_x"), torch.from_numpy(held["test_y"].astype(np.int64))
+    x, y = VIT.pictures(folder, "test")
     halves = [functools.partial(logits, Staged(vit_parts, x[k::2].split(64))) for k in (0, 1)]
     splits = {split: functools.partial(right, halves[k], y[k::2]) for k, split in enumerate(("validation", "test"))}
     names = tuple(f"blocks.{k}.{name}" for k in range(6) for name in VIT_LINEARS)
-    pixels = list(pictures("train_x")[::8].split(64))
-    return Task("vit", ViT.read(folder), (), names, pixels, splits, halves[0])
+    pixels = list(VIT.pictures(folder, "train")[0][::8].split(64))
+    return Task("vit", VIT.read(folder), (), names, pixels, splits, halves[0])
 
 
 TASKS = {"vit": vit, "sst2": sst2, "docstrings": docstrings, "medlars": medlars}

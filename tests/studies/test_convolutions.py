@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from book.tools.results import RESULTS
+from studies.cifar import ResNet20
 from studies.convolutions import healing, methods, speed, study
 from studies.convolutions.methods import Kernel, Modes
-from studies.convolutions.networks import Plain, ResNet20, pictures, resnet20
+from studies.convolutions.networks import Plain, pictures, resnet20
 from ttref import tt_params, ttm_to_matrix
 from ttref.fitting import output_error
 

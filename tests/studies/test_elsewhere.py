@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from book.tools.results import RESULTS
+from studies.cifar import pixels
 from studies.elsewhere import fixed as elsewhere_fixed
 from studies.elsewhere import study as elsewhere
-from studies.elsewhere.networks import ResNet20, ViT, cifar, rounded
+from studies.elsewhere.networks import ResNet20, ViT, rounded
 from studies.toy_classifier import mnist
 from studies.toy_classifier.data import three_parts
 from studies.toy_classifier.training import SCRATCH, Arm
@@ -30,8 +31,8 @@ def recorded():
 @needs_data
 @pytest.mark.parametrize("network, bits", [(ResNet20, 3), (ViT, 4)])
 def test_rounded_networks_get_as_many_right_as_recorded(recorded, network, bits):
-    net, (x, y) = network(Path(DATA)), cifar(Path(DATA))
-    (row,) = (row for row in recorded["integers"] if row["network"] == net.name)
+    net, (x, y) = network(Path(DATA)), pixels(Path(DATA), "test")
+    (row,) = (row for row in recorded["integers"] if row["network"] == net.trained.name)
     assert abs(rounded(net, bits).correct(x, y) - row[f"right_int{bits}"]) <= 4  # answers near a tie may turn
     assert row["total"] == len(y)
 
@@ -43,7 +44,7 @@ def test_errors_of_a_convolution_and_of_a_matrix(recorded):
         w = network(Path(DATA)).weights()[layer]
         tries = elsewhere.convolutions(w) if w.ndim == 4 else elsewhere.linears(w)
         found = min(elsewhere.at_most(w.numel() // 4, decompose, w) for decompose in tries)
-        assert found == pytest.approx(rows[network.name, layer]["train_error"], abs=2e-3)
+        assert found == pytest.approx(rows[network.trained.name, layer]["train_error"], abs=2e-3)
 
 
 def test_the_error_read_off_the_last_core_is_that_of_the_train():
@@ -89,7 +90,7 @@ def test_the_spread_of_the_fixed_point_costs_is_that_of_the_rows(recorded):
 
 @needs_data
 def test_fixed_point_costs_of_one_layer(recorded):
-    network, (x, _) = ViT(Path(DATA)), cifar(Path(DATA))
+    network, (x, _) = ViT(Path(DATA)), pixels(Path(DATA), "test")
     name = "transformer.layers.0.self_attn.out_proj.weight"
     given = network.activations(x[: elsewhere_fixed.PICTURES])[name]
     inputs = given[:: len(given) // elsewhere_fixed.VECTORS][: elsewhere_fixed.VECTORS].double().numpy()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from book.tools.results import RESULTS
-from studies.elsewhere.networks import ViT, cifar
+from studies.cifar import pixels
+from studies.elsewhere.networks import ViT
 from studies.fitting import data, spectra, study, untried
 from studies.fitting.methods import balanced, fitted, shared
 from studies.fitting.summary import at_ratio, kendall, plain, summary
@@ -102,7 +103,7 @@ def test_the_shared_projection_pays_where_few_directions_carry_the_inputs(record
 def test_two_matrices_of_the_vit_again(recorded):
     net = ViT(Path(DATA))
     grams = data.gram_matrices(net, data.calibration(Path(DATA)))
-    held_out = data.gram_matrices(net, data.pictures(Path(DATA), "test")[: data.HELD_OUT])
+    held_out = data.gram_matrices(net, data.fresh(Path(DATA)))
     layers = {layer.name: layer for layer in data.vit_layers(net, grams, held_out)}
     assert len(layers) == 36
     for name in ("1.value", "4.out_proj"):
@@ -118,7 +119,7 @@ def test_two_matrices_of_the_vit_again(recorded):
 
 @needs_data
 def test_matrices_put_back_leave_the_answers(recorded):
-    net, (x, y) = ViT(Path(DATA)), cifar(Path(DATA))
+    net, (x, y) = ViT(Path(DATA)), pixels(Path(DATA), "test")
     seen = {name: Gram(torch.eye(net.state[name].shape[1]).double(), 1) for name in net.activations(x[:1])}
     layers = data.vit_layers(net, seen, seen)
     dense = {layer.name: layer.weight for layer in layers}

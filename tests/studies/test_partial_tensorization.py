@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from book.tools.results import RESULTS
+from studies.cifar import ViT, vit_parts
 from studies.partial_tensorization import accepts, gains, healing, layer_map, loops, methods, shares, tasks
-from studies.partial_tensorization.networks import Staged, ViT, vit_parts
+from studies.partial_tensorization.networks import Staged
 from ttref.fitting import Gram, output_error
 from ttref.surgery import edit
 
