@@ -1,6 +1,7 @@
 """Layers that something else uses too are not swapped in silence, however the sharing is done."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from ttref import MPSEmbedding, TiedHead, TTLinear, replace_embedding, swap_layer
+from ttref.surgery import find_layers
 from ttref.surgery.ties import declare
 
 
@@ -176,3 +178,26 @@ def test_a_model_in_distributed_training_is_refused():
 
     model = DistributedDataParallel(nn.Sequential(nn.Linear(12, 20)))
     refused(model, "module.0", TTLinear(12, 20, 2), "would not synchronize")
+
+
+@pytest.mark.parametrize("asked", [None, "whole", "ends"])
+def test_twice_the_layers_take_twice_the_work(asked):
+    def work(count):
+        model = nn.Sequential(*(nn.ModuleDict({f"part{k}": nn.Linear(8, 8)}) for k in range(count)))
+        names = {"whole": [f"{k}.part{k}" for k in range(count)], "ends": [f"part{k}" for k in range(count)]}.get(asked)
+        calls, before = 0, sys.getprofile()
+
+        def count_one(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count_one)
+        try:
+            found = find_layers(model, names)
+        finally:
+            sys.setprofile(before)
+        assert len(found) == count
+        return calls
+
+    work(2)  # what is imported late
+    assert work(80) < 2.2 * work(40)

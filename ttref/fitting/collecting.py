@@ -69,13 +69,14 @@ def collect_gram(
         (Grams(0: 4 x 4, 2: 3 x 3), 7, [7.0, 7.0, 7.0, 7.0])
     """
     # Importing it above would lead around: what changes models stands on layers, and layers on what is fitted here.
-    from ..surgery.wrappers import bare, bare_modules, named
+    from ..surgery.wrappers import Names, bare, bare_modules
 
     if isinstance(batches, (Tensor, Mapping, str)):
         raise TypeError(f"batches must be an iterable of batches, got one {type(batches).__name__}; put it into a list")
     there = bare_modules(model, remove_duplicate=False)
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    names = list(dict.fromkeys(name for target in wanted for name in named(model, target)))
+    known = Names(model)
+    names = list(dict.fromkeys(name for target in wanted for name in known.match(target)))
     if not names:
         raise ValueError("layers is empty; name at least one layer")
     watched = {id(there[name]): _Watched(name, there[name]) for name in reversed(names)}  # errors tell the first name

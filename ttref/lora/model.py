@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..surgery.edit import edit, to_the_end
 from ..surgery.ties import check_unshared
-from ..surgery.wrappers import bare, bare_modules, find, named, names_it, put, synchronizing
+from ..surgery.wrappers import Names, bare, bare_modules, find, names_it, put, synchronizing
 from .base import check_addable, delta_for
 from .delta import TTDelta
 from .layer import TTLoRALinear
@@ -76,7 +76,8 @@ def add_tt_lora(
     if not targets:
         raise ValueError("target_modules is empty; name the layers to adapt, such as ['query', 'value']")
     inside = tuple(f"{name}." for name in adapters(model))  # names inside adapters do not count
-    found = {target: named(model, target, outside=inside) for target in (*targets, *saved)}
+    known = Names(model)
+    found = {target: known.match(target, outside=inside) for target in (*targets, *saved)}
     deltas: dict[str, TTDelta] = {}
     names = list(dict.fromkeys(name for target in targets for name in found[target]))
     check_shape_names(names, shape)

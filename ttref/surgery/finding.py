@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ from ..advice.kinds import kind_of
 from ..checks import several
 from ..costs import Plan
 from ..linears import conv1d_of, numbers_of, weight_and_bias
-from .ties import check_unshared, leaving
-from .wrappers import bare_modules, named
+from .ties import Users, leaving
+from .wrappers import Names, bare_modules
 
 __all__ = ["Layer", "Layers", "find_layers"]
 
@@ -83,7 +84,7 @@ def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
         TypeError: A layer that was asked for by name is of another kind, quantized, or computes more than its kind.
 
     Cost:
-        O(number of modules) for each layer; no weight is copied.
+        O(number of modules); no weight is copied.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Embedding(30, 16), nn.Linear(16, 2))
@@ -95,17 +96,18 @@ def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
     if layers is None:
         names = [name for name, module in bare_modules(model).items() if name and kind_of_layer(module)]
     else:
+        known = Names(model)
         names = [
             name
             for target in ([layers] if isinstance(layers, str) else _listed(layers))
-            for name in named(model, target)
+            for name in known.match(target)
         ]
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise ValueError(f"{twice[0]} is asked for twice in layers; name it once")
-    found, skipped = [], {}
+    users, found, skipped = Users(modules), [], {}
     for name in names:
         try:
-            found.append(_layer(name, modules, small=layers is not None))
+            found.append(_layer(name, modules[name], users, small=layers is not None))
         except (TypeError, ValueError) as error:
             if layers is not None:
                 raise type(error)(f"{name} cannot be replaced: {error}") from error
@@ -128,9 +130,8 @@ def _listed(layers: Iterable[str]) -> list[str]:
     return names
 
 
-def _layer(name: str, modules: dict[str, nn.Module], *, small: bool) -> Layer:
+def _layer(name: str, module: nn.Module, users: Users, *, small: bool) -> Layer:
     """The record of a layer; an error says why it cannot be replaced."""
-    module = modules[name]
     kind = kind_of_layer(module)
     if kind is None:
         raise TypeError(f"{type(module).__name__} is no nn.Linear, Conv1D, nn.Conv2d or nn.Embedding")
@@ -140,7 +141,7 @@ def _layer(name: str, modules: dict[str, nn.Module], *, small: bool) -> Layer:
     shape = sizes_of(module)
     if min(shape) < LEAST and not small:
         raise ValueError(f"too small: {shape[0]} x {shape[1]}")
-    check_unshared(modules, {name: leaving(module, nn.Identity())}, aliases=True)
+    users.check({name: leaving(module, nn.Identity())}, aliases=True)
     return Layer(name, kind_of(f"{name}.weight", module.weight.ndim, module), shape, *cost_of(module), module)
 
 

@@ -19,7 +19,7 @@ from .layer_report import Report
 from .paired import fewest_examples
 from .resuming import Record
 from .searching import Metric, Search, kept_state
-from .wrappers import named
+from .wrappers import Names
 
 __all__ = ["partial_tensorize"]
 
@@ -262,7 +262,8 @@ def _grams_of(model: nn.Module, found: Layers, grams: Mapping[str, Any] | None) 
         return {}
     if not isinstance(grams, Mapping):
         raise TypeError(f"grams must map names of layers to Gram matrices, got {type(grams).__name__}")
-    whole = {named(model, name, one=True)[0]: gram for name, gram in grams.items()}
+    known = Names(model)
+    whole = {known.match(name, one=True)[0]: gram for name, gram in grams.items()}
     for layer in found:
         size = getattr(whole.get(layer.name), "matrix", whole.get(layer.name))
         wanted = layer.shape[kind_of_layer(layer.module) != TABLE]

@@ -23,28 +23,52 @@ def check_unshared(
     *,
     aliases: bool = False,
 ) -> None:
-    """Refuse to change tensors and modules that other modules of the model use too.
+    """Refuse to change tensors and modules that other modules of the model use too; :meth:`Users.check`, once."""
+    Users(modules).check(used, aliases=aliases)
+
+
+class Users:
+    """Who uses which tensor and module of a model, found in one walk and asked for any number of layers.
 
     Args:
         modules: All modules of the model by their bare names, shared ones under each of their names.
-        used: By such names, the tensors and modules in them that are to be changed or replaced.
-        aliases: True if the two names of a module inside a shared block count as one.
-
-    Raises:
-        ValueError: Another module uses one of them.
     """
-    same = {name: (f"{name}.",) for name in used}
-    if aliases:
-        places = {_place(modules, name): name for name in used}
-        for name in modules:
-            if (owner := places.get(_place(modules, name))) is not None:
-                same[owner] += (f"{name}.",)
-    keys = {key: (name, part) for name, own in used.items() for part in own for key in _keys(part)}
-    for other, module in modules.items():
-        held = [(f".{leaf}", tensor) for leaf, tensor in (*module._parameters.items(), *module._buffers.items())]
-        for leaf, one in (*held, *(("", one) for one in hidden(module))):
-            name, part = next((keys[key] for key in _keys(one) if key in keys), ("", None))
-            if part is None or f"{other}{leaf}.".startswith(same[name]):
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._places: dict[tuple[int, str], list[str]] = {}
+        self._uses: list[tuple[str, str, Tensor | nn.Module | None]] = []
+        self._by_key: dict[object, list[int]] = {}
+        for other, module in modules.items():
+            self._places.setdefault(_place(modules, other), []).append(other)
+            held = [(f".{leaf}", tensor) for leaf, tensor in (*module._parameters.items(), *module._buffers.items())]
+            for leaf, one in (*held, *(("", one) for one in hidden(module))):
+                for key in _keys(one):
+                    self._by_key.setdefault(key, []).append(len(self._uses))
+                self._uses.append((other, leaf, one))
+
+    def check(self, used: Mapping[str, Iterable[Tensor | nn.Module | None]], *, aliases: bool = False) -> None:
+        """Refuse to change tensors and modules that other modules of the model use too.
+
+        Args:
+            used: By names of modules, the tensors and modules in them that are to be changed or replaced.
+            aliases: True if the two names of a module inside a shared block count as one.
+
+        Raises:
+            ValueError: Another module uses one of them.
+
+        Cost:
+            O(number of their uses), however large the model.
+        """
+        modules, same = self._modules, {name: (f"{name}.",) for name in used}
+        if aliases:
+            for place, owner in {_place(modules, name): name for name in used}.items():
+                same[owner] += tuple(f"{name}." for name in self._places[place])
+        keys = {key: (name, part) for name, own in used.items() for part in own for key in _keys(part)}
+        for k in sorted({k for key in keys for k in self._by_key.get(key, ())}):
+            other, leaf, one = self._uses[k]
+            name, part = next(keys[key] for key in _keys(one) if key in keys)
+            if f"{other}{leaf}.".startswith(same[name]):
                 continue
             user = f"{other}{leaf}".removeprefix(".")
             if isinstance(part, nn.Module):

@@ -14,7 +14,19 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["bare", "bare_modules", "bare_names", "bare_state", "find", "named", "names_it", "put", "rebind", "way"]
+__all__ = [
+    "Names",
+    "bare",
+    "bare_modules",
+    "bare_names",
+    "bare_state",
+    "find",
+    "named",
+    "names_it",
+    "put",
+    "rebind",
+    "way",
+]
 
 # By name, because importing the classes would load torch's compiler, its distributed package, and PEFT.
 _INSIDE = {
@@ -83,33 +95,55 @@ def names_it(target: str, name: str) -> bool:
 
 
 def named(model: nn.Module, target: str, *, one: bool = False, outside: tuple[str, ...] = ()) -> list[str]:
-    """The bare names that ``target`` matches, in the order of the model; if none, it is read as a name with wrappers.
+    """The bare names that ``target`` matches: :meth:`Names.match`, once."""
+    return Names(model).match(target, one=one, outside=outside)
 
-    Args:
-        model: The model.
-        target: A full name, or the end of one after a dot.
-        one: Exactly one match is wanted: the module with this full name, or the only one whose name ends so.
-        outside: Prefixes of names to ignore.
 
-    Raises:
-        ValueError: No match, or several where one is wanted.
-    """
-    modules = bare_modules(model, remove_duplicate=False)
-    names = [name for name in modules if name and not name.startswith(outside)]
-    for whole in (target, bare_names(model).get(target, target)):
-        if found := [name for name in names if names_it(whole, name)]:
-            break
-    else:
-        ends = dict.fromkeys(name.rpartition(".")[2] for name in names if not list(modules[name].children()))
+class Names:
+    """The names of a model's modules and their ends, listed in one walk and asked for any number of targets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = bare_modules(model, remove_duplicate=False)
+        self._wrapped = bare_names(model)
+        self._ending: dict[str, list[str]] = {}
+        for name in self._modules:
+            parts = name.split(".") if name else []
+            for k in range(len(parts)):
+                self._ending.setdefault(".".join(parts[k:]), []).append(name)
+
+    def match(self, target: str, *, one: bool = False, outside: tuple[str, ...] = ()) -> list[str]:
+        """The bare names that ``target`` matches, in the order of the model; if none, it may be a name with wrappers.
+
+        Args:
+            target: A full name, or the end of one after a dot.
+            one: Exactly one match is wanted: the module with this full name, or the only one whose name ends so.
+            outside: Prefixes of names to ignore.
+
+        Raises:
+            ValueError: No match, or several where one is wanted.
+        """
+        for whole in (target, self._wrapped.get(target, target)):
+            if found := [name for name in self._ending.get(whole, ()) if not name.startswith(outside)]:
+                break
+        else:
+            raise ValueError(self._missing(target, outside))
+        if one and whole in found:
+            return [whole]
+        if one and len(found) > 1:
+            raise ValueError(
+                f"{target!r} names {len(found)} modules, {found[0]} and {found[1]} among them; give all of it"
+            )
+        return found
+
+    def _missing(self, target: str, outside: tuple[str, ...]) -> str:
+        """Why there is no such name, and what names there are."""
+        names = [name for name in self._modules if name and not name.startswith(outside)]
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in names if not list(self._modules[name].children()))
         pattern = "" if re.fullmatch(r"[\w.\-]*", str(target)) else " (it is taken as it stands, not as a pattern)"
         inner = f"the innermost modules here end in {', '.join([*ends][:40])}"
-        alone = f"the model is a single {type(bare(model)).__name__} without modules in it; put it into one first"
-        raise ValueError(f"no module is named {target!r} or ends in '.{target}'{pattern}; {inner if names else alone}")
-    if one and whole in found:
-        return [whole]
-    if one and len(found) > 1:
-        raise ValueError(f"{target!r} names {len(found)} modules, {found[0]} and {found[1]} among them; give all of it")
-    return found
+        alone = f"the model is a single {type(bare(self._model)).__name__} without modules in it; put it into one first"
+        return f"no module is named {target!r} or ends in '.{target}'{pattern}; {inner if names else alone}"
 
 
 def find(model: nn.Module, name: str) -> nn.Module:
