@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .figures import MARKERS, OKABE_ITO, pareto_frontier, readable
 
-__all__ = ["accuracy_front", "convolution_front", "front_of"]
+__all__ = ["accuracy_front", "front_of"]
 
-CONVOLUTIONS = {  # families of the study, and where their names stand
-    "fitted train": (0.9, 0.88),
-    "GPTQ-like": (1.22, 0.49),
-    "rounding": (2.25, 0.16),
-    "whitened SVD": (1.12, 0.16),
-}
 BITS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8)  # where the axis has its numbers
+SIDES = [(x, y) for x in (1, -1, 0) for y in (0, 1, -1) if x or y]  # of a point, where its name may stand
+GAP, CLEAR, FAR = 7, 4, 24  # points: from a name to its mark, to its line at least, and to other lines at best
 
 
 def front_of(points: Sequence[Mapping], families: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
@@ -44,16 +42,15 @@ def front_of(points: Sequence[Mapping], families: Sequence[str]) -> dict[str, li
     return found
 
 
-def accuracy_front(
-    ax: Axes, fronts: Mapping[str, Sequence[tuple[float, float]]], *, dense: float, names: Mapping[str, tuple] = ()
-) -> Axes:
+def accuracy_front(ax: Axes, fronts: Mapping[str, Sequence[tuple[float, float]]], *, dense: float) -> Axes:
     """Draw fronts over a logarithmic axis of bits a weight, the dense network's accuracy as a dashed line.
+
+    Each name stands beside its line, where it covers no line and no other name.
 
     Args:
         ax: Axes to draw in.
         fronts: name of each method and its (bits a weight, accuracy), as :func:`front_of` gives them.
         dense: accuracy of the network as it was.
-        names: for a method the place of its name, (bits, accuracy); left out, beside its first point.
 
     Returns:
         The Axes.
@@ -78,26 +75,48 @@ def accuracy_front(
         ax.plot(*zip(*points, strict=True), color=color, marker=marker, zorder=3 if first else 2)
     ax.margins(x=0.06, y=0.1)
     low, high = ax.get_xlim()
-    said, above = f"dense, 32 bits: {dense:.3f}", {"xytext": (0, 7), "textcoords": "offset points"}
-    ax.annotate(said, (high, dense), **above, color="#555555", ha="right", va="bottom")
-    for (name, points), color in zip(fronts.items(), OKABE_ITO, strict=False):
-        x, y = dict(names).get(name, points[0])
-        ax.annotate(name, (x, y), (5, -3), textcoords="offset points", color=readable(color), va="top")
     ax.xaxis.set_major_locator(FixedLocator([bits for bits in BITS if low <= bits <= high]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set(xlabel="bits a weight, scales counted", ylabel="accuracy, no training")
+    ax.set(xlabel="bits a weight, scales counted (log scale)", ylabel="accuracy, no training")
+    said, above = f"dense, 32 bits: {dense:.3f}", {"xytext": (0, 7), "textcoords": "offset points"}
+    ax.annotate(said, (high, dense), **above, color="#555555", ha="right", va="bottom")
+    for (name, place), color in zip(_places(ax, fronts, dense, said).items(), OKABE_ITO, strict=False):
+        ax.annotate(name, place, color=readable(color), ha="center", va="center")
     return ax
 
 
-def convolution_front(ax: Axes, network: Mapping) -> Axes:
-    """The front of one network of the study of convolutions: ``recorded("convolutions")["networks"][0]``.
+def _places(ax: Axes, fronts: Mapping[str, Sequence[tuple]], dense: float, said: str) -> dict[str, np.ndarray]:
+    """The middle of each name in data units: beside a point of its line, as far as may be from all other lines."""
+    ax.figure.draw_without_rendering()  # a layout may still move the Axes
+    unit, size = 72 / ax.figure.dpi, mpl.rcParams["font.size"]  # pixels become points
+    corners = ax.get_window_extent().get_points() * unit
+    lines = {name: _along(ax.transData.transform(points) * unit) for name, points in fronts.items()}
+    height = ax.transData.transform((ax.get_xlim()[1], dense))[1] * unit
+    lines[said] = _along(np.array([(corners[0, 0], height), (corners[1, 0], height)]))
+    half = {name: np.array([0.31 * size * len(name), 0.65 * size]) for name in lines}
+    taken = {said: np.array([corners[1, 0] - half[said][0], height + GAP + half[said][1]])}
+    for name in fronts:
 
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> rows = [{"family": family, "bits": 2, "accuracy": 0.5} for family in CONVOLUTIONS]
-        >>> len(convolution_front(Figure().subplots(), {"points": rows, "dense": 0.9}).lines)
-        6
-    """
-    fronts = front_of(network["points"], list(CONVOLUTIONS))
-    return accuracy_front(ax, fronts, dense=network["dense"], names=CONVOLUTIONS)
+        def clear(middle: np.ndarray, name: str = name) -> float:
+            """What speaks for a place: off the own line, far from the others, off the names that stand, inside."""
+            room = {
+                other: np.max(np.abs(points - middle) - half[name], axis=1).min() for other, points in lines.items()
+            }
+            names = [np.max(np.abs(at - middle) - half[name] - half[other]) for other, at in taken.items()]
+            outside = np.minimum(middle - half[name] - corners[0], corners[1] - middle - half[name]).min()
+            others = min(FAR, *(gap for other, gap in room.items() if other != name), *names)
+            return 3 * min(room[name], CLEAR) + others + 10 * min(outside, 0)
+
+        ends = ax.transData.transform(fronts[name]) * unit
+        tried = [end + np.array(side) * (half[name] + GAP) for end in ends for side in SIDES]
+        taken[name] = max(tried, key=clear)
+    return {name: ax.transData.inverted().transform(taken[name] / unit) for name in fronts}
+
+
+def _along(points: np.ndarray) -> np.ndarray:
+    """Points of a polyline, about one for each two units of length."""
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    at = np.concatenate([[0.0], np.cumsum(steps)])
+    fine = np.linspace(0, at[-1], 2 + int(at[-1] / 2))
+    return np.stack([np.interp(fine, at, points[:, axis]) for axis in (0, 1)], axis=1)

@@ -10,7 +10,6 @@ from book.workbook import figures, fronts
 
 PICTURE = RESULTS.parent / "_static" / "convolutions.png"
 FAMILIES = ("fitted train", "GPTQ-like", "whitened SVD")
-PLACES = {"GPTQ-like": (1.78, 0.69)}
 
 
 def draw(results: dict) -> Figure:
@@ -18,8 +17,7 @@ def draw(results: dict) -> Figure:
     figures.use_house_style()
     network = results["networks"][0]
     figure, ax = plt.subplots(figsize=(7.2, 5), layout="constrained")
-    found = fronts.front_of(network["points"], FAMILIES)
-    fronts.accuracy_front(ax, found, dense=network["dense"], names=PLACES)
+    fronts.accuracy_front(ax, fronts.front_of(network["points"], FAMILIES), dense=network["dense"])
     return figure
 
 
