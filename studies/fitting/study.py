@@ -24,12 +24,13 @@ from .data import Layer
 from .methods import integers, low_rank
 from .summary import summary
 
-RATIOS = (2, 4, 8, 16)
-NOISE_EVERY = 5  # of the 36 matrices of the ViT: each kind is among them
+RATIOS = (4, 8, 16)
+SOME = 5  # every fifth of the 36 matrices of the ViT: each kind is among them
 MINILM_RATIO = 4
-ROW = ("layer", "ratio")
 
 Keep = Callable[[list[dict]], None]
+Section = Callable[[Path, list[dict], Keep], list[dict]]
+Layers = Callable[[Path], list[Layer]]
 
 
 def missing(
@@ -54,51 +55,6 @@ def vit(folder: Path) -> tuple[ViT, list[Layer]]:
     return net, data.vit_layers(net, grams, held_out)
 
 
-def vit_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Every matrix of the ViT at every ratio."""
-    by_name = {layer.name: layer for layer in vit(folder)[1]}
-    keys = [(name, ratio) for ratio in (4, 8, 16, 2) for name in by_name]
-    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
-
-
-def vit_noise(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Gaussian weights that see the same inputs, for every fifth matrix."""
-    by_name = {layer.name: layer.noise() for layer in vit(folder)[1][::NOISE_EVERY]}
-    keys = [(name, ratio) for ratio in (4, 8, 16) for name in by_name]
-    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
-
-
-def vit_shuffled(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Fitted to inputs whose features were shuffled over the tokens; judged by the real ones."""
-    net, layers = vit(folder)
-    grams = data.shuffled(net, data.calibration(folder))
-    held_out = data.gram_matrices(net, data.fresh(folder))
-    by_name = {layer.name: layer for layer in data.vit_layers(net, grams, held_out)}
-    keys = [(layer.name, 4) for layer in layers[::NOISE_EVERY]]
-    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
-
-
-def vit_integers(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Integers in every matrix of the ViT."""
-    by_name = {layer.name: layer for layer in vit(folder)[1]}
-    return missing([(n,) for n in by_name], rows, lambda key: integers(by_name[key[0]]), keep, ("layer",))
-
-
-def vit_whole(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """All matrices of the ViT exchanged at once: right of 761 pictures, and answers as before."""
-    net, layers = vit(folder)
-    judge, chosen = whole.Pictures(net, folder), results.read("fitting").get("vit", [])
-    return missing(judge.keys(), rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
-
-
-def vit_int4(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """The same with the searched trains' cores rounded to four bits against the Gram matrix."""
-    net, layers = vit(folder)
-    judge, chosen = whole.Pictures(net, folder), results.read("fitting").get("vit", [])
-    keys = [("searched_int4", ratio) for ratio in (4, 2)]
-    return missing(keys, rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
-
-
 @cache
 def minilm(folder: Path) -> tuple[sources.LoadedModel, list[Layer]]:
     """MiniLM's attention with the Gram matrices of WikiText-2 sentences, and of news to judge by."""
@@ -107,37 +63,77 @@ def minilm(folder: Path) -> tuple[sources.LoadedModel, list[Layer]]:
     return loaded, data.minilm_layers(loaded.model, *(data.text_grams(loaded, each) for each in lines))
 
 
-def minilm_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+def vit_layers(folder: Path) -> list[Layer]:
+    """Every matrix of the ViT."""
+    return vit(folder)[1]
+
+
+def noise(folder: Path) -> list[Layer]:
+    """Gaussian weights that see the same inputs, for some matrices of the ViT."""
+    return [layer.noise() for layer in vit_layers(folder)[::SOME]]
+
+
+def shuffled(folder: Path) -> list[Layer]:
+    """Some matrices of the ViT with inputs whose features were shuffled over the tokens; judged by the real ones."""
+    net = vit(folder)[0]
+    grams = data.shuffled(net, data.calibration(folder))
+    return data.vit_layers(net, grams, data.gram_matrices(net, data.fresh(folder)))[::SOME]
+
+
+def minilm_layers(folder: Path) -> list[Layer]:
     """The 24 attention matrices of MiniLM."""
-    by_name = {layer.name: layer for layer in minilm(folder)[1]}
-
-    keys = [(name, MINILM_RATIO) for name in by_name]
-    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1], search=False), keep, ROW)
+    return minilm(folder)[1]
 
 
-def minilm_searched(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """The same with modes searched, for the four matrices of the first and of the fourth layer."""
-    by_name = {layer.name: layer for layer in minilm(folder)[1] if layer.name.startswith(("0.", "3."))}
-    keys = [(name, MINILM_RATIO) for name in by_name]
-    return missing(keys, rows, lambda key: low_rank(by_name[key[0]], key[1]), keep, ROW)
+def two_blocks(folder: Path) -> list[Layer]:
+    """The four matrices of MiniLM's first and those of its fourth layer."""
+    return [layer for layer in minilm_layers(folder) if layer.name.startswith(("0.", "3."))]
 
 
-def minilm_integers(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
-    """Integers in MiniLM's attention."""
-    by_name = {layer.name: layer for layer in minilm(folder)[1]}
-    return missing([(n,) for n in by_name], rows, lambda key: integers(by_name[key[0]]), keep, ("layer",))
+def in_cores(layers: Layers, *ratios: int, search: bool = True) -> Section:
+    """A section of every matrix by every method at every ratio."""
+
+    def section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+        by_name = {layer.name: layer for layer in layers(folder)}
+        keys = [(name, ratio) for ratio in ratios for name in by_name]
+        measure = lambda key: low_rank(by_name[key[0]], key[1], search=search)  # noqa: E731
+        return missing(keys, rows, measure, keep, ("layer", "ratio"))
+
+    return section
+
+
+def in_integers(layers: Layers) -> Section:
+    """A section of integers in every matrix."""
+
+    def section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+        by_name = {layer.name: layer for layer in layers(folder)}
+        return missing([(n,) for n in by_name], rows, lambda key: integers(by_name[key[0]]), keep, ("layer",))
+
+    return section
+
+
+def vit_whole(keys: list[tuple[str, int]]) -> Section:
+    """A section of all matrices of the ViT exchanged at once: right of 761 pictures, and answers as before."""
+
+    def section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
+        net, layers = vit(folder)
+        judge, chosen = whole.Pictures(net, folder), results.read("fitting").get("vit", [])
+        return missing(keys, rows, lambda key: judge.measure(key, layers, chosen), keep, ("method", "size"))
+
+    return section
 
 
 def minilm_whole(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """All 24 at once: mean cosine of sentence vectors to those of the dense model."""
     loaded, layers = minilm(folder)
     judge = whole.Sentences(loaded, folder)
-    return missing(judge.keys(), rows, lambda key: judge.measure(key, layers), keep, ("method", "size"))
+    return missing(whole.SENTENCE_KEYS, rows, lambda key: judge.measure(key, layers), keep, ("method", "size"))
 
 
 def spectra_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """What separates the models: ranks of the inputs, and weights and inputs exchanged one for another."""
-    layers = [("ViT", layer) for layer in vit(folder)[1]] + [("MiniLM", layer) for layer in minilm(folder)[1]]
+    layers = [("ViT", layer) for layer in vit_layers(folder)]
+    layers += [("MiniLM", layer) for layer in minilm_layers(folder)]
     by_key = {(model, layer.name): layer for model, layer in layers}
     return missing(by_key, rows, lambda key: spectra.row(*key, by_key[key]), keep, ("model", "layer"))
 
@@ -163,7 +159,7 @@ def texts_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
 def stacks_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """Matrices of one kind over all layers, of both models."""
     kinds: dict[tuple[str, str], list] = {}
-    for model, layers in (("ViT", vit(folder)[1]), ("MiniLM", minilm(folder)[1])):
+    for model, layers in (("ViT", vit_layers(folder)), ("MiniLM", minilm_layers(folder))):
         for layer in layers:
             kinds.setdefault((model, layer.name.split(".")[-1]), []).append(layer.weight)
     return missing(kinds, rows, lambda key: stacks.row(*key, kinds[key]), keep, ("model", "kind"))
@@ -177,26 +173,26 @@ def keys_values_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict
 
 def untried_section(folder: Path, rows: list[dict], keep: Keep) -> list[dict]:
     """Other formats against rivals of the same size; reads the modes chosen in ``vit`` and ``minilm_searched``."""
-    there = {("ViT", layer.name): layer for layer in vit(folder)[1]}
-    there |= {("MiniLM", layer.name): layer for layer in minilm(folder)[1]}
+    there = {("ViT", layer.name): layer for layer in vit_layers(folder)}
+    there |= {("MiniLM", layer.name): layer for layer in minilm_layers(folder)}
     return missing(untried.keys(), rows, lambda key: untried.row(key, there[key[2:]]), keep, untried.NAMES)
 
 
-SECTIONS = {
-    "vit": vit_section,
-    "vit_integers": vit_integers,
-    "vit_noise": vit_noise,
-    "vit_shuffled": vit_shuffled,
-    "vit_whole": vit_whole,
-    "minilm": minilm_section,
+SECTIONS: dict[str, Section] = {
+    "vit": in_cores(vit_layers, *RATIOS, 2),
+    "vit_integers": in_integers(vit_layers),
+    "vit_noise": in_cores(noise, *RATIOS),
+    "vit_shuffled": in_cores(shuffled, 4),
+    "vit_whole": vit_whole(whole.PICTURE_KEYS),
+    "minilm": in_cores(minilm_layers, MINILM_RATIO, search=False),
     "planted": planted,
     "spectra": spectra_section,
     "stacks": stacks_section,
-    "minilm_searched": minilm_searched,
-    "minilm_integers": minilm_integers,
+    "minilm_searched": in_cores(two_blocks, MINILM_RATIO),
+    "minilm_integers": in_integers(minilm_layers),
     "minilm_whole": minilm_whole,
     "texts": texts_section,
-    "vit_int4": vit_int4,
+    "vit_int4": vit_whole([("searched_int4", ratio) for ratio in (4, 2)]),  # cores rounded against the Gram matrix
     "keys_values": keys_values_section,
     "untried": untried_section,
 }

@@ -22,6 +22,18 @@ from .methods import GROUP, balanced, best_tt_svd, fitted, shared, tt_svd
 
 HALF = torch.bfloat16  # factors take 16 bits
 
+# Methods and their sizes: ratios of numbers, or bits.
+PICTURE_KEYS = [
+    ("dense", 1),
+    *((method, ratio) for ratio in (2, 4, 8) for method in ("svd", "whitened", "tt_svd", "balanced", "searched")),
+    *((method, bits) for method in ("rounding", "gptq") for bits in (4, 3, 2)),
+    ("gptq", 1),
+]
+SENTENCE_KEYS = [
+    *((method, 4) for method in ("svd", "whitened", "tt_svd_balanced", "balanced", "shared")),
+    *(("rounding", 4), ("gptq", 4), ("gptq", 2)),
+]
+
 
 def replaced(method: str, size: int, layer: Layer, modes: tuple | None = None) -> tuple[Tensor, float]:
     """A matrix by a method at a ratio (or of so many bits), and the bits it takes."""
@@ -66,13 +78,6 @@ class Pictures:
         self.net, (self.x, self.y) = net, pixels(folder, "test")
         self.before = net.answers(self.x)
 
-    def keys(self) -> list[tuple[str, int]]:
-        """Methods and their sizes: ratios of numbers, or bits."""
-        low = [
-            (method, ratio) for ratio in (2, 4, 8) for method in ("svd", "whitened", "tt_svd", "balanced", "searched")
-        ]
-        return [("dense", 1), *low, *((m, b) for m in ("rounding", "gptq") for b in (4, 3, 2)), ("gptq", 1)]
-
     def measure(self, key: tuple[str, int], layers: list[Layer], chosen: list[dict]) -> dict:
         """Right answers, answers as before, and bits for each weight."""
         method, size = key
@@ -101,11 +106,6 @@ class Sentences:
     def __init__(self, loaded: sources.LoadedModel, folder: Path) -> None:
         self.loaded, self.lines = loaded, data.other_texts(folder)
         self.before = self.vectors()
-
-    def keys(self) -> list[tuple[str, int]]:
-        """Methods and their sizes: ratios of numbers, or bits."""
-        low = [(method, 4) for method in ("svd", "whitened", "tt_svd_balanced", "balanced", "shared")]
-        return [*low, ("rounding", 4), ("gptq", 4), ("gptq", 2)]
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
