@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from .checks import whole
 from .convolving import Geometry, patch_order, patches
 from .fitting.als import fit_cores
 from .fitting.errors import relative
-from .fitting.gram import as_gram
+from .fitting.gram import Gram, as_gram
 from .matrices import ttm_svd, ttm_to_matrix
 from .shapes import largest, tt_params, tt_ranks
-
-if TYPE_CHECKING:
-    from .fitting import Gram
 
 RIDGE = 1e-6  # of the mean of the Gram matrix's diagonal: channels that are never on have no inputs at all
 COLUMNS = 1200  # of a core's least-squares problem; modes that need larger ones are not tried
@@ -59,6 +56,7 @@ def kernel_cores(
     if len(given) != 1:
         raise ValueError(f"give exactly one of rank, eps and params, got {' and '.join(given) or 'none'}")
     seen = None if gram is None else as_gram(gram, weight[0].numel()).to(weight.device)
+    tokens = getattr(gram, "tokens", None)
     cores = None
     if params is not None:
         if shapes != (None, None):
@@ -74,7 +72,8 @@ def kernel_cores(
     if cores is None and gram is None:
         cores = ttm_svd(matrix, *shapes, rank=rank, eps=eps)
     elif cores is None:
-        cores = fit_cores(matrix, inputs, *shapes, rank=rank, eps=eps)
+        known = inputs if tokens is None else Gram(inputs, tokens)  # the ridge follows their number
+        cores = fit_cores(matrix, known, *shapes, rank=rank, eps=eps)
     return KernelCores(cores, bool(taps_first), matrix, inputs)
 
 

@@ -31,7 +31,7 @@ from ..shapes import tt_ranks
 from .adaptive import fitted_to_error
 from .starting import better_start, plain_start
 from .sweeping import stored_error, swept
-from .weighting import as_weighting, spans
+from .weighting import as_weighting, ridged, spans
 
 if TYPE_CHECKING:
     from .gram import Gram
@@ -76,7 +76,8 @@ def fit_cores(
             brought little: an error of 0.393 in place of 0.403, on other inputs of the layer.
         ridge: Part of the mean eigenvalue of G that is added to it, so that directions which no input has shown stay
             close to W. ``"auto"`` takes in / tokens, kept between 0.001 and 1 (without a number of tokens 0.001), or
-            with ``held_out`` the best of four on it.
+            with ``held_out`` the best of four on it. Inputs that were never on get at most 1 / tokens, so that many
+            tokens spend no ranks on them.
         held_out: Gram matrix of other inputs of the same layer, to choose the ridge by; with ``rank``.
 
     Returns:
@@ -89,8 +90,8 @@ def fit_cores(
             modes or rank; ``start`` or ``held_out`` beside eps, which finds ranks and start itself.
 
     Warns:
-        UserWarning: The inputs do not span their space (fewer tokens than ``in``, or dependent ones; those that are
-            always zero do not count), so that the fit leans on the ridge.
+        UserWarning: The inputs do not span their space (fewer tokens than ``in``, or dependent ones; those that
+            were never on do not count), so that the fit leans on the ridge.
 
     Guarantee:
         The output error on ``gram`` is at most that of TT-SVD with these ranks, or of the cores given as ``start``. No
@@ -134,14 +135,15 @@ def fit_cores(
     if eps is not None and (other is not None or start != "svd"):
         raise ValueError("eps finds ranks and start by itself; give rank beside start and held_out")
     first = None if eps is not None else _start(start, rows, cols, tt_ranks(modes, rank))
-    ridges = ridges_to_try(ridge, seen, getattr(gram, "tokens", None), other is not None)
+    tokens = getattr(gram, "tokens", None)
+    ridges = ridges_to_try(ridge, seen, tokens, other is not None)
     exact = weight.double()
     if eps is not None:
-        return fitted_to_error(weight, seen, _ridged(seen, ridges[0]), rows, cols, eps, sweeps)
+        return fitted_to_error(weight, seen, ridged(seen, ridges[0], tokens), rows, cols, eps, sweeps)
     plain = plain_start(weight, rows, cols, rank) if first is None else first
 
     def fit(value: float, sweeps: int) -> list[Tensor]:
-        norm = _ridged(seen, value)
+        norm = ridged(seen, value, tokens)
         return swept(exact, norm, better_start(weight, norm, plain) if first is None else first, sweeps)
 
     best = ridges[0]
@@ -189,12 +191,3 @@ def ridges_to_try(ridge: float | str, gram: Tensor, tokens: int | None, held_out
     if held_out:
         return RIDGES
     return (LEAST_RIDGE if tokens is None else min(max(len(gram) / tokens, LEAST_RIDGE), MOST_RIDGE),)
-
-
-def _ridged(gram: Tensor, ridge: float) -> Tensor:
-    """The Gram matrix with mean eigenvalue 1, plus the ridge."""
-    if gram.ndim == 1:
-        return gram / gram.mean() + ridge
-    made = gram / gram.diagonal().mean()
-    made.diagonal().add_(ridge)
-    return made

@@ -26,14 +26,42 @@ def as_weighting(gram: Gram | Tensor, width: int, device: torch.device, name: st
     return gram.to(device, torch.float64)
 
 
+FAINT = 1e-8  # of the mean power of an input: below it one counts as never on
+MANY = 1_000_000  # tokens supposed behind a matrix that does not tell and spans
+
+
+def ever_on(gram: Tensor) -> Tensor:
+    """Which inputs ``(width,)`` were ever on: a Gram matrix's with more than a hundred-millionth of the mean power."""
+    power = gram.diagonal()
+    return power > FAINT * power.mean()
+
+
+def ridged(gram: Tensor, ridge: float, tokens: int | None) -> Tensor:
+    """The Gram matrix with mean eigenvalue 1, plus the ridge; less of it for inputs that were never on.
+
+    A ridge on these makes the fit spend ranks on columns of the weight that no output shows. Of many tokens none has
+    turned them on, so they get at most what one token more would give, 1 / tokens; of few tokens that is much, and
+    the columns stay. Where the number is not known, inputs that span were many, and others few.
+    """
+    if gram.ndim == 1:
+        return gram / gram.mean() + ridge
+    made, on = gram / gram.diagonal().mean(), ever_on(gram)
+    if on.all():
+        made.diagonal().add_(ridge)
+    else:
+        tokens = tokens or (MANY if spans(gram, None) else 1)
+        made.diagonal().add_(torch.where(on, ridge, min(ridge, 1 / tokens)))
+    return made
+
+
 def spans(gram: Tensor, tokens: int | None) -> bool:
     """True if the inputs have shown every direction: tokens enough, and no pivot that is rounding alone.
 
-    Inputs that are always zero (padding, units that never fire) do not count, and weights are what they are.
+    Inputs that were never on (padding, dead units) do not count, and weights are what they are.
     """
     if gram.ndim == 1:
         return True
-    used = gram.diagonal() > 0
+    used = ever_on(gram)
     if tokens is not None and tokens < int(used.sum()):
         return False
     shifted = gram[used][:, used]
