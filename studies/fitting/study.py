@@ -85,11 +85,6 @@ def minilm_layers(folder: Path) -> list[Layer]:
     return minilm(folder)[1]
 
 
-def two_blocks(folder: Path) -> list[Layer]:
-    """The four matrices of MiniLM's first and those of its fourth layer."""
-    return [layer for layer in minilm_layers(folder) if layer.name.startswith(("0.", "3."))]
-
-
 def in_cores(layers: Layers, *ratios: int, search: bool = True) -> Section:
     """A section of every matrix by every method at every ratio."""
 
@@ -188,7 +183,7 @@ SECTIONS: dict[str, Section] = {
     "planted": planted,
     "spectra": spectra_section,
     "stacks": stacks_section,
-    "minilm_searched": in_cores(two_blocks, MINILM_RATIO),
+    "minilm_searched": in_cores(minilm_layers, MINILM_RATIO),
     "minilm_integers": in_integers(minilm_layers),
     "minilm_whole": minilm_whole,
     "texts": texts_section,
