@@ -1,6 +1,8 @@
 """Run the study: see ``study.py``."""
 
+import sys
+
 from .study import main
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

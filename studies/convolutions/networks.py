@@ -1,8 +1,10 @@
-"""Two convolutional networks for CIFAR-10: a published ResNet-20, and a plain one taught by it here."""
+"""Convolutional networks for CIFAR-10: a published ResNet-20, and two plain ones taught by it here."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,48 +16,54 @@ from book.workbook.store import built_once, sha256_of
 
 from ..cifar import RESNET20, convolution, scores
 
-VARIANTS, EPOCHS, BATCH, RATE = 8, 3, 64, 0.04  # of the plain network's lessons
+VARIANTS, EPOCHS, BATCH, RATE = 8, 3, 64, 0.04  # of the lessons
+WIDE = (32, 64, 64, 128, 128, 128, 128)
+NARROW = (16, 16, 32, 32, 32, 64, 64)  # channels that have no twin to stand in for them
 
-pictures = RESNET20.pictures  # for both: ResNet-20 taught the plain network
+pictures = RESNET20.pictures  # for all: ResNet-20 taught the others
 resnet20 = RESNET20.read
 
 
 class Plain(nn.Module):
-    """Seven convolutions with 32, 64 and 128 channels, without shortcuts: a small relative of VGG."""
+    """Seven convolutions without shortcuts: a small relative of VGG.
 
-    def __init__(self) -> None:
+    Args:
+        widths: Channels of each.
+    """
+
+    def __init__(self, widths: Sequence[int] = WIDE) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         ins = 3
-        for k, outs in enumerate((32, 64, 64, 128, 128, 128, 128)):
+        for k, outs in enumerate(widths):
             layers += [convolution(ins, outs), nn.BatchNorm2d(outs), nn.ReLU()]
             if k in (0, 2, 4):
                 layers.append(nn.MaxPool2d(2))
             ins = outs
-        self.features, self.linear = nn.Sequential(*layers), nn.Linear(128, 10)
+        self.features, self.linear = nn.Sequential(*layers), nn.Linear(ins, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, 3, 32, 32)`` to ``(batch, 10)``."""
         return self.linear(self.features(x).mean((2, 3)))
 
 
-def plain(folder: Path) -> nn.Module:
-    """The plain network, trained here once and kept in the cache, in eval mode."""
+def plain(folder: Path, name: str = "plain", widths: Sequence[int] = WIDE) -> nn.Module:
+    """A plain network, trained here once and kept in the cache, in eval mode."""
 
     def build(target: Path) -> None:
-        np.savez(target / "plain.npz", **{k: v.numpy() for k, v in taught(folder).state_dict().items()})
+        np.savez(target / "plain.npz", **{k: v.numpy() for k, v in taught(folder, widths).state_dict().items()})
 
-    at = built_once("plain-cifar10", build, source_sha256=sha256_of(folder / RESNET20.file))
+    at = built_once(f"{name}-cifar10", build, source_sha256=sha256_of(folder / RESNET20.file))
     held = np.load(at / "plain.npz")
-    model = Plain()
+    model = Plain(widths)
     model.load_state_dict({name: torch.from_numpy(held[name]) for name in held.files})
     return model.eval()
 
 
-def taught(folder: Path) -> nn.Module:
+def taught(folder: Path, widths: Sequence[int]) -> nn.Module:
     """A plain network that learns the scores of ResNet-20 on shifted, mirrored and mixed training pictures."""
     torch.manual_seed(0)
-    teacher, model = resnet20(folder), Plain()
+    teacher, model = resnet20(folder), Plain(widths)
     x = pictures(folder, "train")[0]
     x = torch.cat([mixed(shifted(x)) for _ in range(VARIANTS)])
     wanted = (scores(teacher, x) / 4).softmax(-1)
@@ -94,4 +102,8 @@ def mixed(x: Tensor) -> Tensor:
     return share * x + (1 - share) * x[torch.randperm(len(x))]
 
 
-NETWORKS = {"ResNet-20": resnet20, "plain": plain}
+NETWORKS = {
+    "ResNet-20": resnet20,
+    "plain": plain,
+    "narrow": functools.partial(plain, name="narrow", widths=NARROW),
+}

@@ -3,7 +3,7 @@
 All 3 x 3 kernels but the stem of a network are replaced at once; the stem, norms and head stay as they are. Cores are
 fitted to the patches that a kernel sees on 512 training pictures and stored as integers; beside them integers, factors
 and trains that see the weight alone, rounded in the same way. ``python -m studies.convolutions`` takes about an hour
-on one core.
+on one core; ``python -m studies.convolutions narrow`` measures that network anew and keeps the rest.
 """
 
 from __future__ import annotations
@@ -269,23 +269,25 @@ def told(modes: dict[str, dict[float, Modes]]) -> list[dict]:
     ]
 
 
-def main() -> None:
-    """Run everything and record it."""
+def main(*names: str) -> None:
+    """Run everything and record it, or measure some of the networks anew and keep the rest of the record."""
     folder = sources.data_folder()
     if folder is None:
         return
     torch.set_num_threads(1)
-    first, modes = front("ResNet-20", folder, DRAWS, every=True)
-    model = NETWORKS["ResNet-20"](folder)
-    write(
-        [first, front("plain", folder, DRAWS, every=False)[0]],
-        [
+    made = {name: front(name, folder, DRAWS, every=name == "ResNet-20") for name in names or NETWORKS}
+    old = results.read("convolutions") if names else {"networks": []}
+    networks = {network["network"]: network for network in old["networks"]}
+    networks |= {name: network for name, (network, _) in made.items()}
+    if "ResNet-20" in made:
+        model, modes = NETWORKS["ResNet-20"](folder), made["ResNet-20"][1]
+        old["speed"] = [
             row
             for share, at in ((1 / 2, SHARES[0]), (1 / 3, SHARES[1]))
             for row in speed.measured(model, {name: found[at] for name, found in modes.items()}, share)
-        ],
-        healing.measured(model, folder, kernels_of(model, folder, 0), modes),
-    )
+        ]
+        old["healing"] = healing.measured(model, folder, kernels_of(model, folder, 0), modes)
+    write([networks[name] for name in NETWORKS if name in networks], old["speed"], old["healing"])
 
 
 def write(networks: list[dict], times: list[dict], healed: list[dict]) -> None:
@@ -294,7 +296,7 @@ def write(networks: list[dict], times: list[dict], healed: list[dict]) -> None:
         results.write(
             "convolutions",
             brief({"networks": networks, "speed": times, "healing": healed}),
-            models=["ResNet-20 (CIFAR-10)", "plain: seven convolutions taught by ResNet-20 (CIFAR-10)"],
+            models=["ResNet-20 (CIFAR-10)", "plain and narrow: seven convolutions taught by ResNet-20 (CIFAR-10)"],
             data=["CIFAR-10: 512 training pictures a draw, the first 761 of the test part"],
             command="python -m studies.convolutions",
         )
