@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from ..orders import tau
+
 METHODS = ("svd", "whitened", "tt_svd", "tt_svd_balanced", "balanced", "shared", "searched")
 NEARLY = 0.999  # the same factors from two algorithms differ by less
 SWEPT = ("vit", "vit_noise", "vit_shuffled", "minilm", "minilm_searched")
@@ -46,7 +48,7 @@ def by_ratio(rows: list[dict]) -> list[dict]:
 
 
 def separating(rows: list[dict]) -> dict:
-    """Rank correlation of the shared projection's gain over whitened SVD with what might decide it."""
+    """Kendall's tau of the shared projection's gain over whitened SVD with what might decide it."""
     gains = [row["shared"] / row["whitened"] for row in rows]
     reasons = {
         "inputs_rank": [row["inputs_rank"] for row in rows],
@@ -55,14 +57,7 @@ def separating(rows: list[dict]) -> dict:
         "width": [row["width"] for row in rows],
         "whitened": [row["whitened"] for row in rows],
     }
-    return {name: kendall(values, gains) for name, values in reasons.items()}
-
-
-def kendall(a: list[float], b: list[float]) -> float:
-    """Kendall's tau-a: pairs in the same order less pairs in the opposite one, of all pairs."""
-    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
-    signs = [(a[i] - a[j]) * (b[i] - b[j]) for i, j in pairs]
-    return (sum(s > 0 for s in signs) - sum(s < 0 for s in signs)) / max(len(pairs), 1)
+    return {name: tau(values, gains) for name, values in reasons.items()}
 
 
 def summary(sections: dict[str, list[dict]]) -> dict:

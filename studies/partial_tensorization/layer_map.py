@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -13,6 +12,7 @@ from ttref import entanglement_entropy, factorize
 from ttref.fitting import output_error
 from ttref.surgery import edit
 
+from ..orders import tau
 from .loops import load
 
 CANDIDATES = (("tt", 4.4), ("fitted", 4.4), ("tt", 2), ("svd", 4.4), ("whitened", 4.4))
@@ -83,13 +83,6 @@ def kind(layer: str) -> str:
         "linear1": "up",
         "linear2": "down",
     }.get(end, end)
-
-
-def tau(a: list[float], b: list[float]) -> float | None:
-    """Kendall's tau-b; None where there is nothing to order."""
-    if min(len(set(a)), len(set(b))) < 2:
-        return None
-    return float(kendalltau(a, b).statistic)
 
 
 def taus(rows: list[dict]) -> list[dict]:

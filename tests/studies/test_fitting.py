@@ -12,7 +12,7 @@ from studies.cifar import pixels
 from studies.elsewhere.networks import ViT
 from studies.fitting import data, spectra, study, untried
 from studies.fitting.methods import balanced, fitted, shared
-from studies.fitting.summary import at_ratio, kendall, plain, summary
+from studies.fitting.summary import at_ratio, plain, summary
 from studies.fitting.whole import read_modes
 from studies.toy_classifier.data import brief
 from ttref import truncated_svd, ttm_to_matrix
@@ -64,11 +64,6 @@ def test_a_row_says_which_modes_were_chosen():
     assert read_modes(chosen, "0.query", 4) == ((128, 1, 1), (2, 2, 32))
     assert read_modes(chosen, "0.query", 8) is None
     assert plain("128x1 1x64") and not plain("128x2 1x64") and not plain("1x64 128x2") and not plain("8x1 2x1 1x4")
-
-
-def test_rank_correlation():
-    assert kendall([1, 2, 3], [1, 4, 9]) == 1 and kendall([1, 2, 3], [3, 2, 1]) == -1
-    assert kendall([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
 
 
 def test_effective_rank_counts_equal_directions():
