@@ -118,7 +118,7 @@ def draw_path(ax: Axes, runs: Mapping[str, Sequence[tuple[str, float, bool]]], s
         keys.append(Line2D([], [], color=color, marker=marker, linewidth=1, label=name))
     for height, dashes, said, side in (
         (start, "-", "dense model", 1),
-        (start - allowed, ":", "lowest that the rule allows", 0),
+        (start - allowed, ":", f"{100 * allowed:g} points below", 0),
     ):
         ax.axhline(height, color="0.3", linewidth=1.2, linestyle=dashes, marker="")
         at = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "color": "0.3"}

@@ -28,7 +28,7 @@ def test_a_search_is_hollow_where_a_layer_was_put_back_and_hides_no_other(ax):
     assert [(line.get_ydata()[0], hollow(line)) for line in marks] == 2 * [(0.6, False), (0.5, True)]
     assert len({line.get_xdata()[0] for line in marks}) == 4
     assert said(ax) == ["one", "accepted", "other", "put back"]
-    assert {text.get_text() for text in ax.texts} == {"dense model", "lowest that the rule allows"}
+    assert {text.get_text() for text in ax.texts} == {"dense model", "5 points below"}
     assert sorted(line.get_ydata()[0] for line in ax.lines if line.get_color() == "0.3") == pytest.approx([0.58, 0.63])
 
 
