@@ -42,6 +42,7 @@ KINDS = {
     "TTDelta": ("lora.delta", "TTDelta._restore"),
     "TT-LoRA": ("lora.saving", "restored_deltas"),
     "TTConv2d": ("conv", "TTConv2d._restore"),
+    "TTIndex": ("retrieval.index", "TTIndex._restore"),
     "TTLinear": ("layers", "TTLinear._restore"),
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
 }
@@ -70,8 +71,8 @@ def load(path: str | Path) -> Any:
     Returns:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
         :class:`TTLinear`, a :class:`TTConv2d`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
-        :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`~ttref.fitting.gram.Gram` or
-        :class:`~ttref.fitting.gram.Grams`. For a file of :func:`save_tt_lora` a dict from the names of the adapted
+        :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`~ttref.fitting.gram.Gram`,
+        :class:`~ttref.fitting.gram.Grams` or a :class:`~ttref.retrieval.index.TTIndex`. For a file of :func:`save_tt_lora` a dict from the names of the adapted
         layers to their updates; :func:`load_tt_lora` puts these, and modules saved along, into a model.
 
     Raises:

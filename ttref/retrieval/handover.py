@@ -1,0 +1,89 @@
+"""The same search through FAISS: it scans the codes, and the candidates that it finds are scored again here."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grid import Grid
+from .scanning import Candidates, rescored, spare
+
+AT_ONCE = 16384  # documents handed over together
+ALIKE = 1.5  # the largest scale over the median, up to which FAISS may order documents without their scales
+
+
+def faiss() -> Any:
+    """The package, or an error that says how to install it."""
+    try:
+        import faiss as found
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "backend='faiss' needs FAISS: install it with python -m pip install faiss-cpu, or leave backend at 'torch'",
+            name=error.name,
+        ) from error
+    return found
+
+
+def handed_over(grid: Grid, codes: Tensor) -> Any:
+    """A FAISS index of the levels of all documents, exactly: codes of 4 bits become a fast-scan product quantizer's.
+
+    Its subquantizers hold as many coordinates as four bits do. Codes of 8 bits go to a scalar quantizer that has their
+    levels (the one that takes signed bytes as they are cuts queries to whole numbers), coordinates in float32 to a
+    flat index.
+    """
+    library = faiss()
+    width = grid.bytes_each * (1 if grid.bits == 32 else grid.together)
+    metric = library.METRIC_INNER_PRODUCT
+    if grid.bits == 32:
+        index = library.IndexFlat(width, metric)
+    elif grid.bits == 8:
+        index = library.IndexScalarQuantizer(width, library.ScalarQuantizer.QT_8bit_uniform, metric)
+        least_and_span = torch.tensor([-128.0, 255.0])  # it decodes to least + code + 1/2
+        library.copy_array_to_vector(least_and_span.numpy(), index.sq.trained)
+        index.is_trained = True
+    else:
+        index = _fast_scan(library, grid, width)
+    for part in codes.split(AT_ONCE):
+        index.add(grid.levels(part).contiguous().numpy())
+    return index
+
+
+def _fast_scan(library: Any, grid: Grid, width: int) -> Any:
+    """An empty product quantizer of 4 bits whose codewords are all combinations of levels."""
+    each = 4 // grid.bits
+    index = library.IndexPQFastScan(width, width // each, 4, library.METRIC_INNER_PRODUCT)
+    levels = [code + grid.middle for code in range(2**grid.bits)]
+    words = torch.tensor(list(itertools.product(levels, repeat=each)), dtype=torch.float32)
+    library.copy_array_to_vector(words.repeat(width // each, 1).flatten().numpy(), index.pq.centroids)
+    index.is_trained = True
+    return index
+
+
+def searched(index: Any, grid: Grid, codes: Tensor, scales: Tensor) -> Candidates:
+    """Candidates that FAISS finds. It knows no scales of documents, so it is asked for more until none is missing."""
+    count = len(codes)
+    factors = grid.factors(scales) if grid.bits != 32 else torch.ones(1)
+    alike = bool(factors.max() <= ALIKE * factors.median())
+
+    def find(turned: Tensor, k: int) -> Tensor:
+        wanted = spare(k, count)
+        while wanted < count:
+            _, at = index.search(turned.contiguous().numpy(), wanted)
+            at = torch.from_numpy(at)
+            if alike or _complete(grid, codes, scales, turned, at, k, factors):
+                return at
+            wanted = min(4 * wanted, count)
+        return torch.arange(count).expand(len(turned), -1)
+
+    return find
+
+
+def _complete(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, at: Tensor, k: int, factors: Tensor) -> bool:
+    """True if no other document can be among the k best: its product is at most the last one, its scale the largest."""
+    scores = rescored(grid, codes, scales, turned, at)
+    last = rescored(grid, codes, torch.ones_like(scales), turned, at[:, -1:])[:, 0] / grid.unit
+    beyond = last * torch.where(last > 0, factors.max(), factors.min())
+    return bool((scores.topk(k, dim=1).values[:, -1] >= beyond).all())
