@@ -1,5 +1,6 @@
 """What goes wrong in partial tensorization leaves the model as it was, to the bit, and is said."""
 
+import math
 import re
 import warnings
 import weakref
@@ -121,6 +122,39 @@ def test_training_mode_is_said_and_kept():
     assert all(part.training for part in model.modules())  # the caller's mode
     report.undo()
     assert state(model) == before
+
+
+class Noisy(nn.Module):
+    """Dropout that is no module of its own, and a number that each evaluation in training mode changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2, dropout=0.1, batch_first=True)
+        self.mix = nn.Linear(32, 32)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+        return self.attention(x, x, x, need_weights=False)[0] + self.mix(x)
+
+
+def test_all_that_a_training_mode_changes_is_put_back_and_hidden_dropout_is_said():
+    torch.manual_seed(0)
+    model, x = Noisy(), gaussian((2, 4, 32), 0, torch.float32)
+    before = state(model)
+    with pytest.warns(UserWarning, match="in training mode: its MultiheadAttention makes the metric noisy"):
+        report = partial_tensorize(model, lambda model: -model(x).square().mean(), layers="mix", eps=0.9, max_drop=10.0)
+    assert report.names() == ["mix"] and model.seen == 0
+    report.undo()
+    assert state(model) == before
+    with pytest.warns(UserWarning, match="MultiheadAttention"), pytest.raises(ValueError, match="nan"):
+        partial_tensorize(model, lambda model: math.nan * model(x).sum() if model.seen > 0 else -model(x).sum())
+    assert state(model) == before
+    model.attention.dropout = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is drawn at random
+        partial_tensorize(model, lambda model: -model(x).square().mean(), layers="mix", eps=0.9, max_drop=10.0)
 
 
 def tied():

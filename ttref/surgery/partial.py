@@ -89,7 +89,8 @@ def partial_tensorize(
 
     Warns:
         UserWarning: The model is evaluated in training mode: dropout makes the metric noisy, and batch norm makes it
-            depend on the batches.
+            depend on the batches. Once, and only where a module has one of them: call ``model.eval()`` before. It is
+            not switched off, because the metric may want it. Its modes and buffers are afterwards what they were.
 
     Layers that are skipped:
         Those whose replacement would not be smaller, and those that :func:`find_layers` leaves out. The report names
@@ -155,7 +156,7 @@ def partial_tensorize(
     change = edit(model)
     try:
         with change:
-            modes, statistics = kept_state(model, change)
+            modes, buffers = kept_state(model, change)
             search = Search(model, evaluate, candidate, grams, found, record)
             start = search.metric("start", ())
             _check_start(start, judge(start, start), gate, alpha)
@@ -171,7 +172,7 @@ def partial_tensorize(
                 part.training = training
             for name in search.inside:
                 search.made[name].train(modes[search.layers[name].module])
-            for buffer, numbers in statistics:
+            for buffer, numbers in buffers:
                 buffer.copy_(numbers)
             return Report(model, search.listed(), judge(start, last), before, record, change)
     except BaseException:  # an interrupt may come as the block ends, when the edit does not know of it

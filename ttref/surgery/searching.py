@@ -132,8 +132,9 @@ class Search:
         noisy = {type(part).__name__ for part in self.model.modules() if part.training and _depends_on_mode(part)}
         if noisy and not self.looked:
             warnings.warn(
-                f"the model is evaluated in training mode: its {' and '.join(sorted(noisy))} make the metric noisy, "
-                "and the search follows the noise; call model.eval() before",
+                f"the model is evaluated in training mode: its {' and '.join(sorted(noisy))} "
+                f"{'makes' if len(noisy) == 1 else 'make'} the metric noisy, and the search follows the noise; call "
+                "model.eval() before",
                 stacklevel=4,
             )
         self.looked = True
@@ -159,19 +160,18 @@ class Search:
 
 
 def _depends_on_mode(part: nn.Module) -> bool:
-    return isinstance(part, _NormBase) or (isinstance(part, _DropoutNd) and part.p > 0)
+    """True for batch norm and for dropout, that within attention and recurrent layers too."""
+    if isinstance(part, _NormBase):
+        return True
+    share = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
+    return isinstance(share, (int, float)) and share > 0
 
 
 def kept_state(model: nn.Module, change: edit) -> tuple[dict[nn.Module, bool], list[tuple[Tensor, Tensor]]]:
-    """The training modes, and the running statistics that an evaluation in training mode would change."""
+    """The training modes, and the buffers that an evaluation in training mode may change, such as statistics."""
     modes = {part: part.training for part in model.modules()}
-    statistics = [
-        buffer
-        for part, training in modes.items()
-        if training and isinstance(part, _NormBase)
-        for buffer in part.buffers(recurse=False)
-    ]
-    kept = [(buffer, buffer.clone()) for buffer in statistics]
+    buffers = [buffer for part, training in modes.items() if training for buffer in part.buffers(recurse=False)]
+    kept = [(buffer, buffer.clone()) for buffer in buffers]
     for buffer, numbers in kept:
         change.fill(buffer, numbers)
     return modes, kept
