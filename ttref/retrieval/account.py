@@ -19,7 +19,7 @@ class Held(Estimator):
     """Base class of :class:`TTIndex`: what it holds, counts and files."""
 
     _stored: Stored | None = None
-    _scanner: Any = None  # FAISS's copy of the codes
+    _scanner: tuple[Stored, Any] | None = None  # FAISS's copy of the codes, and what it is a copy of
 
     def _hold(self, stored: Stored) -> None:
         """Replace what is held."""

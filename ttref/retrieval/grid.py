@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..codes import pack_bits
+from ..rows.frame import AT_ONCE
 
-AT_ONCE = 16384  # documents coded together: bounds the working memory
 # The step of 2^bits equidistant levels, with least squared error for a normal variable of variance 1.
 STEPS = {1: 1.5958, 2: 0.9957, 4: 0.3352, 8: 0.0308}
 LEAST_RANGE = 1e-3  # of the typical range: a coordinate that the fit has never seen move

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rows.frame import AT_ONCE
 from .grid import Grid
 from .scanning import Candidates, rescored, spare
 
-AT_ONCE = 16384  # documents handed over together
 ALIKE = 1.5  # the largest scale over the median, up to which FAISS may order documents without their scales
 
 
@@ -47,7 +47,7 @@ def handed_over(grid: Grid, codes: Tensor) -> Any:
     else:
         index = _fast_scan(library, grid, width)
     for part in codes.split(AT_ONCE):
-        index.add(grid.levels(part).contiguous().numpy())
+        index.add(grid.levels(part).cpu().contiguous().numpy())
     return index
 
 
@@ -71,12 +71,12 @@ def searched(index: Any, grid: Grid, codes: Tensor, scales: Tensor) -> Candidate
     def find(turned: Tensor, k: int) -> Tensor:
         wanted = spare(k, count)
         while wanted < count:
-            _, at = index.search(turned.contiguous().numpy(), wanted)
-            at = torch.from_numpy(at)
+            _, at = index.search(turned.cpu().contiguous().numpy(), wanted)
+            at = torch.from_numpy(at).to(turned.device)
             if alike or _complete(grid, codes, scales, turned, at, k, factors):
                 return at
             wanted = min(4 * wanted, count)
-        return torch.arange(count).expand(len(turned), -1)
+        return torch.arange(count, device=turned.device).expand(len(turned), -1)
 
     return find
 

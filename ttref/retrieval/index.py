@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..checks import check_modes, whole
+from ..checks import check_modes, several, whole
 from ..precision import full_precision
 from .account import Held
 from .grid import Grid
@@ -175,7 +175,7 @@ class TTIndex(Held):
             TypeError, ValueError: Ids that are no integers, or equal ones.
         """
         held = self._held()
-        self._hold(held.without(to_ids([ids] if isinstance(ids, int) else ids, None)))
+        self._hold(held.without(to_ids(ids if several(ids) else [ids], None)))
         return self
 
     @full_precision
@@ -191,7 +191,8 @@ class TTIndex(Held):
         Returns:
             ``distances`` float32 and ``ids`` int64, both ``(b, n_neighbors)``; tensors if X is one, else arrays. The
             distance is 1 minus the cosine, or minus the inner product, of the query and the document as it is stored,
-            a row of :meth:`dense`. Equal distances come in the order in which the documents were added.
+            a row of :meth:`dense`, whose norm is about 1: a distance may be a little below 0. Equal distances come in
+            the order in which the documents were added.
 
         Raises:
             TypeError: Queries that are no numbers.
@@ -252,9 +253,10 @@ class TTIndex(Held):
         """What finds candidates: FAISS, integers or floating point."""
         check_search(self, held.grid.bits)
         if self.backend == "faiss":
-            if self._scanner is None:
-                self._scanner = handed_over(held.grid, held.codes)
-            return searched(self._scanner, held.grid, held.codes, held.scales)
+            scanner = self._scanner
+            if scanner is None or scanner[0] is not held:
+                scanner = self._scanner = held, handed_over(held.grid, held.codes)
+            return searched(scanner[1], held.grid, held.codes, held.scales)
         on_cpu = held.codes.device.type == "cpu"
         integers = self.engine == "int8" or (self.engine == "auto" and held.grid.bits != 32 and on_cpu)
         return scanned(held.grid, held.codes, held.scales, integers=integers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,9 +68,10 @@ def to_ids(ids: Any, count: int | None, name: str = "ids") -> Tensor:
         ValueError: Another number of them, two that are equal, or one below 0.
     """
     try:
-        found = torch.as_tensor(ids if isinstance(ids, Tensor) or hasattr(ids, "dtype") else list(ids)).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be integers, one for each vector, got {ids!r}") from error
+        # Through a list what is no tensor: arrays of unsigned integers and columns of a table come as plain numbers.
+        found = ids.cpu() if isinstance(ids, Tensor) else torch.tensor([_whole(one) for one in ids])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be integers below 2^63, one for each vector, got {reprlib.repr(ids)}") from error
     if not found.numel():
         found = found.long()
     if found.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
@@ -84,6 +87,12 @@ def to_ids(ids: Any, count: int | None, name: str = "ids") -> Tensor:
     if len(found) and ordered[0] < 0:
         raise ValueError(f"{name} has {int(ordered[0])}; ids are integers from 0 on")
     return found
+
+
+def _whole(one: Any) -> int:
+    if isinstance(one, bool):
+        raise TypeError("a boolean is no id")
+    return operator.index(one)
 
 
 def _tensor(x: Any, name: str) -> Tensor:

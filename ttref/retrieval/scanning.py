@@ -10,14 +10,14 @@ from torch import Tensor
 from .grid import Grid
 
 QUERIES = 256  # carried and scored together
-DOCUMENTS = 16384  # unpacked and scored together; with QUERIES it bounds the working memory to some 50 MB
-RESCORED = 8 << 20  # coordinates unpacked together when the candidates of a batch are scored again
+DOCUMENTS = 16384  # scored together, unless they have many coordinates
+UNPACKED = 4 << 20  # coordinates unpacked together; the three bound the working memory to some 50 MB
 
 Candidates = Callable[[Tensor, int], Tensor]  # from queries in the order of the grid, and how many, to positions
 
 
 def spare(k: int, count: int) -> int:
-    """Candidates for the k best of ``count``: rounding a query to int8 shifts a document by less than these."""
+    """Candidates for the k best of ``count``: enough that rounding a query to int8 loses none of them."""
     return min(4 * k + 32, count)
 
 
@@ -45,7 +45,7 @@ def nearest(grid: Grid, codes: Tensor, scales: Tensor, q: Tensor, k: int, find: 
 
 def rescored(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, positions: Tensor) -> Tensor:
     """Scores ``(b, c)`` of candidates at ``positions``, one dot product each."""
-    step = max(1, RESCORED // max(1, positions.shape[1] * turned.shape[1]))
+    step = max(1, UNPACKED // max(1, positions.shape[1] * turned.shape[1]))
     found = []
     for part, at in zip(turned.split(step), positions.split(step), strict=True):
         scores = (grid.levels(codes[at]) * part.unsqueeze(1)).sum(2)
@@ -60,15 +60,16 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
         wanted = spare(k, len(codes))
         sides = _rounded(grid, turned) if integers else None
         best = at = None
-        for start in range(0, len(codes), DOCUMENTS):
-            block = codes[start : start + DOCUMENTS]
+        step = min(DOCUMENTS, max(1, UNPACKED // max(1, turned.shape[1])))
+        for start in range(0, len(codes), step):
+            block = codes[start : start + step]
             if sides is not None:
                 rounded, shift = sides
                 scores = int_product(rounded, grid.unpacked(block)).float().add_(shift)
             else:
                 scores = turned @ grid.levels(block).mT
             if grid.bits != 32:
-                scores *= grid.factors(scales[start : start + DOCUMENTS])
+                scores *= grid.factors(scales[start : start + step])
             top = scores.topk(min(wanted, len(block)), dim=1, sorted=False)
             top_at = top.indices + start
             if best is None:
@@ -84,12 +85,13 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
 
 
 def _rounded(grid: Grid, turned: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries as int8 with a scale of their own each, and what the levels' middle adds, in that scale ``(b, 1)``.
+    """Queries as int8, and what the middle of the levels adds to every document, ``(b, 1)``.
 
-    Each query has its own scale, so that one alone is rounded as it is in a batch.
+    Each query has a scale of its own, so that one alone is rounded as it is in a batch. No score needs it.
     """
     scale = (turned.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (turned / scale).round_().to(torch.int8), grid.middle * turned.sum(1, keepdim=True) / scale
+    rounded = (turned / scale).round_()
+    return rounded.to(torch.int8), grid.middle * rounded.sum(1, keepdim=True)
 
 
 def int_product(queries: Tensor, codes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..codes import to_codes
-from ..rows.frame import Frame
+from ..rows.frame import AT_ONCE, Frame
 from ..trains import tt_svd
 
 FLOOR = 1e-3  # of the largest standard deviation: the least weight of a direction when the basis becomes a train
@@ -97,11 +97,12 @@ class SharedCores:
         """The coordinates that come closest to documents ``(n, width)``: ``(n, r)``.
 
         Rounded cores are not quite orthogonal; these are least squares on the stored ones, so their rounding costs
-        nothing that more coordinates do not win back.
+        nothing that more coordinates do not win back. In float64: a code then hardly ever depends on what is projected
+        beside it.
         """
-        basis = self.basis().double()
-        onto = torch.linalg.solve(basis @ basis.mT, basis).mT.float()
-        return (x - self.mean) @ onto
+        basis, mean = self.basis().double(), self.mean.double()
+        onto = torch.linalg.solve(basis @ basis.mT, basis).mT
+        return torch.cat([((part - mean) @ onto).float() for part in x.split(AT_ONCE)])
 
     def rebuilt(self, coordinates: Tensor) -> Tensor:
         """Documents from their coordinates: ``(n, width)``."""
@@ -111,7 +112,7 @@ class SharedCores:
 def _weights(x: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
     """Standard deviation of the documents along each direction, ``(r, 1)``."""
     onto, total = basis.mT.to(x.dtype), 0
-    for part in x.split(16384):
+    for part in x.split(AT_ONCE):
         total = total + ((part - mean) @ onto).double().square().sum(0)
     weights = (total / len(x)).sqrt()
     largest = weights.max()
