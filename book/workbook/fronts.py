@@ -87,7 +87,7 @@ def accuracy_front(ax: Axes, fronts: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def _places(ax: Axes, fronts: Mapping[str, Sequence[tuple]], dense: float, said: str) -> dict[str, np.ndarray]:
-    """The middle of each name in data units: beside a point of its line, as far as may be from all other lines."""
+    """The middle of each name in data units: beside its line, as far as may be from all other lines."""
     ax.figure.draw_without_rendering()  # a layout may still move the Axes
     unit, size = 72 / ax.figure.dpi, mpl.rcParams["font.size"]  # pixels become points
     corners = ax.get_window_extent().get_points() * unit
@@ -108,8 +108,8 @@ def _places(ax: Axes, fronts: Mapping[str, Sequence[tuple]], dense: float, said:
             others = min(FAR, *(gap for other, gap in room.items() if other != name), *names)
             return 3 * min(room[name], CLEAR) + others + 10 * min(outside, 0)
 
-        ends = ax.transData.transform(fronts[name]) * unit
-        tried = [end + np.array(side) * (half[name] + GAP) for end in ends for side in SIDES]
+        near = [*(ax.transData.transform(fronts[name]) * unit), *lines[name][::8]]  # its marks, then between them
+        tried = [point + np.array(side) * (half[name] + GAP) for point in near for side in SIDES]
         taken[name] = max(tried, key=clear)
     return {name: ax.transData.inverted().transform(taken[name] / unit) for name in fronts}
 

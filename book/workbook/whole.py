@@ -199,9 +199,10 @@ def draw_accepts(ax: Axes, rows: Sequence[Row], *, size: int, resamplings: int, 
     ):
         points = [(100 * row["true_drop"] + side * aside, 100 * row[f"{gate}_{size}"] / resamplings) for row in rows]
         ax.plot(*zip(*sorted(points), strict=True), color=color, marker=marker, linestyle="", label=name)
-    ax.axvline(100 * margin, color="0.3", linewidth=1.2, linestyle=":", marker="")
+    limit = f"limit of {100 * margin:g} points"
+    ax.axvline(100 * margin, color="0.3", linewidth=1.2, linestyle=":", marker="", label=limit)
     at = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points", "color": "0.3", "va": "bottom"}
-    ax.annotate("harmful: to accept is a mistake →", (100 * margin, 1), (6, 4), **at)
+    ax.annotate("harmful →", (100 * margin, 1), (6, 4), **at)
     ax.annotate("← harmless", (100 * margin, 1), (-6, 4), ha="right", **at)
     ax.set(xlabel="true drop, points", ylabel="accepted, % of the validation sets", ylim=(-4, 104))
     ax.legend(loc="upper right")
