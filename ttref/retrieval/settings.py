@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..checks import check_modes, several, whole
+from .grid import STEPS
 from .handover import faiss
+from .stored import METRICS
 
 CHOICES = {
-    "bits": (1, 2, 4, 8, 32),
-    "metric": ("cosine", "inner_product"),
+    "bits": (*STEPS, 32),
+    "metric": METRICS,
     "core_bits": (8, 32),
     "engine": ("auto", "int8", "float"),
     "backend": ("torch", "faiss"),
@@ -36,10 +38,8 @@ def check_parameters(index: Any) -> None:
         TypeError, ValueError: They name the parameter, what it may be and what it is.
         ModuleNotFoundError: FAISS is asked for and not installed.
     """
-    for name, choices in CHOICES.items():
-        value = getattr(index, name)
-        if isinstance(value, bool) or value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    for name in CHOICES:
+        _check_choice(index, name)
     if index.n_components is not None:
         whole("n_components", index.n_components, least=1)
     whole("random_state", index.random_state, least=0)
@@ -58,12 +58,17 @@ def check_parameters(index: Any) -> None:
 def check_search(index: Any, bits: int) -> None:
     """Refuse an engine or backend that cannot search codes of so many bits."""
     for name in ("engine", "backend"):
-        if getattr(index, name) not in CHOICES[name]:
-            raise ValueError(f"{name} must be one of {CHOICES[name]}, got {getattr(index, name)!r}")
+        _check_choice(index, name)
     if index.engine == "int8" and bits == 32:
         raise ValueError("engine='int8' needs codes of 8 bits or fewer, and bits is 32; leave engine at 'auto'")
     if index.backend == "faiss":
         faiss()
+
+
+def _check_choice(index: Any, name: str) -> None:
+    value = getattr(index, name)
+    if isinstance(value, bool) or value not in CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, got {value!r}")
 
 
 def plain(value: Any) -> Any:

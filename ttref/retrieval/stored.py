@@ -14,6 +14,8 @@ from .grid import STEPS, Grid
 from .inputs import to_ids
 from .shared import SharedCores
 
+METRICS = ("cosine", "inner_product")
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -120,6 +122,8 @@ class Stored:
         check_finite(tensors)
         held = dict(tensors)
         shared = _shared(held)
+        if metric not in METRICS:
+            raise ValueError(f"its metric is {metric}")
         if bits not in (*STEPS, 32) or math.prod(shape) != shared.width or not 1 <= len(shape) <= 2:
             raise ValueError(f"documents of shape {shape} with {bits} bits beside cores for a width of {shared.width}")
         codes, r = held.pop("codes"), shared.rank
