@@ -208,6 +208,21 @@ def ordered():
     return [pkgutil.resolve_name("ttref.surgery.order_units")(model, "0", "1").double(), *state(model)]
 
 
+def indexed():
+    """What the documents become, and the nearest; codes of a few bits would jump where rounding moves a number."""
+    index = pkgutil.resolve_name("ttref.retrieval.TTIndex")(20, bits=32, core_bits=32).fit(noise(60, 36))
+    train = pkgutil.resolve_name("ttref.retrieval.TTIndex")(
+        20, bits=32, core_bits=32, metric="inner_product", rotate=False, shape=(6, 8), rank=7
+    ).fit(uneven().weight)
+    train.add(noise(3, WIDTH))
+    return [
+        index.dense(),
+        *index.kneighbors(noise(5, 36, seed=1), 4),
+        train.dense(),
+        *train.kneighbors(noise(5, WIDTH, seed=1), 4),
+    ]
+
+
 def in_peft():
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
@@ -339,6 +354,7 @@ CASES = {
     "load_tt_lora": lambda: saved_and_loaded(),
     "lora.peft.TTLoraConfig": in_peft,
     "surgery.partial_tensorize": searched,
+    "retrieval.TTIndex": indexed,
     "does_a_train_pay": lambda: list(ttref.does_a_train_pay(waves().weight)[1:5]),
     "advise": lambda: [
         [row[key] for key in ("share", "train", "svd", "noise", "integers")] for row in ttref.advise(Model()).rows

@@ -27,6 +27,7 @@ NEEDS_MORE = {
     "ttref.files.load": "safetensors",
     "ttref.layers.TTLinear": "safetensors",
     "ttref.lora.saving.save_tt_lora": "safetensors",
+    "ttref.retrieval.account.Held.load": "safetensors",
     "ttref.surgery.gates.equivalence_gate": "scipy",
     "ttref.surgery.gates.false_accepts": "scipy",
     "ttref.surgery.paired.mcnemar": "scipy",
