@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_cores"]
 
-MOST_COLUMNS = 2500  # of a core's matrix; larger ones take long
+MOST_COLUMNS = 6000  # of a core's matrix: 300 MB and some seconds; larger ones take long
 SETTLED = 1e-3  # a round that lowers the squared error by less, relative to itself, is the last
 
 
