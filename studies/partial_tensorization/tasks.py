@@ -159,21 +159,22 @@ def docstrings(folder: Path) -> Task:
     return classified("docstrings", folder, rows)
 
 
-MEDLARS_TOKENS, RELEVANT, OTHERS = 48, 8, 90  # of a document; documents of validation, of each query and beside them
+MEDLARS_TOKENS, RELEVANT, OTHERS = 48, 8, 90  # of a document; documents of a split, of each query and beside them
 
 
 def medlars(folder: Path) -> Task:
-    """Medical abstracts for a query, nDCG of the first ten; every second query is for the test, with its documents."""
+    """Medical abstracts for a query, nDCG of the first ten; every second query is for the test, with its documents.
+
+    Both splits have as many documents to a query, so that one is not easier than the other.
+    """
     documents, queries, relevant = data.medlars(folder)
     sides = [relevant[0::2].any(0), relevant[1::2].any(0)]
     free = (~(sides[0] | sides[1])).nonzero().flatten()
     splits = {}
     for k, split in enumerate(("validation", "test")):
         mine = relevant[k::2]
-        own = sides[k] & ~sides[1 - k]
-        if split == "validation":
-            own &= (mine & (mine.cumsum(1) <= RELEVANT)).any(0)
-        chosen = torch.cat((own.nonzero().flatten(), free[k::2][:OTHERS] if k == 0 else free[k::2]))
+        few = (mine & (mine.cumsum(1) <= RELEVANT)).any(0)
+        chosen = torch.cat(((few & ~sides[1 - k]).nonzero().flatten(), free[k::2][:OTHERS]))
         texts = [documents[row] for row in chosen.tolist()]
         vectors = Vectors(texts, MEDLARS_TOKENS), Vectors(queries[k::2], MEDLARS_TOKENS)
         splits[split] = functools.partial(ndcg, *vectors, mine[:, chosen])
