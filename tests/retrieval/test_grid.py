@@ -10,8 +10,8 @@ from ttref.retrieval.grid import STEPS, Grid
 PACKED = (1, 2, 4)
 
 
-def grid_of(c, bits):
-    return Grid.of(c, bits)
+def grid_of(c, bits, alike=False):
+    return Grid.of(c, bits, alike=alike)
 
 
 @pytest.mark.parametrize("r", [1, 7, 8, 24, 30])
@@ -62,7 +62,7 @@ def test_products_are_right_on_average_over_rotations(bits):
     for seed in range(2000):
         turn = torch.linalg.qr(gaussian((32, 32), 100 + seed))[0]
         turned = (c @ turn).float()
-        grid = Grid(bits, torch.ones(32), torch.ones(()))
+        grid = Grid(bits, torch.ones(32), torch.ones(()), False)
         made = grid.decode(*grid.encode(turned)).double()
         found.append((made @ (q @ turn).mT).item())
         shrink = (made @ turned.double().mT) / made.square().sum()

@@ -37,7 +37,7 @@ class Held(Estimator):
         return {name: value for name, value in self.__dict__.items() if name != "_scanner"}
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all; :func:`ttref.load` and :meth:`load` read it.
+        """Write one safetensors file, whole or not at all; :func:`~ttref.files.load` and :meth:`load` read it.
 
         Raises:
             ValueError: Not fitted.

@@ -18,15 +18,19 @@ LEAST_RANGE = 1e-3  # of the typical range: a coordinate that the fit has never 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Levels ``ranges * step * (code + 1/2)``, all ``2^bits`` of them, for coordinates divided by their norm.
+    """Levels ``ranges * step * (code + 1/2)``, all ``2^bits`` of them.
+
+    Documents of any length, as an inner product has them, are divided by it first. Those of a cosine are alike in
+    length and are not: their scales are then alike as well, which serves a scanner that knows none.
 
     A document with coordinates c and levels v is stored as ``scale * v`` with ``scale = <c, c> / <v, c>``. On average
     over random rotations of the coordinates, ``scale * <q, v>`` is then ``<q, c>`` for every q.
 
     Attributes:
         bits: 1, 2, 4 or 8; 32 stores the coordinates themselves.
-        ranges: float32 ``(r,)``: root mean square of each normed coordinate, from the documents of the fit.
+        ranges: float32 ``(r,)``: root mean square of each coordinate, from the documents of the fit.
         unit: float32 ``()``: the scale of a typical document, the unit of the stored ones.
+        alike: True if documents are not divided by their length.
 
     Source:
         The scale is that of Gao and Long (2024), RaBitQ, arXiv:2405.12497; the steps are those of Max (1960),
@@ -36,23 +40,24 @@ class Grid:
     bits: int
     ranges: Tensor
     unit: Tensor
+    alike: bool
 
     @classmethod
-    def of(cls, coordinates: Tensor, bits: int) -> Grid:
+    def of(cls, coordinates: Tensor, bits: int, *, alike: bool) -> Grid:
         """The grid for documents like these, float32 ``(n, r)``."""
         r = coordinates.shape[1]
         if bits == 32:
-            return cls(bits, coordinates.new_ones(r), coordinates.new_ones(()))
-        total, moved = coordinates.new_zeros(r, dtype=torch.float64), 0
+            return cls(bits, coordinates.new_ones(r), coordinates.new_ones(()), alike)
+        one, total = coordinates.new_ones(()), coordinates.new_zeros(r, dtype=torch.float64)
         for part in coordinates.split(AT_ONCE):
-            normed, norms = _normed(part)
-            total += normed.square().sum(0)
-            moved += int((norms > 0).sum())
-        ranges = (total / moved).sqrt().clamp(min=LEAST_RANGE) if moved else torch.ones_like(total)
-        grid = cls(bits, ranges.float(), coordinates.new_ones(()))
+            total += (part.double() if alike else _normed(part)).square().sum(0)
+        ranges = (total / len(coordinates)).sqrt()
+        typical = ranges.square().mean().sqrt()
+        ranges = ranges.clamp(min=LEAST_RANGE * typical) if typical > 0 else torch.ones_like(ranges)
+        grid = cls(bits, ranges.float(), one, alike)
         scales = torch.cat([grid._coded(part)[1] for part in coordinates.split(AT_ONCE)])
-        unit = scales.square().mean().sqrt()
-        return cls(bits, grid.ranges, (unit if unit > 0 else torch.ones_like(unit)).float())
+        unit = scales.square().mean().sqrt().float()
+        return cls(bits, grid.ranges, unit if unit > 0 else one, alike)
 
     @property
     def together(self) -> int:
@@ -96,7 +101,7 @@ class Grid:
 
     def _coded(self, part: Tensor) -> tuple[Tensor, Tensor]:
         """Codes from ``-2^(bits-1)`` on, float64 ``(n, r)``, and exact scales ``(n,)``."""
-        normed, _ = _normed(part)
+        normed = part.double() if self.alike else _normed(part)
         step, top = self.ranges.double() * STEPS[self.bits], 2 ** (self.bits - 1)
         codes = (normed / step).floor_().clamp_(-top, top - 1)
         exact, levels = part.double(), (codes + 0.5) * step
@@ -149,8 +154,8 @@ class Grid:
         return levels * (self.ranges * STEPS[self.bits]) * self.factors(scales).unsqueeze(1)
 
 
-def _normed(part: Tensor) -> tuple[Tensor, Tensor]:
-    """Documents with a root mean square of 1, float64, and their norms; a zero document stays zero."""
+def _normed(part: Tensor) -> Tensor:
+    """Documents with a root mean square of 1, float64; a zero document stays zero."""
     exact = part.double()
     norms = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-    return exact * part.shape[1] ** 0.5 / norms.where(norms > 0, 1), norms
+    return exact * part.shape[1] ** 0.5 / norms.where(norms > 0, 1)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..rows.frame import AT_ONCE
 from .grid import Grid
-from .scanning import Candidates, rescored, spare
+from .scanning import Candidates, rescored, scanned
 
 ALIKE = 1.5  # the largest scale over the median, up to which FAISS may order documents without their scales
+TIMES = 16  # as many candidates as at first, when the scan here takes over
 
 
 def faiss() -> Any:
@@ -63,20 +64,23 @@ def _fast_scan(library: Any, grid: Grid, width: int) -> Any:
 
 
 def searched(index: Any, grid: Grid, codes: Tensor, scales: Tensor) -> Candidates:
-    """Candidates that FAISS finds. It knows no scales of documents, so it is asked for more until none is missing."""
+    """Candidates that FAISS finds. It knows no scales of documents, so it is asked for more until none is missing.
+
+    Under cosine the scales are alike, and the first answer is enough. Where lengths differ so much that FAISS would
+    have to return a large part of the documents, they are scanned here.
+    """
     count = len(codes)
     factors = grid.factors(scales) if grid.bits != 32 else torch.ones(1)
     alike = bool(factors.max() <= ALIKE * factors.median())
 
     def find(turned: Tensor, k: int) -> Tensor:
-        wanted = spare(k, count)
-        while wanted < count:
-            _, at = index.search(turned.cpu().contiguous().numpy(), wanted)
-            at = torch.from_numpy(at).to(turned.device)
+        first = wanted = (4 * k + 32) * (4 if grid.bits < 4 else 1)  # scales of fewer bits differ more
+        while wanted < min(count, TIMES * first + 1):
+            at = torch.from_numpy(index.search(turned.cpu().contiguous().numpy(), wanted)[1]).to(turned.device)
             if alike or _complete(grid, codes, scales, turned, at, k, factors):
                 return at
-            wanted = min(4 * wanted, count)
-        return torch.arange(count, device=turned.device).expand(len(turned), -1)
+            wanted *= 4
+        return scanned(grid, codes, scales, integers=False)(turned, k)
 
     return find
 
@@ -84,6 +88,6 @@ def searched(index: Any, grid: Grid, codes: Tensor, scales: Tensor) -> Candidate
 def _complete(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, at: Tensor, k: int, factors: Tensor) -> bool:
     """True if no other document can be among the k best: its product is at most the last one, its scale the largest."""
     scores = rescored(grid, codes, scales, turned, at)
-    last = rescored(grid, codes, torch.ones_like(scales), turned, at[:, -1:])[:, 0] / grid.unit
-    beyond = last * torch.where(last > 0, factors.max(), factors.min())
+    products = (grid.levels(codes[at[:, -1]]) * turned).sum(1)
+    beyond = products * torch.where(products > 0, factors.max(), factors.min())
     return bool((scores.topk(k, dim=1).values[:, -1] >= beyond).all())

@@ -129,9 +129,9 @@ class TTIndex(Held):
         if modes is not None and math.prod(modes) != width:
             raise ValueError(f"shape {modes} multiplies to {math.prod(modes)}, but documents have {width} entries")
         count = width if self.n_components is None else min(int(self.n_components), width)
-        how = {"shape": modes, "rank": self.rank, "rotate": self.rotate, "bits": int(self.core_bits)}
-        shared = SharedCores.of(x, count, **how, seed=int(self.random_state))
-        grid = Grid.of(shared.projected(x), int(self.bits))
+        bits, seed = int(self.core_bits), int(self.random_state)
+        shared = SharedCores.of(x, count, shape=modes, rank=self.rank, rotate=self.rotate, bits=bits, seed=seed)
+        grid = Grid.of(shared.projected(x), int(self.bits), alike=self.metric == "cosine")
         codes, scales = grid.encode(x.new_empty(0, shared.rank))
         empty = Stored(shared, grid, codes, scales, None, 0, shape, self.metric)
         self._hold(empty.with_documents(x, given)[0])

@@ -6,19 +6,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .grid import Grid
 
 QUERIES = 256  # carried and scored together
-DOCUMENTS = 16384  # scored together, unless they have many coordinates
-UNPACKED = 4 << 20  # coordinates unpacked together; the three bound the working memory to some 50 MB
+SCORED = 1 << 20  # scores computed together, between LEAST and MOST documents of each query
+LEAST, MOST = 2048, 65536
+UNPACKED = 4 << 20  # coordinates unpacked together; all this bounds the working memory to some 50 MB
+GROUP = 16  # documents of which the best is looked at first
 
 Candidates = Callable[[Tensor, int], Tensor]  # from queries in the order of the grid, and how many, to positions
-
-
-def spare(k: int, count: int) -> int:
-    """Candidates for the k best of ``count``: enough that rounding a query to int8 loses none of them."""
-    return min(4 * k + 32, count)
 
 
 def nearest(grid: Grid, codes: Tensor, scales: Tensor, q: Tensor, k: int, find: Candidates) -> tuple[Tensor, Tensor]:
@@ -54,51 +52,68 @@ def rescored(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, position
 
 
 def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Candidates:
-    """Candidates by scanning all documents, in int8 or in float32."""
+    """Candidates by scanning all documents, in int8 or in float32.
+
+    Of the k best, rounding a query to int8 shifts each by a thousandth; there are enough candidates to lose none.
+    """
+    count = len(codes)
 
     def find(turned: Tensor, k: int) -> Tensor:
-        wanted = spare(k, len(codes))
-        sides = _rounded(grid, turned) if integers else None
-        best = at = None
-        step = min(DOCUMENTS, max(1, UNPACKED // max(1, turned.shape[1])))
-        for start in range(0, len(codes), step):
+        wanted = min(2 * k + 16, count)
+        queries, middles = _rounded(grid, turned) if integers else (turned, turned.new_zeros(len(turned)))
+        step = min(max(SCORED // len(turned), LEAST), MOST, max(UNPACKED // max(1, turned.shape[1]), 1))
+        best, at = turned.new_full((len(turned), 0), 0), queries.new_empty((len(turned), 0), dtype=torch.int64)
+        for start in range(0, count, step):
             block = codes[start : start + step]
-            if sides is not None:
-                rounded, shift = sides
-                scores = int_product(rounded, grid.unpacked(block)).float().add_(shift)
+            if integers:
+                scores = int_product(grid.unpacked(block), queries).float().add_(middles)
             else:
-                scores = turned @ grid.levels(block).mT
+                scores = grid.levels(block) @ queries.mT
             if grid.bits != 32:
-                scores *= grid.factors(scales[start : start + step])
-            top = scores.topk(min(wanted, len(block)), dim=1, sorted=False)
-            top_at = top.indices + start
-            if best is None:
-                best, at = top.values, top_at
-            else:
-                best, at = torch.cat((best, top.values), 1), torch.cat((at, top_at), 1)
+                scores *= grid.factors(scales[start : start + step]).unsqueeze(1)
+            values, places = _best(scores, wanted)
+            best, at = torch.cat((best, values), 1), torch.cat((at, places + start), 1)
             if best.shape[1] > wanted:
-                keep = best.topk(wanted, dim=1, sorted=False)
-                best, at = keep.values, at.gather(1, keep.indices)
+                best, order = best.topk(wanted, dim=1, sorted=False)
+                at = at.gather(1, order)
         return at
 
     return find
 
 
+def _best(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """The best scores of each column of ``(n, b)`` and their rows, ``(b, wanted)`` both, in any order.
+
+    They lie in the groups whose own best are best, so that most scores are looked at only once.
+    """
+    count, b = scores.shape
+    groups = count // GROUP
+    if groups < 2 * wanted:
+        return scores.mT.topk(min(wanted, count), dim=1, sorted=False)
+    grouped = scores[: groups * GROUP].view(GROUP, groups, b)
+    chosen = grouped.amax(0).mT.topk(wanted, dim=1, sorted=False).indices
+    members = torch.arange(0, groups * GROUP, groups, device=scores.device)
+    rows = (chosen.unsqueeze(1) + members.unsqueeze(1)).flatten(1)
+    left = torch.arange(groups * GROUP, count, device=scores.device).expand(b, -1)
+    rows = torch.cat((rows, left), 1)
+    best = scores.mT.gather(1, rows).topk(wanted, dim=1, sorted=False)
+    return best.values, rows.gather(1, best.indices)
+
+
 def _rounded(grid: Grid, turned: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries as int8, and what the middle of the levels adds to every document, ``(b, 1)``.
+    """Queries as int8, and what the middle of the levels adds to every document, ``(b,)``.
 
     Each query has a scale of its own, so that one alone is rounded as it is in a batch. No score needs it.
     """
     scale = (turned.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     rounded = (turned / scale).round_()
-    return rounded.to(torch.int8), grid.middle * rounded.sum(1, keepdim=True)
+    return rounded.to(torch.int8), grid.middle * rounded.sum(1)
 
 
-def int_product(queries: Tensor, codes: Tensor) -> Tensor:
-    """``queries (b, r) @ codes (n, r)^T`` of int8 as int32; on a GPU the sizes are padded to those that it takes."""
-    b, n = len(queries), len(codes)
+def int_product(codes: Tensor, queries: Tensor) -> Tensor:
+    """``codes (n, r) @ queries (b, r)^T`` of int8 as int32; on a GPU the sizes are padded to those that it takes."""
+    n, b = len(codes), len(queries)
     if queries.device.type != "cpu":
-        pad = torch.nn.functional.pad
         across = -queries.shape[1] % 8
-        queries, codes = pad(queries, (0, across, 0, max(24 - b, -b % 8))), pad(codes, (0, across, 0, -n % 8))
-    return torch._int_mm(queries, codes.mT)[:b, :n]
+        queries, codes = F.pad(queries, (0, across, 0, -b % 8)), F.pad(codes, (0, across, 0, max(24 - n, 0)))
+    return torch._int_mm(codes, queries.mT)[:n, :b]

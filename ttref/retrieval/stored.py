@@ -126,12 +126,12 @@ class Stored:
             raise ValueError(f"its metric is {metric}")
         if bits not in (*STEPS, 32) or math.prod(shape) != shared.width or not 1 <= len(shape) <= 2:
             raise ValueError(f"documents of shape {shape} with {bits} bits beside cores for a width of {shared.width}")
-        codes, r = held.pop("codes"), shared.rank
+        codes, r, alike = held.pop("codes"), shared.rank, metric == "cosine"
         if bits == 32:
-            grid = Grid(32, torch.ones(r), torch.ones(()))
+            grid = Grid(32, torch.ones(r), torch.ones(()), alike)
             scales, wanted = torch.empty(0, dtype=torch.float16), torch.float32
         else:
-            grid, scales = Grid(bits, held.pop("ranges"), held.pop("unit")), held.pop("scales")
+            grid, scales = Grid(bits, held.pop("ranges"), held.pop("unit"), alike), held.pop("scales")
             wanted = torch.int8 if bits == 8 else torch.uint8
             for name, x, dtype, size in (
                 ("ranges", grid.ranges, torch.float32, (r,)),
