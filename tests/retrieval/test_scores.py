@@ -98,6 +98,25 @@ def test_blocks_of_documents_and_of_queries_change_nothing(monkeypatch):
             assert torch.equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("how", ["as they come", "better and better", "alike"])
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_no_document_is_missed_among_many(bits, how):
+    """Scores are looked at in groups, and against those of the blocks before."""
+    x = texts(9000, 16, seed=7)
+    q = asked(x, 6, seed=8)
+    if how == "better and better":
+        x = x[(x @ q[0]).argsort()]
+    if how == "alike":
+        x = x[:90].repeat(100, 1)
+    index = TTIndex(16, bits=bits, metric="inner_product").fit(x)
+    expected = q.double() @ index.dense().double().mT
+    for engine, k in itertools.product(["auto", "float"], [1, 10, 100]):
+        distances, ids = index.set_params(engine=engine).kneighbors(q, k)
+        torch.testing.assert_close(-distances.double(), expected.topk(k, dim=1).values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(-distances.double(), expected.gather(1, ids), rtol=0, atol=1e-5)
+        assert all(len(set(row)) == k for row in ids.tolist())
+
+
 def test_working_memory_does_not_grow_with_the_documents():
     from compressed import Largest
 

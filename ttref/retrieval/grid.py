@@ -115,13 +115,21 @@ class Grid:
         counted = F.pad((codes + 2 ** (self.bits - 1)).to(torch.uint8), (0, -codes.shape[1] % self.together))
         return pack_bits(counted, self.bits).view(len(codes), self.bytes_each)
 
-    def unpacked(self, codes: Tensor) -> Tensor:
-        """Codes int8 ``(..., bytes * together)``, in the order of :meth:`queries`."""
+    def unpacked(self, codes: Tensor, room: Tensor | None = None) -> Tensor:
+        """Codes int8 ``(..., bytes * together)``, in the order of :meth:`queries`; into ``room`` if there is some."""
         if self.together == 1:
             return codes
-        mask = 2**self.bits - 1
-        planes = [(codes >> shift) & mask for shift in range(0, 8, self.bits)]
-        return torch.cat(planes, -1).view(torch.int8)
+        size, mask = codes.shape[-1], 2**self.bits - 1
+        room = codes.new_empty(*codes.shape[:-1], size * self.together) if room is None else room[: len(codes)]
+        made = room.view(torch.int8)
+        if size % 8 == 0:  # eight bytes at once; what a shift carries from one to the next is masked
+            codes, room, size = codes.view(torch.int64), room.view(torch.int64), size // 8
+            mask = int.from_bytes(bytes([mask] * 8), "little")
+        torch.bitwise_and(codes, mask, out=room[..., :size])
+        for plane in range(1, self.together):
+            part = room[..., plane * size : (plane + 1) * size]
+            torch.bitwise_right_shift(codes, plane * self.bits, out=part).bitwise_and_(mask)
+        return made
 
     def levels(self, codes: Tensor) -> Tensor:
         """Levels in steps, float32, in the order of :meth:`queries`; of 32 bits the coordinates."""

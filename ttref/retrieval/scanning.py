@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from .grid import Grid
 
 QUERIES = 256  # carried and scored together
-SCORED = 1 << 20  # scores computed together, between LEAST and MOST documents of each query
-LEAST, MOST = 2048, 65536
+SCORED = 1 << 19  # scores computed together, between LEAST and MOST documents of each query
+LEAST, MOST = 2048, 16384
 UNPACKED = 4 << 20  # coordinates unpacked together; all this bounds the working memory to some 50 MB
 GROUP = 16  # documents of which the best is looked at first
 
@@ -62,17 +62,18 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
         wanted = min(2 * k + 16, count)
         queries, middles = _rounded(grid, turned) if integers else (turned, turned.new_zeros(len(turned)))
         step = min(max(SCORED // len(turned), LEAST), MOST, max(UNPACKED // max(1, turned.shape[1]), 1))
-        best, at = turned.new_full((len(turned), 0), 0), queries.new_empty((len(turned), 0), dtype=torch.int64)
+        room = codes.new_empty(step, turned.shape[1]) if integers else None
+        best, at = turned.new_full((len(turned), 0), 0), torch.empty(len(turned), 0, dtype=torch.int64).to(codes.device)
         for start in range(0, count, step):
             block = codes[start : start + step]
             if integers:
-                scores = int_product(grid.unpacked(block), queries).float().add_(middles)
+                scores = int_product(grid.unpacked(block, room), queries).float().add_(middles)
             else:
                 scores = grid.levels(block) @ queries.mT
             if grid.bits != 32:
                 scores *= grid.factors(scales[start : start + step]).unsqueeze(1)
-            values, places = _best(scores, wanted)
-            best, at = torch.cat((best, values), 1), torch.cat((at, places + start), 1)
+            values, rows = _promising(scores, wanted, best.amin(1) if best.shape[1] == wanted else None)
+            best, at = torch.cat((best, values), 1), torch.cat((at, rows + start), 1)
             if best.shape[1] > wanted:
                 best, order = best.topk(wanted, dim=1, sorted=False)
                 at = at.gather(1, order)
@@ -81,23 +82,24 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
     return find
 
 
-def _best(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """The best scores of each column of ``(n, b)`` and their rows, ``(b, wanted)`` both, in any order.
+def _promising(scores: Tensor, wanted: int, least: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores of each column of ``(n, b)``, and their rows, among which are the ``wanted`` best: ``(b, m)`` both.
 
-    They lie in the groups whose own best are best, so that most scores are looked at only once.
+    They lie in the groups whose own best are best, and above ``least``, if that many are known: most scores are looked
+    at only once.
     """
     count, b = scores.shape
     groups = count // GROUP
     if groups < 2 * wanted:
         return scores.mT.topk(min(wanted, count), dim=1, sorted=False)
-    grouped = scores[: groups * GROUP].view(GROUP, groups, b)
-    chosen = grouped.amax(0).mT.topk(wanted, dim=1, sorted=False).indices
     members = torch.arange(0, groups * GROUP, groups, device=scores.device)
+    heads = scores[: groups * GROUP].view(GROUP, groups, b).amax(0)
+    enough = wanted if least is None else min(wanted, int((heads > least).sum(0).max()))
+    chosen = heads.mT.topk(enough, dim=1, sorted=False).indices
     rows = (chosen.unsqueeze(1) + members.unsqueeze(1)).flatten(1)
     left = torch.arange(groups * GROUP, count, device=scores.device).expand(b, -1)
     rows = torch.cat((rows, left), 1)
-    best = scores.mT.gather(1, rows).topk(wanted, dim=1, sorted=False)
-    return best.values, rows.gather(1, best.indices)
+    return scores.mT.gather(1, rows), rows
 
 
 def _rounded(grid: Grid, turned: Tensor) -> tuple[Tensor, Tensor]:
