@@ -5,7 +5,7 @@ import torch
 from corpora import asked, texts
 
 from ttref.retrieval import TTIndex
-from ttref.retrieval.handover import handed_over, searched
+from ttref.retrieval.handover import Scanner, handed_over
 from ttref.retrieval.scanning import nearest
 
 pytest.importorskip("faiss")
@@ -46,17 +46,19 @@ def test_it_is_asked_for_more_until_no_long_document_is_missing():
     x = X.clone()
     x[::100] *= 20
     index = TTIndex(32, metric="inner_product").fit(x)
-    held = index._stored
-    library, asked_for = handed_over(held.grid, held.codes), []
+    held, asked_for = index._stored, []
+    parts = held.grid, held.codes, held.scales
+    scanner = Scanner(*parts)
+    library = scanner.index
 
     class Counting:
         def search(self, q, count):
             asked_for.append(count)
             return library.search(q, count)
 
+    scanner.index = Counting()
     q = held.shared.carried(Q)
-    parts = held.grid, held.codes, held.scales
-    found = nearest(*parts, q, 10, searched(Counting(), *parts))
+    found = nearest(*parts, q, 10, scanner.find)
     expected = index.kneighbors(Q, 10)
     assert torch.equal(found[1], expected[1]) and asked_for[0] == 72 < max(asked_for, default=0)
     exact = (Q @ index.dense().mT).topk(10, dim=1).values
@@ -69,14 +71,14 @@ def test_it_is_asked_for_more_until_no_long_document_is_missing():
 def test_the_copy_follows_what_the_index_holds():
     index = TTIndex(32, backend="faiss").fit(X)
     index.kneighbors(Q)
-    first = index._scanner[1]
+    first = index._scanner.index
     index.kneighbors(Q)
-    assert index._scanner[1] is first and first.ntotal == 3000
+    assert index._scanner.index is first and first.ntotal == 3000
     index.add(Q)
     ids = index.kneighbors(Q, 1)[1][:, 0]
-    assert ids.tolist() == list(range(3000, 3020)) and index._scanner[1].ntotal == 3020
+    assert ids.tolist() == list(range(3000, 3020)) and index._scanner.index.ntotal == 3020
     index.remove(range(3000, 3020))
-    assert index.kneighbors(Q, 1)[1].max() < 3000 and index._scanner[1].ntotal == 3000
+    assert index.kneighbors(Q, 1)[1].max() < 3000 and index._scanner.index.ntotal == 3000
 
 
 def test_few_documents_are_all_candidates():

@@ -86,10 +86,11 @@ def test_blocks_of_documents_and_of_queries_change_nothing(monkeypatch):
     for engine in ("int8", "float"):
         expected = index.set_params(engine=engine).kneighbors(Q, 12)
         for name, size in (
-            ("scanning.MOST", 7),
+            ("scanning.DOCUMENTS", 7),
+            ("scanning.SCORED", 99),
+            ("scanning.PIECE", 99),
             ("scanning.UNPACKED", 64),
             ("index.QUERIES", 2),
-            ("scanning.GROUP", 2),
         ):
             with monkeypatch.context() as patched:
                 patched.setattr(f"ttref.retrieval.{name}", size)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..files import check_header, read, write
 from .estimator import Estimator, not_fitted
+from .handover import Scanner
 from .settings import PARAMETERS, check_parameters, plain
 from .stored import Stored
 
@@ -19,7 +20,7 @@ class Held(Estimator):
     """Base class of :class:`TTIndex`: what it holds, counts and files."""
 
     _stored: Stored | None = None
-    _scanner: tuple[Stored, Any] | None = None  # FAISS's copy of the codes, and what it is a copy of
+    _scanner: Scanner | None = None  # FAISS's copy of the codes
 
     def _hold(self, stored: Stored) -> None:
         """Replace what is held."""

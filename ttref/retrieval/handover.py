@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..rows.frame import AT_ONCE
 from .grid import Grid
-from .scanning import Candidates, rescored, scanned
+from .scanning import rescored, scanned
 
 ALIKE = 1.5  # the largest scale over the median, up to which FAISS may order documents without their scales
 TIMES = 16  # as many candidates as at first, when the scan here takes over
@@ -29,11 +29,11 @@ def faiss() -> Any:
 
 
 def handed_over(grid: Grid, codes: Tensor) -> Any:
-    """A FAISS index of the levels of all documents, exactly: codes of 4 bits become a fast-scan product quantizer's.
+    """A FAISS index of the levels of all documents, exactly.
 
-    Its subquantizers hold as many coordinates as four bits do. Codes of 8 bits go to a scalar quantizer that has their
-    levels (the one that takes signed bytes as they are cuts queries to whole numbers), coordinates in float32 to a
-    flat index.
+    Codes of 4 bits become those of a product quantizer for fast scans; its subquantizers hold as many coordinates as
+    four bits do. Codes of 8 bits go to a scalar quantizer that has their levels (the one that takes signed bytes as
+    they are cuts queries to whole numbers), coordinates in float32 to a flat index.
     """
     library = faiss()
     width = grid.bytes_each * (1 if grid.bits == 32 else grid.together)
@@ -63,31 +63,39 @@ def _fast_scan(library: Any, grid: Grid, width: int) -> Any:
     return index
 
 
-def searched(index: Any, grid: Grid, codes: Tensor, scales: Tensor) -> Candidates:
-    """Candidates that FAISS finds. It knows no scales of documents, so it is asked for more until none is missing.
+class Scanner:
+    """Candidates that FAISS finds in a copy of the codes.
 
-    Under cosine the scales are alike, and the first answer is enough. Where lengths differ so much that FAISS would
-    have to return a large part of the documents, they are scanned here.
+    FAISS knows no scales of documents, so it is asked for more until none is missing. Under cosine the scales are
+    alike, and the first answer is enough. Where lengths differ so much that FAISS would have to return a large part of
+    the documents, they are scanned here.
+
+    Args:
+        grid: Turns codes into coordinates.
+        codes: The documents, as :meth:`Grid.encode` gives them; at least one.
+        scales: Theirs.
     """
-    count = len(codes)
-    factors = grid.factors(scales) if grid.bits != 32 else torch.ones(1)
-    alike = bool(factors.max() <= ALIKE * factors.median())
 
-    def find(turned: Tensor, k: int) -> Tensor:
-        first = wanted = (4 * k + 32) * (4 if grid.bits < 4 else 1)  # scales of fewer bits differ more
-        while wanted < min(count, TIMES * first + 1):
-            at = torch.from_numpy(index.search(turned.cpu().contiguous().numpy(), wanted)[1]).to(turned.device)
-            if alike or _complete(grid, codes, scales, turned, at, k, factors):
+    def __init__(self, grid: Grid, codes: Tensor, scales: Tensor) -> None:
+        self.grid, self.codes, self.scales = grid, codes, scales
+        self.index = handed_over(grid, codes)
+        factors = grid.factors(scales) if grid.bits != 32 else torch.ones(1)
+        self.least, self.largest = factors.min(), factors.max()
+        self.alike = bool(self.largest <= ALIKE * factors.median())
+
+    def find(self, turned: Tensor, k: int) -> Tensor:
+        """Positions ``(b, c)`` among which are the k best of each query."""
+        first = wanted = (4 * k + 32) * (4 if self.grid.bits < 4 else 1)  # scales of fewer bits differ more
+        while wanted < min(len(self.codes), TIMES * first + 1):
+            at = torch.from_numpy(self.index.search(turned.cpu().contiguous().numpy(), wanted)[1]).to(turned.device)
+            if self.alike or self._complete(turned, at, k):
                 return at
             wanted *= 4
-        return scanned(grid, codes, scales, integers=False)(turned, k)
+        return scanned(self.grid, self.codes, self.scales, integers=False)(turned, k)
 
-    return find
-
-
-def _complete(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, at: Tensor, k: int, factors: Tensor) -> bool:
-    """True if no other document can be among the k best: its product is at most the last one, its scale the largest."""
-    scores = rescored(grid, codes, scales, turned, at)
-    products = (grid.levels(codes[at[:, -1]]) * turned).sum(1)
-    beyond = products * torch.where(products > 0, factors.max(), factors.min())
-    return bool((scores.topk(k, dim=1).values[:, -1] >= beyond).all())
+    def _complete(self, turned: Tensor, at: Tensor, k: int) -> bool:
+        """True if no other document can be better: its product is at most the last one, its scale the largest."""
+        scores = rescored(self.grid, self.codes, self.scales, turned, at)
+        products = (self.grid.levels(self.codes[at[:, -1]]) * turned).sum(1)
+        beyond = products * torch.where(products > 0, self.largest, self.least)
+        return bool((scores.topk(k, dim=1).values[:, -1] >= beyond).all())

@@ -13,7 +13,7 @@ from ..checks import check_modes, several, whole
 from ..precision import full_precision
 from .account import Held
 from .grid import Grid
-from .handover import handed_over, searched
+from .handover import Scanner
 from .inputs import to_ids, to_matrix, to_unit
 from .scanning import QUERIES, Candidates, nearest, scanned
 from .settings import check_parameters, check_search
@@ -254,9 +254,9 @@ class TTIndex(Held):
         check_search(self, held.grid.bits)
         if self.backend == "faiss":
             scanner = self._scanner
-            if scanner is None or scanner[0] is not held:
-                scanner = self._scanner = held, handed_over(held.grid, held.codes)
-            return searched(scanner[1], held.grid, held.codes, held.scales)
+            if scanner is None or scanner.codes is not held.codes:
+                scanner = self._scanner = Scanner(held.grid, held.codes, held.scales)
+            return scanner.find
         on_cpu = held.codes.device.type == "cpu"
         integers = self.engine == "int8" or (self.engine == "auto" and held.grid.bits != 32 and on_cpu)
         return scanned(held.grid, held.codes, held.scales, integers=integers)

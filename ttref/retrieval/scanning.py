@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from .grid import Grid
 
 QUERIES = 256  # carried and scored together
-SCORED = 1 << 19  # scores computed together, between LEAST and MOST documents of each query
-LEAST, MOST = 2048, 16384
-UNPACKED = 4 << 20  # coordinates unpacked together; all this bounds the working memory to some 50 MB
+SCORED = 1 << 21  # scores looked at together, of at most DOCUMENTS documents
+DOCUMENTS = 65536
+PIECE = 1 << 18  # scores, and of one query codes, computed together: what the processor's second cache holds
+UNPACKED = 4 << 20  # coordinates unpacked together when candidates are scored again; all this bounds the working memory
 GROUP = 16  # documents of which the best is looked at first
 
 Candidates = Callable[[Tensor, int], Tensor]  # from queries in the order of the grid, and how many, to positions
@@ -59,19 +60,15 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
     count = len(codes)
 
     def find(turned: Tensor, k: int) -> Tensor:
-        wanted = min(2 * k + 16, count)
-        queries, middles = _rounded(grid, turned) if integers else (turned, turned.new_zeros(len(turned)))
-        step = min(max(SCORED // len(turned), LEAST), MOST, max(UNPACKED // max(1, turned.shape[1]), 1))
-        room = codes.new_empty(step, turned.shape[1]) if integers else None
-        best, at = turned.new_full((len(turned), 0), 0), torch.empty(len(turned), 0, dtype=torch.int64).to(codes.device)
+        wanted, b = min(2 * k + 16, count), len(turned)
+        step = min(max(SCORED // b, GROUP), DOCUMENTS, count)
+        fill = _filling(grid, turned, integers)
+        room = turned.new_empty(step, b)
+        best, at = turned.new_empty(b, 0), turned.new_empty(b, 0).long()
         for start in range(0, count, step):
-            block = codes[start : start + step]
-            if integers:
-                scores = int_product(grid.unpacked(block, room), queries).float().add_(middles)
-            else:
-                scores = grid.levels(block) @ queries.mT
-            if grid.bits != 32:
-                scores *= grid.factors(scales[start : start + step]).unsqueeze(1)
+            block = slice(start, min(start + step, count))
+            scores = room[: block.stop - start]
+            fill(codes[block], scales[block], scores)
             values, rows = _promising(scores, wanted, best.amin(1) if best.shape[1] == wanted else None)
             best, at = torch.cat((best, values), 1), torch.cat((at, rows + start), 1)
             if best.shape[1] > wanted:
@@ -80,6 +77,29 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
         return at
 
     return find
+
+
+def _filling(grid: Grid, turned: Tensor, integers: bool) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """What writes the scores of a block of documents into ``(n, b)``, piece by piece."""
+    b, width = turned.shape
+    queries, middles = _rounded(grid, turned) if integers else (turned, None)
+    piece = max(1, PIECE // max(b, width))
+    room = torch.empty(piece, width, dtype=torch.uint8, device=turned.device)
+    whole = torch.empty(piece, b, dtype=torch.int32, device=turned.device)
+
+    def fill(codes: Tensor, scales: Tensor, scores: Tensor) -> None:
+        factors = None if grid.bits == 32 else grid.factors(scales).unsqueeze(1)
+        for start in range(0, len(codes), piece):
+            part = slice(start, start + piece)
+            into = scores[part]
+            if middles is not None:
+                into.copy_(int_product(grid.unpacked(codes[part], room), queries, whole[: len(into)])).add_(middles)
+            else:
+                torch.mm(grid.levels(codes[part]), queries.mT, out=into)
+            if factors is not None:
+                into.mul_(factors[part])
+
+    return fill
 
 
 def _promising(scores: Tensor, wanted: int, least: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -112,10 +132,13 @@ def _rounded(grid: Grid, turned: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8), grid.middle * rounded.sum(1)
 
 
-def int_product(codes: Tensor, queries: Tensor) -> Tensor:
-    """``codes (n, r) @ queries (b, r)^T`` of int8 as int32; on a GPU the sizes are padded to those that it takes."""
-    n, b = len(codes), len(queries)
-    if queries.device.type != "cpu":
-        across = -queries.shape[1] % 8
-        queries, codes = F.pad(queries, (0, across, 0, -b % 8)), F.pad(codes, (0, across, 0, max(24 - n, 0)))
+def int_product(codes: Tensor, queries: Tensor, room: Tensor) -> Tensor:
+    """``codes (n, r) @ queries (b, r)^T`` of int8 as int32, into ``room`` where the processor takes these sizes.
+
+    A GPU takes more than 16 rows and multiples of eight columns; it gets zeros as well.
+    """
+    if queries.device.type == "cpu":
+        return torch._int_mm(codes, queries.mT, out=room)
+    (n, r), b = codes.shape, len(queries)
+    queries, codes = F.pad(queries, (0, -r % 8, 0, -b % 8)), F.pad(codes, (0, -r % 8, 0, max(24 - n, 0)))
     return torch._int_mm(codes, queries.mT)[:n, :b]
