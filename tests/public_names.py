@@ -376,4 +376,10 @@ EXEMPT = {
     "swap_layer": "moves a module",
     "Compressed": "a protocol",
     "load": "reads what was stored",
+    "interop.from_quimb": "a train changes hands: its numbers stay as they are",
+    "interop.from_tensorly": "a train changes hands: its numbers stay as they are",
+    "interop.from_torchtt": "a train changes hands: its numbers stay as they are",
+    "interop.to_quimb": "a train changes hands: its numbers stay as they are",
+    "interop.to_tensorly": "a train changes hands: its numbers stay as they are",
+    "interop.to_torchtt": "a train changes hands: its numbers stay as they are",
 }
