@@ -96,6 +96,7 @@ def test_ids_are_those_given():
     assert index.add(X[202:203], ids=[2**40]).tolist() == [2**40]
     assert index.kneighbors(X[202:203], 1)[1].item() == 2**40
     index.remove(2**40).remove(np.int64(606))
+    index.add(X[203:204], ids=[1])
     assert index.add(X[202:203]).tolist() == [2**40 + 1]  # one that was removed does not come back
     assert TTIndex(8).fit(X[:3], ids=np.array([5, 2, 9], dtype=np.uint16)).ids_.tolist() == [5, 2, 9]
 

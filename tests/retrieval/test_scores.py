@@ -7,6 +7,7 @@ import torch
 from corpora import asked, scores, texts
 from torch.nn import functional as F
 
+from ttref import tt_svd, tt_to_tensor
 from ttref.codes import unpack_bits
 from ttref.retrieval import TTIndex
 from ttref.retrieval.grid import STEPS
@@ -81,6 +82,15 @@ def test_one_query_is_scored_as_in_a_batch(bits):
         assert torch.equal(names[0], ids[k])
 
 
+def test_a_small_query_is_scored_beside_a_large_one():
+    """Integers have one scale for each query: in that of the batch a small query would be all zeros."""
+    index = TTIndex(30, metric="inner_product").fit(lengthened(X))
+    q = Q * torch.logspace(-6, 3, len(Q)).unsqueeze(1)
+    expected, found = index.kneighbors(Q, 5), index.kneighbors(q, 5)
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0] / torch.logspace(-6, 3, len(Q)).unsqueeze(1), expected[0], rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_of_documents_and_of_queries_change_nothing(monkeypatch):
     index = TTIndex(30, metric="inner_product").fit(lengthened(X))
     for engine in ("int8", "float"):
@@ -101,8 +111,9 @@ def test_blocks_of_documents_and_of_queries_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("how", ["as they come", "better and better", "alike"])
 @pytest.mark.parametrize("bits", [4, 8, 32])
-def test_no_document_is_missed_among_many(bits, how):
+def test_no_document_is_missed_among_many(bits, how, monkeypatch):
     """Scores are looked at in groups, and against those of the blocks before."""
+    monkeypatch.setattr("ttref.retrieval.scanning.DOCUMENTS", 2000)
     x = texts(9000, 16, seed=7)
     q = asked(x, 6, seed=8)
     if how == "better and better":
@@ -144,6 +155,17 @@ def test_documents_minus_their_mean_are_the_train_where_nothing_is_cut(shape):
     assert index.n_components_ == 48
     index = TTIndex(None, bits=32, metric="inner_product", shape=shape, core_bits=8).fit(X)
     torch.testing.assert_close(index.dense(), X, rtol=0, atol=1e-4)  # coordinates make up for rounded cores
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_a_train_loses_no_more_than_that_of_the_documents_themselves(rank):
+    """The shared cores are cut where the documents vary least, not where the axes are many."""
+    x = X * torch.logspace(0, -2, 48)
+    index = TTIndex(12, bits=32, metric="inner_product", shape=(6, 8), rank=rank, core_bits=32).fit(x)
+    r, centered = index.n_components_, x - x.mean(0)
+    twin = tt_to_tensor(tt_svd(centered.reshape(-1, 6, 8), rank=(1, r, rank, 1))).reshape(-1, 48)
+    lost = torch.linalg.vector_norm(index.dense() - x)
+    assert lost <= 1.02 * torch.linalg.vector_norm(twin - centered)
 
 
 def test_equal_documents_come_in_their_order():
