@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .figures import MARKERS, OKABE_ITO, pareto_frontier, readable
 
-__all__ = ["accuracy_front", "front_of"]
+__all__ = ["accuracy_front", "draw_fronts", "front_of"]
 
 BITS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8)  # where the axis has its numbers
 SIDES = [(x, y) for x in (1, -1, 0) for y in (0, 1, -1) if x or y]  # of a point, where its name may stand
@@ -64,24 +64,61 @@ def accuracy_front(ax: Axes, fronts: Mapping[str, Sequence[tuple[float, float]]]
         >>> ax.get_xscale(), [text.get_text() for text in ax.texts]
         ('log', ['dense, 32 bits: 0.920', 'trains'])
     """
+    said = f"dense, 32 bits: {dense:.3f}"
+    labels = "bits a weight, scales counted (log scale)", "accuracy, no training"
+    return draw_fronts(ax, fronts, level=dense, said=said, ticks=BITS, labels=labels)
+
+
+def draw_fronts(
+    ax: Axes,
+    fronts: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    level: float,
+    said: str,
+    ticks: Sequence[float],
+    labels: tuple[str, str],
+) -> Axes:
+    """Draw fronts over a logarithmic axis, each name beside its line, and a dashed line at a level.
+
+    Args:
+        ax: Axes to draw in.
+        fronts: name of each method and its points.
+        level: where the dashed line is.
+        said: what stands above it.
+        ticks: numbers that the logarithmic axis may have.
+        labels: of both axes.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: no method, one without points, or more methods than colors.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> names = {"ticks": (16, 64), "labels": ("bytes", "recall")}
+        >>> ax = draw_fronts(Figure().subplots(), {"codes": [(16, 0.7), (64, 0.9)]}, level=1, said="all", **names)
+        >>> [text.get_text() for text in ax.texts], [label.get_text() for label in ax.get_xticklabels()]
+        (['all', 'codes'], ['16', '64'])
+    """
     if not fronts or not all(fronts.values()):
         raise ValueError(f"every method needs at least one point, got {dict(fronts)}")
     if len(fronts) > len(OKABE_ITO):
         raise ValueError(f"{len(fronts)} methods but {len(OKABE_ITO)} colors; split the figure")
     ax.set_xscale("log", base=2)
-    ax.axhline(dense, color="#777777", linestyle="--", linewidth=1.2, marker="", zorder=0.9)
+    ax.axhline(level, color="#777777", linestyle="--", linewidth=1.2, marker="", zorder=0.9)
     for points, color, marker in zip(fronts.values(), OKABE_ITO, MARKERS, strict=False):
         first = marker == MARKERS[0]
         ax.plot(*zip(*points, strict=True), color=color, marker=marker, zorder=3 if first else 2)
     ax.margins(x=0.06, y=0.1)
     low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(FixedLocator([bits for bits in BITS if low <= bits <= high]))
+    ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set(xlabel="bits a weight, scales counted (log scale)", ylabel="accuracy, no training")
-    said, above = f"dense, 32 bits: {dense:.3f}", {"xytext": (0, 7), "textcoords": "offset points"}
-    ax.annotate(said, (high, dense), **above, color="#555555", ha="right", va="bottom")
-    for (name, place), color in zip(_places(ax, fronts, dense, said).items(), OKABE_ITO, strict=False):
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    above = {"xytext": (0, 7), "textcoords": "offset points"}
+    ax.annotate(said, (high, level), **above, color="#555555", ha="right", va="bottom")
+    for (name, place), color in zip(_places(ax, fronts, level, said).items(), OKABE_ITO, strict=False):
         ax.annotate(name, place, color=readable(color), ha="center", va="center")
     return ax
 
