@@ -8,6 +8,7 @@ from .fitting import study as fitting
 from .fpga import study as fpga
 from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
+from .retrieval import study as retrieval
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
@@ -22,6 +23,7 @@ STUDIES = (
     fitting,
     partial_tensorization,
     convolutions,
+    retrieval,
 )
 
 if __name__ == "__main__":
