@@ -20,16 +20,16 @@ from book.tools import results
 from book.workbook import sources
 
 from ..toy_classifier.data import brief
-from . import data, speed
+from . import data, harness, speed
 from .methods import Method, available, methods, ordered
 from .metrics import judged
 from .stacks import flat, stacks
 from .summary import billed, summed_up
 
 NAME = "retrieval"
-SECTIONS = ("slice", "quality", "stacks", "speed")
-PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:3] for name in data.READERS), "speed")
-OPTIONAL = ("turbovec", "usearch")  # measured where they are installed
+SECTIONS = ("slice", "quality", "stacks", "harness", "speed")
+PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:4] for name in data.READERS), "speed")
+OPTIONAL = ("turbovec", "usearch", harness.NAME)  # measured where they are installed
 FEW = 150  # documents of a slice, which a test measures again
 IN_SLICE = ("float32", "int4 rows", "TTIndex 96 x 4 bit", "PCA 48 float16")
 
@@ -81,12 +81,18 @@ def views(name: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
     yield from rows_of(found, stacks(), q, ordered(q @ flat(x).mT), x, before)
 
 
+def within_harness(name: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the section ``harness``, if it is installed."""
+    if available(harness.NAME):
+        yield from harness.rows(name, folder, before)
+
+
 def timing(threads: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
     """Rows of the section ``speed``."""
     yield from speed.one(int(threads), folder, before)
 
 
-MEASURES = dict(zip(SECTIONS, (few, quality, views, timing), strict=True))
+MEASURES = dict(zip(SECTIONS, (few, quality, views, within_harness, timing), strict=True))
 
 
 def recorded() -> dict:
