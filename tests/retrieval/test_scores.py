@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from compressed import Largest
 from corpora import asked, scores, texts
 from torch.nn import functional as F
 
@@ -129,9 +130,7 @@ def test_no_document_is_missed_among_many(bits, how, monkeypatch):
         assert all(len(set(row)) == k for row in ids.tolist())
 
 
-def test_working_memory_does_not_grow_with_the_documents():
-    from compressed import Largest
-
+def test_working_memory_does_not_grow_with_the_documents(monkeypatch):
     small, large = TTIndex(16).fit(texts(20_000, 16)), TTIndex(16).fit(texts(60_000, 16))
     sizes = []
     for index in (small, large):
@@ -139,6 +138,10 @@ def test_working_memory_does_not_grow_with_the_documents():
             index.kneighbors(texts(300, 16, seed=3), 5)
         sizes.append(largest.numbers)
     assert sizes[0] == sizes[1] <= 4 << 20
+    monkeypatch.setattr("ttref.retrieval.scanning.UNPACKED", 1 << 15)
+    with Largest() as largest:  # all of them, in order: the answer is large, and no coordinates beside it
+        large.kneighbors(X[:2, :16], 60_000)
+    assert largest.numbers <= 5 * 60_000 < 60_000 * 16
 
 
 def test_a_query_is_carried_through_the_cores_as_through_the_basis():

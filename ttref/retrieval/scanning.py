@@ -44,12 +44,13 @@ def nearest(grid: Grid, codes: Tensor, scales: Tensor, q: Tensor, k: int, find: 
 
 def rescored(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, positions: Tensor) -> Tensor:
     """Scores ``(b, c)`` of candidates at ``positions``, one dot product each."""
-    step = max(1, UNPACKED // max(1, positions.shape[1] * turned.shape[1]))
-    found = []
-    for part, at in zip(turned.split(step), positions.split(step), strict=True):
-        scores = (grid.levels(codes[at]) * part.unsqueeze(1)).sum(2)
-        found.append(scores if grid.bits == 32 else scores * grid.factors(scales[at]))
-    return torch.cat(found)
+    pairs = max(1, UNPACKED // turned.shape[1])
+    across = min(positions.shape[1], pairs)
+    scores = turned.new_empty(positions.shape)
+    for into, part, at in zip(*(x.split(pairs // across) for x in (scores, turned, positions)), strict=True):
+        for some, where in zip(into.split(across, 1), at.split(across, 1), strict=True):
+            torch.sum(grid.levels(codes[where]) * part.unsqueeze(1), 2, out=some)
+    return scores if grid.bits == 32 else scores.mul_(grid.factors(scales[positions]))
 
 
 def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Candidates:
