@@ -8,7 +8,7 @@ import sys
 
 from book.tools import results
 
-from . import adapters, integers, layers, memory, page, reshapes, summary, tables, trains
+from . import adapters, fits, integers, layers, memory, page, reshapes, summary, tables, trains
 from .measure import machine
 
 PARTS = {
@@ -17,6 +17,7 @@ PARTS = {
     "memory": memory,
     "tables": tables,
     "adapters": adapters,
+    "fits": fits,
     "integers": integers,
     "reshapes": reshapes,
 }

@@ -4,10 +4,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from seen_layers import small
 from torch import nn
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import adapters, copies, einsums, integers, layers, measure, memory, page, reshapes, tables, trains
+from benchmarks import (
+    adapters,
+    copies,
+    einsums,
+    fits,
+    integers,
+    layers,
+    measure,
+    memory,
+    page,
+    reshapes,
+    tables,
+    trains,
+)
 from book.tools import results
 
 LAYER = ((2, 3, 2), (3, 2, 2), 2)
@@ -18,6 +32,7 @@ SMALL = {
     "tables": [
         (tables, {"ROWS": 300, "LOOK_UPS": (1, 4), "APPENDED": (2,), "ROW_SHAPE": (8, 8, 5), "RANK": 2, "ROUNDS": 1})
     ],
+    "fits": [(fits, {"layers": small, "ROUNDS": 1, "SEARCHES": 1})],
     "integers": [(integers, {"VECTORS": 4, "ROUNDS": 1})],
     "reshapes": [
         (copies, {"LAYERS": (LAYER, LAYER), "BATCHES": (2,), "ROWS": 3, "ROW_MODES": (2, 2, 2)}),

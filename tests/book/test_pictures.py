@@ -87,7 +87,7 @@ def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == [
         *"adapters advise convolutions elsewhere embeddings fitting fpga integers layers memory overview".split(),
-        *"partial_tensorization reshapes".split(),
+        *"partial_tensorization reshapes retrieval".split(),
         *"speed tables toy_classifier tt_lora".split(),
     ]
     for name in names:
