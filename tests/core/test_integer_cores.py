@@ -90,7 +90,8 @@ def test_a_single_core_is_the_dense_matrix_rounded_by_gptq():
     for bits in (1, 2, 3):
         found = quantize_cores([weight[None, :, :, None]], weight, gram, bits, group=20)[2][0][0, :, :, 0]
         other = gptq_quantize(weight, gram, bits, group=20, zero=False).approximation
-        torch.testing.assert_close(output_error(weight, found, gram), output_error(weight, other, gram), rtol=0.02, atol=0)
+        errors = [output_error(weight, made, gram) for made in (found, other)]
+        torch.testing.assert_close(*errors, rtol=0.02, atol=0)
 
 
 def test_rows_of_codes_are_near_the_best_of_all():
