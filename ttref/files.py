@@ -72,9 +72,9 @@ def load(path: str | Path) -> Any:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
         :class:`TTLinear`, a :class:`TTConv2d`, the update of a :class:`TTLoRALinear`, a :class:`Baseline`, a
         :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`~ttref.fitting.gram.Gram`,
-        :class:`~ttref.fitting.gram.Grams` or a :class:`~ttref.retrieval.index.TTIndex`. For a file of :func:`save_tt_lora`
-        a dict from the names of the adapted layers to their updates; :func:`load_tt_lora` puts these, and modules saved
-        along, into a model.
+        :class:`~ttref.fitting.gram.Grams` or a :class:`~ttref.retrieval.index.TTIndex`. For a file of
+        :func:`save_tt_lora` a dict from the names of the adapted layers to their updates; :func:`load_tt_lora` puts
+        these, and modules saved along, into a model.
 
     Raises:
         FileNotFoundError, OSError: No such file; a folder, missing rights.
