@@ -179,7 +179,7 @@ def methods() -> Iterator[Method]:
         yield Method(f"train per row, rank {rank}", "train per row", partial(row_trains, rank=rank, turned=False))
     for eps in (0.1, 0.01):
         build = partial(row_trains, eps=eps, turned=False)
-        yield Method(f"train per row, error at most {eps:g}", "train per row", build)
+        yield Method(f"train per row, error at most {eps:g}", "train per row, error set", build)
     for rank in (1, 2, 4, 6, 8):
         build = partial(row_trains, rank=rank, turned=True)
         yield Method(f"train per row, centered, turned, int8, rank {rank}", "train per row", build)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 TRAINING = 10_240  # documents at most
+POINTS = 256  # of a center, of which FAISS's k-means takes no more
 ROUNDS = 20  # of OPQ; FAISS's own 50 find no more on MEDLARS, and take minutes
 
 
@@ -30,7 +31,8 @@ def faiss_index(x: Tensor, factory: str) -> tuple[Any, int, float]:
         helper = faiss.ProductQuantizer(part.d_out, part.M, coder.pq.nbits)
         helper.cp.min_points_per_centroid = 1
         part.niter, part.pq = ROUNDS, helper
-    step = -(-len(x) // TRAINING)
+    most = min(TRAINING, POINTS << coder.pq.nbits) if hasattr(coder, "pq") else TRAINING
+    step = -(-len(x) // most)
     index.train(x[::step].contiguous().numpy())
     shared = faiss.serialize_index(index).nbytes
     index.add(x.contiguous().numpy())
