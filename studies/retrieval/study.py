@@ -2,8 +2,8 @@
 
 MiniLM's vectors of MEDLARS (1,033 documents, 30 queries) and Cranfield (1,400 and 225). ``python -m studies.retrieval``
 measures what the record lacks, so a run that was stopped continues; names choose parts. ``python -m studies.retrieval
-speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on one core, half of them for
-the times.
+speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on two cores, most of them for
+the times; five to encode the texts, once.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def keep(values: dict) -> Path:
     """Write the record."""
     return results.write(
         NAME,
-        brief(values | summed_up(values)),
+        brief(values | summed_up(values))
+        | {"machine": results.here() | {"threads": 1}},  # rows of times have their own
         models=["all-MiniLM-L6-v2"],
         data=["MEDLARS", "Cranfield", "WikiText-2 valid (mixtures for the times)"],
         command=f"python -m studies.{NAME}",
