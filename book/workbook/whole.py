@@ -32,7 +32,7 @@ __all__ = [
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
 ARMS = {  # name in the records: name on the page, color, marker
-    "tt": ("train, weight norm", "#56B4E9", "o"),
+    "tt": ("TT-SVD", "#56B4E9", "o"),
     "fitted": ("train, fitted", BLUE, "P"),
     "svd": ("SVD", "#E69F00", "s"),
     "whitened": ("whitened SVD", ORANGE, "X"),
@@ -246,7 +246,7 @@ def draw_healing(ax: Axes, rows: Sequence[Row], *, value: str, scale: float = 1.
         >>> row = {"candidate": "tt", "linears_bytes": 4.4, "before": {"cosine": 0.3}, "after": {"cosine": 0.9}}
         >>> draw_healing(ax, [row], value="cosine")
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['train, weight norm', 'before healing', 'after']
+        ['TT-SVD', 'before healing', 'after']
     """
     ax.set_xscale("log", base=2)
     trained = list(dict.fromkeys(row["candidate"] for row in rows if "after" in row))

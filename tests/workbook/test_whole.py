@@ -78,7 +78,7 @@ def test_before_healing_is_hollow_and_integers_are_said_not_to_be_healed(ax):
     assert len({line.get_xdata()[0] for line in ax.lines}) == 3
     assert said(ax) == [
         "train, fitted",
-        "train, weight norm",
+        "TT-SVD",
         "integers, not healed",
         "before healing",
         "after",
