@@ -10,7 +10,7 @@ from .checks import check_codes, check_matrix
 from .codes import nearest, to_codes
 from .fitting.gram import Gram, as_gram
 from .precision import full_precision
-from .rounding import Level, Pair, best_rounding, half_levels, nearest_half
+from .rounding import Level, best_rounding, half_levels, nearest_half
 
 __all__ = ["gptq_quantize"]
 
@@ -40,14 +40,16 @@ def gptq_quantize(
         each scale. Groups are consecutive columns of ``w``, so that no order is stored.
 
     Raises:
-        TypeError: ``w`` or ``gram`` is not a real floating-point tensor, or bits or group is not an integer.
+        TypeError: ``w`` or ``gram`` is not a real floating-point tensor, bits or group is not an integer, or ``zero``
+            is not True, False or None.
         ValueError: bits outside 1 to 8; ``zero`` with one bit, which has two levels; a group that does not divide
             ``in``; a Gram matrix of another width, not symmetric or with a negative eigenvalue; entries beyond the
             range of bfloat16; ``w`` is not a matrix, is empty, or holds NaN or Inf.
 
     Guarantee:
         With G the Gram matrix, ``tr((w - w') G (w - w')^T)`` is at most that of :func:`quantize_integer` with the same
-        bits and group, with ``best`` and without, up to rounding; with ``zero=True`` in each row.
+        bits (2 or more) and group, with ``best`` and without, up to rounding; with ``zero=True`` in each row. With
+        ``zero=False`` there is none: that grid cannot keep a zero.
 
     Cost:
         O(out in^2 + in^3) in float64, three times for each grid. Of scales, O(out (in / group)^3).
@@ -66,29 +68,31 @@ def gptq_quantize(
     check_matrix("w", w)
     m, n = w.shape
     bits, size = check_codes(bits, group, n, least=1)
+    if zero is not None and not isinstance(zero, bool):
+        raise TypeError(f"zero must be True, False or None, got {zero!r}")
     if zero and bits == 1:
         raise ValueError("one bit has two levels, a sign, and no zero; use bits=2, or leave zero out")
     gram = as_gram(gram, n).to(w.device)
     gram = gram / gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     flat = w.double()
-    if not (flat.abs().amax() / 2 ** (bits - 1)).bfloat16().isfinite():
+    if not (flat.abs().amax() / (2**bits - 1)).bfloat16().isfinite():
         raise ValueError("an entry of w is too large for a bfloat16 scale; rescale w")
-    grids = (False,) if bits == 1 else (True, False) if zero is None else (bool(zero),)
-    tried = [best_rounding(flat, gram, *_grid(flat, bits, size, grid)) for grid in grids]
+    grids = (False,) if bits == 1 else (True, False) if zero is None else (zero,)
+    tried = [_on_grid(flat, gram, bits, size, grid) for grid in grids]
     (levels, scales, _), with_zero = min(zip(tried, grids, strict=True), key=lambda each: each[0][2].sum().item())
-    if not with_zero:
-        levels, scales = levels - 0.5, scales / 2
-    codes = levels.reshape(m, -1, size).to(torch.int8)
+    codes = (levels if with_zero else levels - 0.5).reshape(m, -1, size).to(torch.int8)
     name = f"GPTQ int{bits} per {'row' if group is None else f'group of {size}'}"
     return Baseline(name, {"codes": codes, "scales": scales}, w.dtype, bits, not with_zero)
 
 
-def _grid(x: Tensor, bits: int, size: int, zero: bool) -> tuple[Level, list[Pair]]:
-    """A grid, and rounding to nearest on it."""
+def _on_grid(x: Tensor, gram: Tensor, bits: int, size: int, zero: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels, scales and costs on one grid, from rounding to nearest on it. Halves are fitted to x / 2, for 2c + 1."""
     if not zero:
-        return half_levels(bits), [nearest_half(x, bits, size)]
+        levels, scales, cost = best_rounding(x / 2, gram, half_levels(bits), [nearest_half(x / 2, bits, size)])
+        return levels, scales, 4 * cost
     found = (to_codes(x.reshape(len(x), -1, size), bits, best=clipped) for clipped in (False, True))
-    return whole_levels(bits), [(codes.double().flatten(1), scales.squeeze(2)) for codes, scales in found]
+    starts = [(codes.double().flatten(1), scales.squeeze(2)) for codes, scales in found]
+    return best_rounding(x, gram, whole_levels(bits), starts)
 
 
 def whole_levels(bits: int) -> Level:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it: what no input has shown stays close to its number
+TRACE = 1e-6  # the same share where scales are fitted
 BLOCK = 64  # columns whose errors reach the columns behind them in one product
 
 Level = Callable[[Tensor, Tensor], Tensor]
@@ -73,9 +74,9 @@ class _Best:
     def try_(self, levels: Tensor, scales: Tensor) -> None:
         """Keep what is better."""
         cost = self._cost(levels, scales)
-        better = (cost < self.cost)[:, None]
+        better = cost < self.cost
+        self.cost, better = torch.where(better, cost, self.cost), better[:, None]
         self.levels, self.scales = torch.where(better, levels, self.levels), torch.where(better, scales, self.scales)
-        self.cost = torch.minimum(cost, self.cost)
 
     def with_scales(self, levels: Tensor) -> None:
         """Try levels with the scales so far, and with their own."""
@@ -161,12 +162,20 @@ def descended(x: Tensor, matrix: Tensor, levels: Tensor, scales: Tensor, level: 
 
 
 def fitted_scales(x: Tensor, matrix: Tensor, levels: Tensor, size: int) -> Tensor:
-    """The scales of least error for these levels: a small least-squares problem for each row."""
+    """The scales of least error for these levels: a small least-squares problem for each row.
+
+    A trace of the plain error is added, so that a group that no input has shown keeps its size.
+    """
     m, n = x.shape
     groups = n // size
-    cut, seen = levels.reshape(m, groups, size), matrix.reshape(groups, size, n)
+    cut, seen, trace = (
+        levels.reshape(m, groups, size),
+        matrix.reshape(groups, size, n),
+        TRACE * matrix.diagonal().mean(),
+    )
     square = torch.stack([((cut[:, k] @ seen[k]).reshape(m, groups, size) * cut).sum(2) for k in range(groups)], 1)
-    wanted = ((x @ matrix).reshape(m, groups, size) * cut).sum(2)
+    wanted = (((x @ matrix).add_(x, alpha=trace.item())).reshape(m, groups, size) * cut).sum(2)
     diagonal = square.diagonal(dim1=1, dim2=2)
+    diagonal.add_(trace * cut.square().sum(2))
     diagonal.add_(1e-9 * diagonal.amax(1, keepdim=True) + torch.finfo(x.dtype).tiny)
     return torch.linalg.solve(square, wanted).clamp(min=0).bfloat16()

@@ -209,3 +209,23 @@ def test_files_from_before_the_odd_levels_load(path):
         header = {"name": made.name, "dtype": "float32", "bits": bits, "shape": list(made.stored["codes"].shape)}
         write(path, "Baseline", {"codes": codes, "scales": made.stored["scales"]}, header, Baseline._restore)
         assert torch.equal(Baseline.load(path).approximation, made.approximation)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_groups_that_no_input_has_shown_stay_near_their_weights(bits):
+    w, x = gaussian((16, 64), 0), gaussian((200, 64), 1)
+    x[:, 32:] = 0
+    made = gptq_quantize(w, x.mT @ x, bits, group=16).approximation[:, 32:]
+    plain = (w[:, 32:] - gptq_quantize(w, torch.eye(64), bits, group=16).approximation[:, 32:]).norm()
+    assert (made - w[:, 32:]).norm() <= 1.2 * plain
+
+
+def test_one_bit_of_weights_near_the_end_of_the_range():
+    w = torch.tensor([[3e38, -3e38], [1.0, -2.0]])
+    made = gptq_quantize(w, torch.eye(2), 1).approximation
+    torch.testing.assert_close(made[0], w[0], rtol=0.01, atol=0)
+
+
+def test_zero_is_yes_no_or_left_out():
+    with pytest.raises(TypeError, match="zero must be True, False or None"):
+        gptq_quantize(gaussian((2, 4), 0), torch.eye(4), 2, zero="no")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ttref import TTConv2d, ttm_to_matrix
 from ttref.fitting import Gram, choose_modes, fit_cores, output_error
+from ttref.fitting.weighting import ever_on, spans
 
 CHANNELS, DEAD = 8, [2, 5]
 LIVE = [k for k in range(CHANNELS) if k not in DEAD]
@@ -79,3 +80,12 @@ def test_few_tokens_keep_the_columns_that_they_have_not_shown():
         cores = fit_cores(weight, gram, (4, 4), (6, 4), rank=12)
     gap = (ttm_to_matrix(cores) - weight)[:, ::4].norm() / weight[:, ::4].norm()
     assert gap < 0.8 and output_error(weight, ttm_to_matrix(cores), gram) < 0.5
+
+
+def test_a_feature_that_nobody_scaled_does_not_hide_the_others():
+    x = gaussian((10, 64), 0).double()
+    x[:, 0] *= 1e6
+    gram = x.mT @ x
+    assert ever_on(gram).all() and not spans(gram, 10)
+    with pytest.warns(UserWarning, match="span"):
+        fit_cores(gaussian((32, 64), 1), Gram(gram, 10), (4, 8), (8, 8), rank=6)

@@ -26,14 +26,18 @@ def as_weighting(gram: Gram | Tensor, width: int, device: torch.device, name: st
     return gram.to(device, torch.float64)
 
 
-FAINT = 1e-8  # of the mean power of an input: below it one counts as never on
+FAINT = 1e-8  # of the median power of those that were on at all: below it an input counts as never on
 MANY = 1_000_000  # tokens supposed behind a matrix that does not tell and spans
 
 
 def ever_on(gram: Tensor) -> Tensor:
-    """Which inputs ``(width,)`` were ever on: a Gram matrix's with more than a hundred-millionth of the mean power."""
+    """Which inputs ``(width,)`` were ever on: those with more than a hundred-millionth of the median's power.
+
+    The median, because one feature that nobody scaled would lift a mean above all others.
+    """
     power = gram.diagonal()
-    return power > FAINT * power.mean()
+    on = power > 0
+    return on & (power > FAINT * power[on].median()) if on.any() else on
 
 
 def ridged(gram: Tensor, ridge: float, tokens: int | None) -> Tensor:
@@ -50,7 +54,7 @@ def ridged(gram: Tensor, ridge: float, tokens: int | None) -> Tensor:
         made.diagonal().add_(ridge)
     else:
         tokens = tokens or (MANY if spans(gram, None) else 1)
-        made.diagonal().add_(torch.where(on, ridge, min(ridge, 1 / tokens)))
+        made.diagonal().add_(torch.where(on, made.new_tensor(ridge), min(ridge, 1 / tokens)))
     return made
 
 
