@@ -204,3 +204,19 @@ def test_the_twin_without_an_index_is_the_nearest_there_is():
         assert torch.equal(ids, true.indices)
         expected = (1 if metric == "cosine" else 0) - true.values
         torch.testing.assert_close(distances.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["auto", "int8"])
+@pytest.mark.parametrize(("rotate", "bits"), [(False, 8), (True, 8), (True, 4)])
+def test_integers_lose_no_neighbor_where_rounding_hides_the_differences(rotate, bits, engine):
+    """One large axis takes the whole scale of a query; nearly equal documents differ by less than it rounds."""
+    generator = torch.Generator().manual_seed(4)
+    x, q = torch.randn(6000, 64, generator=generator), torch.randn(20, 64, generator=generator)
+    if rotate:
+        x, q = x[:1] + 0.01 * x, x[:1] + 0.01 * q
+    else:
+        x[:, 0], q[:, 0] = 100 * x[:, 0], 100 * q[:, 0]
+    index = TTIndex(64, rotate=rotate, bits=bits).fit(x)
+    expected, found = (index.set_params(engine=name).kneighbors(q, 10) for name in ("float", engine))
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-7)
+    assert (found[1] == expected[1]).double().mean() > 0.99  # equal to float32's own rounding

@@ -66,9 +66,10 @@ def _fast_scan(library: Any, grid: Grid, width: int) -> Any:
 class Scanner:
     """Candidates that FAISS finds in a copy of the codes.
 
-    FAISS knows no scales of documents, so it is asked for more until none is missing. Under cosine the scales are
-    alike, and the first answer is enough. Where lengths differ so much that FAISS would have to return a large part of
-    the documents, they are scanned here.
+    FAISS knows no scales of documents, so it is asked for more until none should be missing. Under cosine the scales
+    are alike, and the first answer is taken without a check: of documents that are nearly equal, or differ along few
+    axes without a rotation, it may lose some. Where lengths differ so much that FAISS would have to return a large part
+    of the documents, they are scanned here. Of 4 bits and fewer FAISS itself rounds what it adds up.
 
     Args:
         grid: Turns codes into coordinates.
@@ -84,14 +85,14 @@ class Scanner:
         self.alike = bool(self.largest <= ALIKE * factors.median())
 
     def find(self, turned: Tensor, k: int) -> Tensor:
-        """Positions ``(b, c)`` among which are the k best of each query."""
+        """Positions ``(b, c)``, the candidates of each query for its k best."""
         first = wanted = (4 * k + 32) * (4 if self.grid.bits < 4 else 1)  # scales of fewer bits differ more
         while wanted < min(len(self.codes), TIMES * first + 1):
             at = torch.from_numpy(self.index.search(turned.cpu().contiguous().numpy(), wanted)[1]).to(turned.device)
             if self.alike or self._complete(turned, at, k):
                 return at
             wanted *= 4
-        return scanned(self.grid, self.codes, self.scales, integers=False)(turned, k)
+        return scanned(self.grid, self.codes, self.scales)(turned, k)
 
     def _complete(self, turned: Tensor, at: Tensor, k: int) -> bool:
         """True if no other document can be better: its product is at most the last one, its scale the largest."""

@@ -41,9 +41,11 @@ class TTIndex(Held):
         shape: Modes of a document, which multiply to its width, for shared cores that are a train; None for one core.
         rank: Cap on the ranks between the shared cores; only with shape. None cuts nothing.
         engine: ``"int8"`` scans with integers and scores the best candidates again in float32, ``"float"`` scans in
-            float32, ``"auto"`` takes int8 on a CPU unless bits is 32. Distances are those of float32 in each case.
+            float32, ``"auto"`` takes int8 on a CPU unless bits is 32 or rotate is False. Distances are those of float32
+            in each case; where integers leave a doubt about a neighbor, floating point decides.
         backend: ``"torch"``, or ``"faiss"``, which scans a copy of the codes with FAISS (faiss-cpu); its candidates are
-            scored again here. The copy is made at the first search after a change, and is not saved.
+            scored again here. It may lose some of many nearly equal documents. The copy is made at the first search
+            after a change, and is not saved.
         random_state: Seed of the rotation.
 
     Attributes:
@@ -192,7 +194,8 @@ class TTIndex(Held):
             ``distances`` float32 and ``ids`` int64, both ``(b, n_neighbors)``; tensors if X is one, else arrays. The
             distance is 1 minus the cosine, or minus the inner product, of the query and the document as it is stored,
             a row of :meth:`dense`, whose norm is about 1: a distance may be a little below 0. Equal distances come in
-            the order in which the documents were added.
+            the order in which the documents were added; which of them are among the neighbors is open where more than
+            ``n_neighbors + 16`` tie.
 
         Raises:
             TypeError: Queries that are no numbers.
@@ -200,7 +203,8 @@ class TTIndex(Held):
                 vector under cosine.
 
         Cost:
-            O(n r) integer operations a query.
+            O(n r) integer operations a query. The first search after a change also looks for the longest document,
+            O(n r). Documents that are nearly equal may take two more scans, one of them in floating point.
         """
         held = self._held()
         count = whole("n_neighbors", n_neighbors, least=1)
@@ -258,5 +262,7 @@ class TTIndex(Held):
                 scanner = self._scanner = Scanner(held.grid, held.codes, held.scales)
             return scanner.find
         on_cpu = held.codes.device.type == "cpu"
-        integers = self.engine == "int8" or (self.engine == "auto" and held.grid.bits != 32 and on_cpu)
-        return scanned(held.grid, held.codes, held.scales, integers=integers)
+        # Without a rotation a query has a few large coordinates, in whose scale the others are mostly rounded away.
+        suits = held.grid.bits != 32 and self.rotate and on_cpu
+        integers = self.engine == "int8" or (self.engine == "auto" and suits)
+        return scanned(held.grid, held.codes, held.scales, reach=held.reach if integers else None)

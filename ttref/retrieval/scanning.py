@@ -16,12 +16,13 @@ DOCUMENTS = 65536
 PIECE = 1 << 18  # scores, and of one query codes, computed together: what the processor's second cache holds
 UNPACKED = 4 << 20  # coordinates unpacked together when candidates are scored again; all this bounds the working memory
 GROUP = 16  # documents of which the best is looked at first
+ROUNDING = 1e-6  # what float32 shifts a score by, of the norms of query and document
 
 Candidates = Callable[[Tensor, int], Tensor]  # from queries in the order of the grid, and how many, to positions
 
 
 def nearest(grid: Grid, codes: Tensor, scales: Tensor, q: Tensor, k: int, find: Candidates) -> tuple[Tensor, Tensor]:
-    """The k best documents of each query, best first, ties in the order of the documents.
+    """The k best documents of each query, best first, ties among the candidates in the order of the documents.
 
     Args:
         grid: Turns codes into coordinates.
@@ -36,7 +37,14 @@ def nearest(grid: Grid, codes: Tensor, scales: Tensor, q: Tensor, k: int, find: 
         decoded coordinates, computed in float32 for each pair alone: it does not depend on what is scored beside it.
     """
     turned = grid.queries(q)
-    positions = find(turned, k).sort(1).values
+    return ordered(grid, codes, scales, turned, find(turned, k), k)
+
+
+def ordered(
+    grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, positions: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Scores and positions ``(b, k)`` of the best of these candidates, best first, ties in the order of documents."""
+    positions = positions.sort(1).values
     scores = rescored(grid, codes, scales, turned, positions)
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return scores.gather(1, order), positions.gather(1, order)
@@ -53,15 +61,37 @@ def rescored(grid: Grid, codes: Tensor, scales: Tensor, turned: Tensor, position
     return scores if grid.bits == 32 else scores.mul_(grid.factors(scales[positions]))
 
 
-def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Candidates:
-    """Candidates by scanning all documents, in int8 or in float32.
+def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, reach: float | None = None) -> Candidates:
+    """Candidates by scanning all documents: in int8 if :func:`longest` of them is given as ``reach``, else in float32.
 
-    Of the k best, rounding a query to int8 shifts each by a thousandth; there are enough candidates to lose none.
+    Rounding a query to int8 shifts a score by at most the norm of what it takes from the query times that of the
+    document. Where a document beyond the candidates could be among the k best by so much, the query gets four times as
+    many, and if these leave a doubt as well, a scan in float32.
     """
     count = len(codes)
 
     def find(turned: Tensor, k: int) -> Tensor:
-        wanted, b = min(2 * k + 16, count), len(turned)
+        wanted = min(2 * k + 16, count)
+        if reach is None or wanted == count:
+            return scan(turned, wanted, reach is not None)[1]
+        found = torch.empty(len(turned), k, dtype=torch.int64, device=turned.device)
+        left = torch.arange(len(turned), device=turned.device)
+        for tried in (wanted, min(4 * wanted, count)):
+            part = turned[left]
+            rough, at = scan(part, tried, True)
+            exact, found[left] = ordered(grid, codes, scales, part, at, k)
+            scale, shift = _shifts(part)
+            beyond = rough.amin(1).double() * scale + shift * reach
+            left = left[(beyond > exact[:, -1]) & (tried < count)]
+            if not len(left):
+                return found
+        part = turned[left]
+        found[left] = ordered(grid, codes, scales, part, scan(part, wanted, False)[1], k)[1]
+        return found
+
+    def scan(turned: Tensor, wanted: int, integers: bool) -> tuple[Tensor, Tensor]:
+        """The scores of the ``wanted`` best of each query as they are scanned, and their positions."""
+        b = len(turned)
         step = min(max(SCORED // b, GROUP), DOCUMENTS, count)
         fill = _filling(grid, turned, integers)
         room = turned.new_empty(step, b)
@@ -75,9 +105,18 @@ def scanned(grid: Grid, codes: Tensor, scales: Tensor, *, integers: bool) -> Can
             if best.shape[1] > wanted:
                 best, order = best.topk(wanted, dim=1, sorted=False)
                 at = at.gather(1, order)
-        return at
+        return best, at
 
     return find
+
+
+def longest(grid: Grid, codes: Tensor, scales: Tensor) -> float:
+    """The largest norm of a document's levels times its factor, looked at piece by piece; 0 of no documents."""
+    most, piece = 0.0, max(1, PIECE // max(1, codes.shape[1] * grid.together))
+    for part, factors in zip(codes.split(piece), grid.factors(scales).split(piece), strict=True):
+        norms = torch.linalg.vector_norm(grid.levels(part), dim=1) * factors
+        most = max(most, float(norms.max())) if len(norms) else most
+    return most
 
 
 def _filling(grid: Grid, turned: Tensor, integers: bool) -> Callable[[Tensor, Tensor, Tensor], None]:
@@ -126,11 +165,22 @@ def _promising(scores: Tensor, wanted: int, least: Tensor | None) -> tuple[Tenso
 def _rounded(grid: Grid, turned: Tensor) -> tuple[Tensor, Tensor]:
     """Queries as int8, and what the middle of the levels adds to every document, ``(b,)``.
 
-    Each query has a scale of its own, so that one alone is rounded as it is in a batch. No score needs it.
+    Each query has a scale of its own, so that one alone is rounded as it is in a batch.
     """
-    scale = (turned.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded = (turned / scale).round_()
+    rounded = (turned / _scales(turned)).round_()
     return rounded.to(torch.int8), grid.middle * rounded.sum(1)
+
+
+def _scales(turned: Tensor) -> Tensor:
+    return (turned.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _shifts(turned: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales ``(b,)`` of rounded queries, and the norms of what rounding takes from them, float64."""
+    scale = _scales(turned)
+    rest = turned.double() - (turned / scale).round_().double() * scale
+    norms = torch.linalg.vector_norm(rest, dim=1) + ROUNDING * torch.linalg.vector_norm(turned.double(), dim=1)
+    return scale[:, 0].double(), norms
 
 
 def int_product(codes: Tensor, queries: Tensor, room: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..files import MOST_MODES, check_finite
 from .grid import STEPS, Grid
 from .inputs import to_ids
+from .scanning import longest
 from .shared import SharedCores
 
 METRICS = ("cosine", "inner_product")
@@ -44,6 +46,11 @@ class Stored:
     def count(self) -> int:
         """Documents."""
         return len(self.codes)
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest norm of a document as the scan sees it, found once, O(n r)."""
+        return longest(self.grid, self.codes, self.scales)
 
     def all_ids(self) -> Tensor:
         """The id of each document, int64 ``(n,)``."""
