@@ -1,7 +1,9 @@
 """The same train in TensorLy, torchTT and quimb: both ways, nothing is decomposed again.
 
 A train here is a list of cores ``(r_{k-1}, n_k, r_k)``, a TT-matrix one of cores ``(r_{k-1}, m_k, n_k, r_k)``, rows
-first. The peers keep the same numbers in objects of their own:
+first. Four axes always mean a TT-matrix: no peer has batches of trains, and they are refused, but a batch of one whose
+ranks are all 1, ``(1, 1, n_k, 1)``, has the shapes of a TT-matrix and is read as one. The peers keep the same numbers
+in objects of their own:
 
 ========  ================  ======================  ===========================================================
 package   imported as       a train                 a TT-matrix
@@ -16,7 +18,8 @@ module is ``torchtt``, and its class is ``TT``. The line that works is ``from to
 
 A peer is imported when one of its functions is called; the module itself needs torch alone. Cores are handed over, not
 copied: torch tensors stay on their device and in their graph, so gradients pass through a peer that computes with
-torch. What changes a core in place changes it on both sides; clone the cores where that matters.
+torch. What changes a core in place changes it on both sides; clone the cores where that matters. NumPy arrays that
+torch cannot share are copied: those of negative strides, of the other byte order, or that may not be written to.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ __all__ = ["from_quimb", "from_tensorly", "from_torchtt", "to_quimb", "to_tensor
 
 # The name of the module, and what pip calls it.
 _PACKAGES = {"tensorly": "tensorly", "torchtt": "torchTT", "quimb": "quimb"}
+_NO_BATCH = "which no peer has: hand the trains over one by one"
 
 
 def to_tensorly(cores: Sequence[Tensor]) -> Any:
@@ -285,12 +289,25 @@ def _is_matrix(cores: Sequence[Tensor]) -> bool:
     """Whether the cores are a TT-matrix; an error if they are neither that nor one train."""
     check_listed(cores)
     if len(cores) and getattr(cores[0], "ndim", 3) == 4:
-        check_matrix_train(cores)
+        try:
+            check_matrix_train(cores)
+        except ValueError as error:
+            if batch := _batch(cores):
+                raise ValueError(f"{error}; the cores look like a batch of trains, {batch}, {_NO_BATCH}") from None
+            raise
         return True
     batch, _, _ = check_train(cores)
     if batch:
-        raise ValueError(f"cores are a batch of trains, {batch}; no peer has batches, so hand them over one by one")
+        raise ValueError(f"cores are a batch of trains, {batch}, {_NO_BATCH}")
     return False
+
+
+def _batch(cores: Sequence[Tensor]) -> tuple[int, ...]:
+    """The batch axes if the cores are a batch of trains, else none."""
+    try:
+        return check_train(cores)[0]
+    except (TypeError, ValueError):
+        return ()
 
 
 def _checked(cores: list[Tensor], axes: int) -> list[Tensor]:
@@ -306,10 +323,13 @@ def _checked(cores: list[Tensor], axes: int) -> list[Tensor]:
 
 
 def _tensor(array: Any) -> Tensor:
-    """A tensor on the memory of an array, where that may be written to."""
+    """A tensor on the memory of an array, or on a copy where torch cannot share it or nobody may write to it."""
     if isinstance(array, Tensor):
         return array
     import numpy
 
     array = numpy.asarray(array)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    shared = array.flags.writeable and all(step >= 0 and step % array.itemsize == 0 for step in array.strides)
+    return torch.from_numpy(array if shared else numpy.array(array, order="C"))

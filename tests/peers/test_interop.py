@@ -94,6 +94,16 @@ def test_what_numpy_lacks_and_what_it_forbids(numpy_backend):
     assert array.sum() == 2
 
 
+def test_numpy_arrays_that_torch_cannot_share(numpy_backend):
+    """Of negative strides, as ``array[::-1]`` and ``numpy.flip`` make them, and of the other byte order."""
+    array = np.arange(6.0).reshape(1, 6, 1)
+    for other in (array[:, ::-1], np.flip(array), array.astype(array.dtype.newbyteorder())):
+        (core,) = interop.from_tensorly(tensorly.tt_tensor.TTTensor([other]))
+        assert core.dtype == torch.float64 and core.flatten().tolist() == other.flatten().tolist()
+    state = quimb.tensor.MatrixProductState([np.ones((2, 2))[::-1], np.arange(4.0).reshape(2, 2)[:, ::-1]])
+    assert torch.equal(dense(interop.from_quimb(state)), torch.as_tensor(state.to_dense()).reshape(2, 2))
+
+
 def test_tensorly_on_what_it_is_not_tested_with(monkeypatch):
     monkeypatch.setattr(tensorly, "get_backend", lambda: "jax")
     with pytest.raises(RuntimeError, match="TensorLy's backend is 'jax'; choose one by"):
@@ -162,6 +172,9 @@ def test_what_quimb_makes_of_a_train():
         ([MATRIX[0], TRAIN[2]], ValueError, "a TT-matrix core is .*, four axes"),
         ([torch.ones(2, 1, 3, 1)] * 2, ValueError, r"cores\[0\] ends with rank 1 but cores\[1\] begins with rank 2"),
         ([torch.ones(5, 2, 1, 3, 1)], ValueError, "four axes|batch of trains"),
+        ([torch.ones(5, 1, 2, 3), torch.ones(5, 3, 2, 1)], ValueError, "bond 1 .* like a batch of trains, .5,., which"),
+        ([torch.ones(5, 1, 2, 1)], ValueError, "end ranks .* like a batch of trains, .5,., which"),
+        ([torch.ones(1, 1, 2, 3), torch.ones(1, 3, 2, 1)], ValueError, "bond 1 .* like a batch of trains, .1,., which"),
         ([TRAIN[0], TRAIN[1].float(), TRAIN[2]], TypeError, "convert them to one dtype"),
         ([torch.ones(1, 2, 1).cfloat()], TypeError, "complex tensors are not supported"),
     ],
