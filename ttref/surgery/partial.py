@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ..bars import bar
 from . import candidates
+from .buffers import kept_buffers, put_buffers_back
 from .candidates import Candidate
-from .edit import edit
+from .edit import edit, to_the_end
 from .finding import TABLE, Layers, find_layers, kind_of_layer
 from .gates import Verdict, as_scores, binary, check_gate, drop_gate, equivalence_gate
 from .layer_report import Report
 from .paired import fewest_examples
 from .resuming import Record
-from .searching import Metric, Search, kept_state
+from .searching import Metric, Search
 from .wrappers import Names
 
 __all__ = ["partial_tensorize"]
@@ -153,10 +154,11 @@ def partial_tensorize(
             return drop_gate(before, after, max_drop=max_drop, drop_type=drop_type)
         return equivalence_gate(before, after, max_drop=max_drop, drop_type=drop_type, alpha=alpha)
 
+    modes = {part: part.training for part in model.modules()}
+    buffers = kept_buffers(part for part, training in modes.items() if training)
     change = edit(model)
     try:
         with change:
-            modes, buffers = kept_state(model, change)
             search = Search(model, evaluate, candidate, grams, found, record)
             start = search.metric("start", ())
             _check_start(start, judge(start, start), gate, alpha)
@@ -172,11 +174,13 @@ def partial_tensorize(
                 part.training = training
             for name in search.inside:
                 search.made[name].train(modes[search.layers[name].module])
-            for buffer, numbers in buffers:
-                buffer.copy_(numbers)
+            put_buffers_back(buffers)
             return Report(model, search.listed(), judge(start, last), before, record, change)
     except BaseException:  # an interrupt may come as the block ends, when the edit does not know of it
-        change.withdraw()
+        try:
+            change.withdraw()
+        finally:
+            to_the_end(lambda: put_buffers_back(buffers))
         raise
 
 

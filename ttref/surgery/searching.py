@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .candidates import Candidate
-from .edit import edit, swap_layer
+from .edit import swap_layer
 from .finding import Layer, Layers, cost_of
 from .gates import Verdict, as_scores
 from .resuming import Record, norm_of
@@ -165,13 +165,3 @@ def _depends_on_mode(part: nn.Module) -> bool:
         return True
     share = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
     return isinstance(share, (int, float)) and share > 0
-
-
-def kept_state(model: nn.Module, change: edit) -> tuple[dict[nn.Module, bool], list[tuple[Tensor, Tensor]]]:
-    """The training modes, and the buffers that an evaluation in training mode may change, such as statistics."""
-    modes = {part: part.training for part in model.modules()}
-    buffers = [buffer for part, training in modes.items() if training for buffer in part.buffers(recurse=False)]
-    kept = [(buffer, buffer.clone()) for buffer in buffers]
-    for buffer, numbers in kept:
-        change.fill(buffer, numbers)
-    return modes, kept

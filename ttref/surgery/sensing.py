@@ -17,8 +17,9 @@ from ..checks import several
 from ..fitting.errors import output_error
 from ..linears import conv1d_of
 from ..precision import full_precision
+from .buffers import kept_buffers, put_buffers_back
 from .candidates import Candidate, integer, svd, tensor_train
-from .edit import edit
+from .edit import edit, to_the_end
 from .finding import Layer, cost_of, find_layers, matrix_of
 from .sensed import COLUMNS, Sensitivity
 
@@ -162,18 +163,20 @@ def tried(model: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[nn.M
         >>> model[0]
         Linear(in_features=2, out_features=2, bias=True)
     """
+    modules = list(model.modules())
+    buffers = kept_buffers(modules if any(part.training for part in modules) else ())
     change = edit(model)
     try:
         with suppress(_Done), change:
-            if any(part.training for part in model.modules()):
-                for buffer in model.buffers():
-                    change.fill(buffer, buffer)
             if layers:
                 change.put(layers)
             result = run(model)
             raise _Done
     finally:  # once more, because an interrupt may come when the block ends and the edit does not know yet
-        change.withdraw()
+        try:
+            change.withdraw()
+        finally:
+            to_the_end(lambda: put_buffers_back(buffers))
     return result
 
 
