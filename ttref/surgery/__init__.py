@@ -4,7 +4,8 @@
 that several modules share. `finding` lists the layers that can be replaced, `candidates` has the ways to do it (behind
 them `sizing` and `making`), `sensing` measures what each of them costs the model (`sensed` is what it found), `budgets`
 chooses among them, and `ordering` orders hidden units. `partial` is the search that keeps the replacements which a
-metric bears, `gates` and `paired` say when it does, `searching`, `buffers`, `resuming` and `layer_report` are its parts.
+metric bears, `gates` and `paired` say when it does, `searching`, `buffers`, `resuming` and
+`layer_report` are its parts.
 """
 
 from __future__ import annotations
