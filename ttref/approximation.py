@@ -137,6 +137,11 @@ class Baseline:
         check_finite(tensors)
         dtype, bits, shape = FLOATS[header["dtype"]], header["bits"], header["shape"]
         found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items() if name != "codes"}
+        odd = header.get("odd", bits == 1 and "codebooks" not in tensors)  # what older files meant
+        if odd and (bits is None or "codebooks" in tensors):
+            raise ValueError("its header says odd, which only codes with scales of rows can be")
+        if (bits is None) != ("codes" not in tensors):
+            raise ValueError(f"its header has {bits} bits, and it holds {', '.join(tensors)}")
         if bits is None:
             (m, r), n = tensors["left"].shape, tensors["right"].shape[1]
             wanted = {"left": (dtype, m, r), "right": (dtype, r, n)}
@@ -144,7 +149,8 @@ class Baseline:
             # Sizes in the header are checked against the tensors before any memory is taken for them.
             books = tensors.get("codebooks")
             axes, most = (3, 8) if books is None else (2, 16)
-            if not 1 <= bits <= most or [type(size) for size in shape] != [int] * axes or min(shape) < 1:
+            sizes = [type(size) for size in shape or ()]
+            if not 1 <= bits <= most or sizes != [int] * axes or min(shape) < 1:
                 raise ValueError(f"its header has codes of {bits} bits and shape {shape}")
             tensors["codes"] = unpack_bits(tensors["codes"], bits, math.prod(shape), signed=books is None)
             kind = torch.int8 if books is None else torch.uint8 if bits <= 8 else torch.int32
@@ -163,7 +169,6 @@ class Baseline:
                     }
         if found != wanted:
             raise ValueError(f"it holds {found}, not {wanted}")
-        odd = header.get("odd", bits == 1 and "scales" in tensors)  # what older files meant
         return cls(header["name"], tensors, dtype, bits, odd)
 
     @full_precision

@@ -9,6 +9,7 @@ from strategies import gaussian
 
 from ttref import Baseline
 from ttref.clusters import cluster_rows
+from ttref.files import write
 
 
 def table(rows=60, width=5, seed=0, dtype=torch.float32):
@@ -97,6 +98,27 @@ def test_bad_input_is_refused():
         cluster_rows(w * torch.nan, 2)
     with pytest.raises(TypeError, match="centers must be an integer"):
         cluster_rows(w, 2.5)
+
+
+def test_headers_that_do_not_fit_are_refused(path):
+    """Only codes with scales of rows are odd; codes have a shape and bits, factors have none."""
+    made = cluster_rows(table(), 5)
+    with pytest.raises(ValueError, match="its header says odd, which only codes with scales of rows can be"):
+        Baseline(made.name, made.stored, made.dtype, made.bits, odd=True).save(path)
+    factors = {"left": torch.ones(2, 1), "right": torch.ones(1, 2)}
+    with pytest.raises(ValueError, match="its header says odd"):
+        Baseline("factors", factors, torch.float32, odd=True).save(path)
+    header = {"name": "forged", "dtype": "float32", "bits": 4, "shape": None, "odd": False}
+    codes = {"codes": torch.zeros(2, dtype=torch.uint8), "scales": torch.ones(2, 1).bfloat16()}
+    for tensors, more, message in (
+        (codes, {}, "its header has codes of 4 bits and shape None"),
+        (codes, {"bits": None}, "its header has None bits, and it holds codes, scales"),
+        (factors, {}, "its header has 4 bits, and it holds left, right"),
+        (factors | codes, {"bits": None}, "its header has None bits, and it holds left, right, codes, scales"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write(path, "Baseline", tensors, header | more, Baseline._restore)
+    assert not path.exists()
 
 
 def test_a_code_without_center_is_refused_in_a_file(path):

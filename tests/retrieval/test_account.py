@@ -27,6 +27,8 @@ def test_bytes(bits, core_bits):
     assert index.nbytes == before + 7 * (codes + scale)
     index.remove([0])
     assert index.nbytes == before + 6 * (codes + scale) + 206 * 4 and index.code_nbytes == codes + scale + 4
+    index.remove(index.ids_)
+    assert index.n_samples_fit_ == 0 and index.code_nbytes == codes + scale
 
 
 def test_the_sizes_of_the_chapter():

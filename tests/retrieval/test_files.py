@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,25 @@ def test_parameters_of_numpy_are_written(tmp_path):
     assert torch.equal(again.fit(X)._stored.codes, index._stored.codes)
 
 
+def test_parameters_of_the_next_fit_are_kept(tmp_path):
+    """They need not go together with what is held, nor with each other before that fit."""
+    for later in ({"bits": 32}, {"rank": 4}, {"bits": np.int64(8), "n_components": None}):
+        index = TTIndex(20, engine="int8").fit(X).set_params(**later)
+        index.save(tmp_path / "index.safetensors")
+        again = TTIndex.load(tmp_path / "index.safetensors")
+        assert again.get_params() == index.get_params() and again._stored.grid.bits == 4
+        assert torch.equal(again.kneighbors(Q)[0], index.kneighbors(Q)[0])
+
+
+def test_a_file_is_read_where_faiss_is_missing(tmp_path, monkeypatch):
+    TTIndex(20).fit(X).set_params(backend="faiss").save(tmp_path / "index.safetensors")
+    monkeypatch.setitem(sys.modules, "faiss", None)  # importing it raises
+    index = TTIndex.load(tmp_path / "index.safetensors")
+    with pytest.raises(ModuleNotFoundError, match="python -m pip install faiss-cpu, or leave backend at 'torch'"):
+        index.kneighbors(Q)
+    assert index.set_params(backend="torch").kneighbors(X[:1], 1)[1].item() == 0
+
+
 def test_an_empty_index_is_kept(tmp_path):
     index = made("ids")
     index.remove(index.ids_).save(tmp_path / "index.safetensors")
@@ -176,6 +196,21 @@ FORGED = {
     "no such bits": put("fitted", "bits", 5),
     "an id that is taken": put("fitted", "next_id", 100),
     "another shape": put("fitted", "shape", [6, 9]),
+    "a fraction in a shape": put("fitted", "shape", [48.0]),
+    "a shape below zero": put("fitted", "shape", [-6, -8]),
+    "truth in a shape": put("fitted", "shape", [True, 48]),
+    "three axes": put("fitted", "shape", [2, 3, 8]),
+    "an id beyond int64": put("fitted", "next_id", 2**64),
+    "negative scales": put("tensors", "scales", -torch.ones(118, dtype=torch.float16)),
+    "a negative unit": put("tensors", "unit", torch.tensor(-1.0)),
+    "no unit": put("tensors", "unit", torch.tensor(0.0)),
+    "a range of nothing": put("tensors", "ranges", torch.arange(30.0)),
+    "cores of zeros": put("tensors", "cores.0", torch.zeros(30, 48, 1, dtype=torch.int8)),
+    "negative scales of cores": put("tensors", "core_scales.0", -torch.ones(30, 1, 1).bfloat16()),
+    "scales of cores of zeros": put("tensors", "core_scales.0", torch.zeros(30, 1, 1).bfloat16()),
+    "a parameter's shape": put("params", "shape", [6.0, 8.0]),
+    "a parameter's rank": put("params", "rank", [1, -9, 1]),
+    "a rank of truth": put("params", "rank", [1, True, 1]),
     "another metric": put("fitted", "metric", "l2"),
     "a type": put("fitted", "next_id", "120"),
     "a parameter": put("params", "bits", 3),

@@ -93,6 +93,7 @@ IDS = {
     "float tensor": (torch.arange(60.0), TypeError, "ids must be integers, got torch.float32; keep a dict from your"),
     "truth": ([True] * 60, TypeError, "ids must be integers below"),
     "too large": ([2**63] + list(range(59)), TypeError, "ids must be integers below"),
+    "the largest": ([2**63 - 1] + list(range(59)), ValueError, r"ids has 9223372036854775807; .* up to 2\^63 - 2"),
     "one": (3, TypeError, "ids must be integers below"),
 }
 
@@ -122,6 +123,23 @@ def test_ids_that_are_there_and_ids_that_are_not():
     assert index._stored is before and index.remove([]).n_samples_fit_ == 60
 
 
+def test_no_ids_are_left():
+    index = TTIndex(20).fit(X, ids=range(2**63 - 61, 2**63 - 1))
+    with pytest.raises(ValueError, match="no ids after 9223372036854775806 for 2 more documents; give ids"):
+        index.add(X[:2])
+    assert index.add(X[:2], ids=[3, 4]).tolist() == [3, 4]
+
+
+def test_a_document_too_long_is_named_by_its_own_place_and_length(monkeypatch):
+    monkeypatch.setattr("ttref.retrieval.grid.AT_ONCE", 4)
+    index = TTIndex(None, metric="inner_product").fit(X)
+    more = X[:12].clone()
+    more[6] *= 1e6
+    more[7] *= 1e9
+    with pytest.raises(ValueError, match=r"document 6 is \d\S*e\+0[56] times as long as the typical one"):
+        index.add(more)
+
+
 PARAMETERS = [
     ({"bits": 3}, ValueError, "bits must be one of 1, 2, 4, 8, 32, got 3"),
     ({"bits": True}, ValueError, "bits must be one of 1, 2, 4, 8, 32, got True"),
@@ -130,6 +148,10 @@ PARAMETERS = [
     ({"engine": "gpu"}, ValueError, "engine must be one of 'auto', 'int8', 'float', got 'gpu'"),
     ({"engine": "int8", "bits": 32}, ValueError, "engine='int8' needs codes of 8 bits or fewer, and bits is 32"),
     ({"backend": "annoy"}, ValueError, "backend must be one of 'torch', 'faiss', got 'annoy'"),
+    ({"bits": 4.0}, TypeError, "bits must be an integer, got 4.0"),
+    ({"core_bits": 8.0}, TypeError, "core_bits must be an integer, got 8.0"),
+    ({"random_state": -1}, ValueError, "random_state must be at least 0, got -1"),
+    ({"random_state": 2**64}, ValueError, r"random_state must be below 2\^64, got 18446744073709551616"),
     ({"n_components": 0}, ValueError, "n_components must be at least 1, got 0"),
     ({"n_components": 2.0}, TypeError, "n_components must be an integer"),
     ({"random_state": None}, TypeError, "random_state must be an integer, got None"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..files import check_header, read, write
 from .estimator import Estimator, not_fitted
 from .handover import Scanner
-from .settings import PARAMETERS, check_parameters, plain
+from .settings import PARAMETERS, check_each, plain
 from .stored import Stored
 
 KIND = "TTIndex"  # the kind in files, also for subclasses
@@ -76,7 +77,7 @@ class Held(Estimator):
         check_header(header, {"params": (dict,), "fitted": (dict,)})
         check_header(header["params"], PARAMETERS)
         made, fitted = cls(**header["params"]), header["fitted"]
-        check_parameters(made)
+        check_each(made)  # together they are checked where they are used: by a fit, by a search
         check_header(fitted, {"bits": (int,), "metric": (str,), "next_id": (int,), "shape": (list,)})
         made._hold(Stored.of(tensors, **fitted))
         return made
@@ -115,7 +116,8 @@ class Held(Estimator):
     def code_nbytes(self) -> float:
         """Bytes of a document: codes, scale, and id if ids are stored."""
         held = self._held()
-        return sum(x[:1].numel() * x.element_size() for x in (held.codes, held.scales, held.ids) if x is not None)
+        parts = (held.codes, held.scales if held.grid.bits != 32 else None, held.ids)
+        return sum(math.prod(x.shape[1:]) * x.element_size() for x in parts if x is not None)
 
     @property
     def dense_nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +89,13 @@ class Grid:
         if self.bits == 32:
             return coordinates, coordinates.new_empty(0, dtype=torch.float16)
         held = []
-        for part in coordinates.split(AT_ONCE):
+        for start, part in zip(itertools.count(0, AT_ONCE), coordinates.split(AT_ONCE), strict=False):
             codes, exact = self._coded(part)
             scales = (exact / self.unit.double()).half()
             if not scales.isfinite().all():
+                which = int((~scales.isfinite()).nonzero()[0])
                 raise ValueError(
-                    f"document {int((~scales.isfinite()).nonzero()[0])} is {float(exact.max() / self.unit):.3g} times "
+                    f"document {start + which} is {float(exact[which] / self.unit):.3g} times "
                     "as long as the typical one of the fit, more than its scale can say; fit again with such documents"
                 )
             held.append((self._packed(codes), scales))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 LARGEST = 1e18  # of a norm: the square of a larger one would leave the range of float32
 
+LARGEST_ID = 2**63 - 2  # the next one is an int64, too
+
 
 def to_matrix(x: Any, name: str) -> tuple[Tensor, tuple[int, ...]]:
     """Vectors as float32 ``(count, width)`` and the shape of each, which is ``(width,)`` or ``(views, dim)``.
@@ -65,7 +67,7 @@ def to_ids(ids: Any, count: int | None, name: str = "ids") -> Tensor:
 
     Raises:
         TypeError: Ids that are no integers.
-        ValueError: Another number of them, two that are equal, or one below 0.
+        ValueError: Another number of them, two that are equal, one below 0, or one above 2^63 - 2.
     """
     try:
         # Through a list what is no tensor: arrays of unsigned integers and columns of a table come as plain numbers.
@@ -86,6 +88,8 @@ def to_ids(ids: Any, count: int | None, name: str = "ids") -> Tensor:
         raise ValueError(f"{name} has {int(ordered[1:][twice][0])} twice; every document needs an id of its own")
     if len(found) and ordered[0] < 0:
         raise ValueError(f"{name} has {int(ordered[0])}; ids are integers from 0 on")
+    if len(found) and ordered[-1] > LARGEST_ID:
+        raise ValueError(f"{name} has {int(ordered[-1])}; ids are integers up to 2^63 - 2")
     return found
 
 

@@ -38,21 +38,32 @@ def check_parameters(index: Any) -> None:
         TypeError, ValueError: They name the parameter, what it may be and what it is.
         ModuleNotFoundError: FAISS is asked for and not installed.
     """
-    for name in CHOICES:
-        _check_choice(index, name)
-    if index.n_components is not None:
-        whole("n_components", index.n_components, least=1)
-    whole("random_state", index.random_state, least=0)
-    if not isinstance(index.rotate, bool):
-        raise TypeError(f"rotate must be True or False, got {index.rotate!r}")
-    if index.shape is not None:
-        check_modes("shape", index.shape)
-    elif index.rank is not None:
+    check_each(index)
+    if index.shape is None and index.rank is not None:
         raise ValueError(
             "rank caps the ranks between shared cores, of which there is one; give shape, the modes of a "
             "document, too, or n_components, which caps the bond of the documents"
         )
     check_search(index, index.bits)
+
+
+def check_each(index: Any) -> None:
+    """Refuse a parameter that is nothing by itself, whatever the others are and whatever is installed."""
+    for name in CHOICES:
+        _check_choice(index, name)
+    for name in ("bits", "core_bits"):  # 4.0 equals 4, and a file would not take it
+        whole(name, getattr(index, name))
+    if index.n_components is not None:
+        whole("n_components", index.n_components, least=1)
+    if whole("random_state", index.random_state, least=0) >= 2**64:
+        raise ValueError(f"random_state must be below 2^64, got {index.random_state}")
+    if not isinstance(index.rotate, bool):
+        raise TypeError(f"rotate must be True or False, got {index.rotate!r}")
+    if index.shape is not None:
+        check_modes("shape", index.shape)
+    if index.rank is not None:
+        for rank in index.rank if several(index.rank) else [index.rank]:
+            whole("rank", rank, least=1)
 
 
 def check_search(index: Any, bits: int) -> None:

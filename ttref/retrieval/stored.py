@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..files import MOST_MODES, check_finite
 from .grid import STEPS, Grid
-from .inputs import to_ids
+from .inputs import LARGEST_ID, to_ids
 from .scanning import longest
 from .shared import SharedCores
 
@@ -59,6 +59,8 @@ class Stored:
     def with_documents(self, x: Tensor, ids: Tensor | None) -> tuple[Stored, Tensor]:
         """The same with documents ``(m, width)`` at the end, and their ids. Codes of the old ones are copied."""
         if ids is None:
+            if self.next_id + len(x) - 1 > LARGEST_ID:
+                raise ValueError(f"there are no ids after {self.next_id - 1} for {len(x)} more documents; give ids")
             ids = torch.arange(self.next_id, self.next_id + len(x))
         old = self.all_ids()
         known = torch.isin(ids, old)
@@ -131,8 +133,11 @@ class Stored:
         shared = _shared(held)
         if metric not in METRICS:
             raise ValueError(f"its metric is {metric}")
-        if bits not in (*STEPS, 32) or math.prod(shape) != shared.width or not 1 <= len(shape) <= 2:
-            raise ValueError(f"documents of shape {shape} with {bits} bits beside cores for a width of {shared.width}")
+        axes = [type(size) for size in shape]
+        if axes not in ([int], [int] * 2) or min(shape) < 1 or math.prod(shape) != shared.width:
+            raise ValueError(f"documents of shape {shape} beside cores for a width of {shared.width}")
+        if bits not in (*STEPS, 32):
+            raise ValueError(f"its codes have {bits} bits")
         codes, r, alike = held.pop("codes"), shared.rank, metric == "cosine"
         if bits == 32:
             grid = Grid(32, torch.ones(r), torch.ones(()), alike)
@@ -147,6 +152,8 @@ class Stored:
             ):
                 if x.dtype != dtype or x.shape != size:
                     raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}, not {dtype} {size}")
+                if (x < 0).any() or (name != "scales" and (x == 0).any()):  # a zero document has a scale of 0
+                    raise ValueError(f"{name} has entries that are not positive")
         if codes.dtype != wanted or codes.ndim != 2 or codes.shape[1] != grid.bytes_each:
             raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)} of {bits} bits for rank {r}")
         ids = held.pop("ids", None)
@@ -155,8 +162,8 @@ class Stored:
         if held:
             raise ValueError(f"it holds {', '.join(held)} too")
         made = cls(shared, grid, codes, scales, ids, next_id, tuple(shape), metric)
-        if next_id < 0 or (made.count and next_id <= int(made.all_ids().max())):
-            raise ValueError(f"the next id is {next_id}, which is taken")
+        if not 0 <= next_id <= LARGEST_ID + 1 or (made.count and next_id <= int(made.all_ids().max())):
+            raise ValueError(f"the next id is {next_id}, which is taken or none")
         return made
 
 
@@ -181,6 +188,8 @@ def _shared(held: dict[str, Tensor]) -> SharedCores:
             raise ValueError(f"cores.{k} is {core.dtype} {tuple(core.shape)} behind a bond of {right}")
         if scales and (scales[k].dtype != torch.bfloat16 or scales[k].shape != (right, 1, 1)):
             raise ValueError(f"core_scales.{k} is {scales[k].dtype} {tuple(scales[k].shape)}")
+        if (scales and (scales[k] < 0).any()) or not (core.bool() & (scales[k] != 0) if scales else core != 0).any():
+            raise ValueError(f"cores.{k} is zero, or has negative scales")
         right = core.shape[2]
     width = math.prod(core.shape[1] for core in cores)
     if right != 1 or mean.dtype != torch.float32 or mean.shape != (width,) or not len(cores[0]):
