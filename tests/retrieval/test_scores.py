@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ttref import tt_svd, tt_to_tensor
 from ttref.codes import unpack_bits
-from ttref.retrieval import TTIndex
+from ttref.retrieval import TTIndex, scanning
 from ttref.retrieval.grid import STEPS
 
 BITS = (1, 2, 4, 8, 32)
@@ -220,3 +220,12 @@ def test_integers_lose_no_neighbor_where_rounding_hides_the_differences(rotate, 
     expected, found = (index.set_params(engine=name).kneighbors(q, 10) for name in ("float", engine))
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-7)
     assert (found[1] == expected[1]).double().mean() > 0.99  # equal to float32's own rounding
+
+
+@pytest.mark.parametrize(("how", "integers"), [({}, True), ({"rotate": False}, False), ({"bits": 32}, False)], ids=str)
+def test_the_engine_that_auto_takes(how, integers, monkeypatch):
+    index, taken = TTIndex(30, **how).fit(X), []
+    product = scanning.int_product
+    monkeypatch.setattr(scanning, "int_product", lambda *args: taken.append(1) or product(*args))
+    index.kneighbors(Q, 3)
+    assert bool(taken) == integers
