@@ -248,6 +248,8 @@ def wrong_mark(path: Path, source: str, written: str, unit: str, bound: str) -> 
 
 def main() -> None:
     """List what nothing bears out in the files named; exit 1 if there is any."""
+    if not sys.argv[1:]:
+        sys.exit("name the files: python -m book.tools.numbers notebooks/*.ipynb book/*.md")
     lines = [f"{name}: {' · '.join(found)}" for name in sys.argv[1:] for found in unmatched(Path(name))]
     print("\n".join(lines) or "every number is borne out")
     sys.exit(bool(lines))
