@@ -236,7 +236,7 @@ def test_a_peer_that_is_not_installed(peer, way, monkeypatch):
     def absent(name, *args, **kwargs):
         raise ModuleNotFoundError(f"No module named {peer!r}", name=peer)
 
-    monkeypatch.setattr(interop.importlib, "import_module", absent)
+    monkeypatch.setattr("ttref.interop.peers.importlib.import_module", absent)
     with pytest.raises(ModuleNotFoundError, match=f"imported as {peer}; install it with: .*pip install {wanted}$"):
         way[peer](TRAIN)
 
@@ -245,7 +245,7 @@ def test_a_peer_that_lacks_something_says_so_itself(monkeypatch):
     def lacking(name, *args, **kwargs):
         raise ModuleNotFoundError("No module named 'autoray'", name="autoray")
 
-    monkeypatch.setattr(interop.importlib, "import_module", lacking)
+    monkeypatch.setattr("ttref.interop.peers.importlib.import_module", lacking)
     with pytest.raises(ModuleNotFoundError, match="^No module named 'autoray'$"):
         interop.to_quimb(TRAIN)
 
