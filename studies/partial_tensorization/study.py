@@ -7,7 +7,6 @@ record lacks, so a run that was stopped continues; names such as ``loops:vit`` c
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from book.tools import results
 from book.workbook import sources
 
+from ..resumed import add_rows
 from ..toy_classifier.data import brief
 from . import accepts, gains, healing, language, layer_map, loops, shares, speed
 
@@ -70,18 +70,12 @@ def run(part: str, folder: Path) -> None:
     """Measure the rows that a part of the record lacks."""
     measure, _, task = part.partition(":")
     section = SECTION_OF.get(measure, measure)
-    values, start = recorded(), time.process_time()
+    values = recorded()
     if part == "arithmetic":
         if "arithmetic" not in values:
             keep(values | {"arithmetic": shares.arithmetic(folder)})
         return
-    rows = values.setdefault(section, [])
-    for row in SECTIONS[measure](task, folder, {row["key"]: row for row in rows}):
-        rows.append(row)
-        spent = values.get("seconds", {})
-        values["seconds"] = spent | {part: round(spent.get(part, 0) + time.process_time() - start)}
-        start = time.process_time()
-        keep(values)
+    add_rows(values, section, part, lambda before: SECTIONS[measure](task, folder, before), keep)
 
 
 def main(*names: str) -> None:

