@@ -38,7 +38,7 @@ def round_rows(x: Tensor, matrix: Tensor, bits: int, size: int) -> tuple[Tensor,
 
 
 def best_rounding(x: Tensor, matrix: Tensor, level: Level, starts: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels, scales and the cost of each row, the least of all that is tried.
+    """The levels and scales of each row that cost least of all that is tried.
 
     Tried are the starts; two passes of GPTQ, each with the scales so far and with those fitted to its levels; and a
     pass of coordinate descent from the best.
@@ -48,6 +48,10 @@ def best_rounding(x: Tensor, matrix: Tensor, level: Level, starts: Sequence[Pair
         matrix: float64 ``(n, n)``, positive semidefinite.
         level: The grid.
         starts: Levels and scales to begin with.
+
+    Returns:
+        Levels float64 ``(m, n)`` in units of the scales, scales bfloat16 ``(m, groups)``, and the cost
+        ``e matrix e^T`` of each row, float64 ``(m,)``.
     """
     best = _Best(x, matrix, starts[0])
     for start in starts[1:]:
@@ -167,12 +171,8 @@ def fitted_scales(x: Tensor, matrix: Tensor, levels: Tensor, size: int) -> Tenso
     A trace of the plain error is added, so that a group that no input has shown keeps its size.
     """
     m, n = x.shape
-    groups = n // size
-    cut, seen, trace = (
-        levels.reshape(m, groups, size),
-        matrix.reshape(groups, size, n),
-        TRACE * matrix.diagonal().mean(),
-    )
+    groups, trace = n // size, TRACE * matrix.diagonal().mean()
+    cut, seen = levels.reshape(m, groups, size), matrix.reshape(groups, size, n)
     square = torch.stack([((cut[:, k] @ seen[k]).reshape(m, groups, size) * cut).sum(2) for k in range(groups)], 1)
     wanted = (((x @ matrix).add_(x, alpha=trace.item())).reshape(m, groups, size) * cut).sum(2)
     diagonal = square.diagonal(dim1=1, dim2=2)
