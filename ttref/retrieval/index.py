@@ -48,16 +48,11 @@ class TTIndex(Held):
             after a change, and is not saved.
         random_state: Seed of the rotation.
 
-    Attributes:
-        n_features_in_: Width of a document, flattened.
-        n_components_: The bond.
-        n_samples_fit_: Documents held now.
-        ids_: The ids, int64 ``(n,)``.
-        params, nbytes, ratio: Numbers and bytes stored, everything included (codes, scales, ids, mean, shared cores,
-            ranges), and numbers of the dense matrix for each of them. Ids 0, 1, ..., n - 1 take no bytes. FAISS's copy
-            of the codes comes on top.
-        code_nbytes: Bytes of a document: codes, scale and id.
-        ranks, modes, dense_nbytes: As in :class:`Compressed`.
+    After a fit it has ``n_features_in_`` (width of a document, flattened), ``n_components_`` (the bond),
+    ``n_samples_fit_`` (documents held now) and ``ids_``, int64 ``(n,)``. ``params`` and ``nbytes`` count all that is
+    stored: codes, scales, ids, mean, shared cores, ranges; ids 0, 1, ..., n - 1 take no bytes, and FAISS's copy of the
+    codes comes on top. ``ratio`` is the numbers of the dense matrix for each of them, ``code_nbytes`` the bytes of a
+    document (codes, scale and id); ``ranks``, ``modes`` and ``dense_nbytes`` are those of :class:`Compressed`.
 
     Cost:
         fit: O(n width^2 + width^3). A search: O(width r) for each query and O(n r) for each query and all documents, in
