@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import repeated
+from book.tools import results
 from ttref.retrieval import TTIndex
 
 from . import data
@@ -162,7 +163,14 @@ def one(threads: int, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
         if key not in before:
             documents, q = real(folder)
             rows = measured(data.mixtures(documents, size), q, threads)
-            yield {"key": key, "documents": size, "threads": threads, "load": os.getloadavg()[0], "contenders": rows}
+            yield {
+                "key": key,
+                "documents": size,
+                "threads": threads,
+                "processor": results.here()["processor"],
+                "load": os.getloadavg()[0],
+                "contenders": rows,
+            }
 
 
 def all_threads() -> None:
