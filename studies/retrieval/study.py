@@ -3,7 +3,8 @@
 MiniLM's vectors of MEDLARS (1,033 documents, 30 queries) and Cranfield (1,400 and 225). ``python -m studies.retrieval``
 measures what the record lacks, so a run that was stopped continues; names choose parts. ``python -m studies.retrieval
 speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on two cores, most of them for
-the times; five to encode the texts, once.
+the times; five to encode the texts, once. The parts ``questions`` and ``answers`` ask the reference of the running Python:
+see ``rag.py``; another fifteen minutes.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from book.workbook import sources
 
 from ..resumed import add_rows
 from ..toy_classifier.data import brief
-from . import data, harness, speed
+from . import data, harness, rag, speed
 from .methods import Method, available, methods, ordered
 from .metrics import judged
 from .stacks import flat, stacks
 from .summary import billed, summed_up
 
 NAME = "retrieval"
-SECTIONS = ("slice", "quality", "stacks", "harness", "speed")
-PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:4] for name in data.READERS), "speed")
+SECTIONS = ("slice", "quality", "stacks", "harness", "speed", "questions", "answers")
+PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:4] for name in data.READERS), *SECTIONS[4:])
 OPTIONAL = ("turbovec", "usearch", harness.NAME)  # measured where they are installed
 FEW = 150  # documents of a slice, which a test measures again
 IN_SLICE = ("float32", "int4 rows", "TTIndex 96 x 4 bit", "PCA 48 float16")
@@ -92,7 +93,17 @@ def timing(threads: str, folder: Path, before: dict[str, dict]) -> Iterator[dict
     yield from speed.one(int(threads), folder, before)
 
 
-MEASURES = dict(zip(SECTIONS, (few, quality, views, within_harness, timing), strict=True))
+def asked(python: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the section ``questions``, on the reference of this Python."""
+    yield from rag.questions(before)
+
+
+def answered(python: str, folder: Path, before: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the section ``answers``."""
+    yield from rag.answers(before)
+
+
+MEASURES = dict(zip(SECTIONS, (few, quality, views, within_harness, timing, asked, answered), strict=True))
 
 
 def recorded() -> dict:
@@ -107,8 +118,12 @@ def keep(values: dict) -> Path:
         NAME,
         brief(values | summed_up(values))
         | {"machine": results.here() | {"threads": 1}},  # rows of times have their own
-        models=["all-MiniLM-L6-v2"],
-        data=["MEDLARS", "Cranfield", "WikiText-2 valid (mixtures for the times)"],
+        models=["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct (for the answers)"],
+        data=[
+            *data.READERS,
+            "WikiText-2 valid (mixtures for the times)",
+            "the reference of the Python that each row names, by book.workbook.passages",
+        ],
         command=f"python -m studies.{NAME}",
         packages=("torch", "transformers", "scikit-learn", "numpy", "faiss-cpu"),
     )
