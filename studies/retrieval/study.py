@@ -3,8 +3,8 @@
 MiniLM's vectors of MEDLARS (1,033 documents, 30 queries) and Cranfield (1,400 and 225). ``python -m studies.retrieval``
 measures what the record lacks, so a run that was stopped continues; names choose parts. ``python -m studies.retrieval
 speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on two cores, most of them for
-the times; five to encode the texts, once. The parts ``questions`` and ``answers`` ask the reference of the running Python:
-see ``rag.py``; another fifteen minutes.
+the times; five to encode the texts, once. The parts ``questions`` and ``answers``, another fifteen
+minutes, ask the reference of the running Python: see ``rag.py``.
 """
 
 from __future__ import annotations
