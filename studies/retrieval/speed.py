@@ -23,7 +23,7 @@ from book.tools import results
 from ttref.retrieval import TTIndex
 
 from . import data
-from .methods import available
+from .methods import available, axes_of
 from .metrics import overlap
 from .peers import faiss_index, turbo
 
@@ -82,6 +82,15 @@ def by_usearch(x: Tensor, threads: int) -> Search:
     return find
 
 
+def projected_turbo(x: Tensor, count: int) -> Contender:
+    """Principal coordinates in turbovec, which rotates them: what our index holds, scanned by its kernel."""
+    mean, axes = axes_of(x, count)
+    index, shared, document = turbo((x - mean) @ axes, 4)
+    find = by_numpy(index.search)
+    bytes_shared = shared + 2 * axes.numel() + 4 * len(mean)
+    return Contender(f"turbovec 4 bit, {count} coordinates", lambda q: find(q @ axes), document, bytes_shared)
+
+
 def by_numpy(search: Callable) -> Search:
     """A library's search of arrays."""
     return lambda q: torch.from_numpy(search(q.numpy(), K)[1].astype("int64"))
@@ -104,6 +113,7 @@ def contenders(x: Tensor, threads: int) -> Iterator[Contender]:
     if available("turbovec"):
         index, shared, document = turbo(x, 4)
         yield Contender("turbovec 4 bit", by_numpy(index.search), document, shared)
+        yield projected_turbo(x, 192)
     if available("usearch"):
         yield Contender("usearch exact int8", by_usearch(x, threads), width, 0)
 
