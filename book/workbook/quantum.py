@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from ttref.shapes import largest
 
 from .figures import MARKERS, OKABE_ITO
 
-__all__ = ["best_ranks", "draw_overlaps", "measured", "ranks_for", "train_errors"]
+__all__ = ["budget_line", "draw_overlaps", "measured", "ranks_for", "train_errors"]
 
 MOST = 6  # documents of a picture: the colors that are strong, and not the query's black
 _MUTED = "#777777"
@@ -55,9 +55,8 @@ def ranks_for(x: Tensor, *, params: int, by: str) -> tuple[int, ...]:
     """
     if by not in _RULES:
         raise ValueError(f"by must be one of {', '.join(map(repr, _RULES))}, got {by!r}")
-    modes, least = tuple(x.shape), tt_params(x.shape, 1)
-    if params < least:
-        raise ValueError(f"params={params} holds no train of modes {modes}; ranks of 1 take {least}")
+    modes = tuple(x.shape)
+    _check_budget(modes, params)
     prices = [_RULES[by](x, bond) for bond in range(1, len(modes))]
     dial = torch.cat(prices).unique()
 
@@ -126,32 +125,48 @@ def train_errors(x: Tensor) -> Tensor:
     return (1 - kept / total).clamp(min=0).sqrt()
 
 
-def best_ranks(errors: Tensor, shape: Sequence[int], *, params: int) -> tuple[int, int, int, int]:
-    """Of all ranks within a budget those with the least error of TT-SVD, for three modes.
+def budget_line(errors: Tensor, shape: Sequence[int], *, params: int) -> dict[tuple[int, ...], float]:
+    """What a budget affords with three modes: for each first rank the largest second one, and TT-SVD's error there.
 
     Args:
         errors: What :func:`train_errors` found, ``(n_1, n_3)``.
         shape: The three modes.
         params: Numbers that the cores may hold together.
 
+    Returns:
+        From ranks ``(1, r_1, r_2, 1)`` to their error, by rising first rank. The least of them is the best choice.
+
     Raises:
         ValueError: A budget that does not hold ranks of 1.
 
     Cost:
-        O(n_1 n_3).
+        O(n_1 log n_3).
 
     Example:
         >>> ramp = torch.linspace(0, 1, 64).reshape(4, 4, 4)
-        >>> best_ranks(train_errors(ramp), (4, 4, 4), params=40)
-        (1, 2, 2, 1)
+        >>> line = budget_line(train_errors(ramp), (4, 4, 4), params=40)
+        >>> list(line), min(line, key=line.get)
+        ([(1, 1, 4, 1), (1, 2, 2, 1), (1, 3, 1, 1), (1, 4, 1, 1)], (1, 2, 2, 1))
     """
+    _check_budget(shape, params)
+    line = {}
+    for first in range(1, len(errors) + 1):
+        second = largest(partial(_affords, shape, params, first), errors.shape[1])
+        if second:
+            ranks = tt_ranks(shape, (1, first, second, 1))
+            line[ranks] = errors[ranks[1] - 1, ranks[2] - 1].item()
+    return line
+
+
+def _affords(shape: Sequence[int], params: int, first: int, second: int) -> bool:
+    """Whether two ranks stay within a budget."""
+    return tt_params(shape, (1, first, second, 1)) <= params
+
+
+def _check_budget(shape: Sequence[int], params: int) -> None:
     least = tt_params(shape, 1)
     if params < least:
         raise ValueError(f"params={params} holds no train of modes {tuple(shape)}; ranks of 1 take {least}")
-    pairs = itertools.product(*(range(1, side + 1) for side in errors.shape))
-    ranks = {tt_ranks(shape, (1, *pair, 1)) for pair in pairs}
-    affordable = [each for each in sorted(ranks) if tt_params(shape, each) <= params]
-    return min(affordable, key=lambda each: errors[each[1] - 1, each[2] - 1].item())
 
 
 @torch.no_grad()

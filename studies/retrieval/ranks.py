@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import pad
 
-from book.workbook.quantum import best_ranks, ranks_for, train_errors
+from book.workbook.quantum import budget_line, ranks_for, train_errors
 from ttref import entanglement_entropy, gaussian_null, tt_params
 from ttref.shapes import balanced_modes, largest
 
@@ -44,12 +44,16 @@ def folded(w: Tensor) -> Tensor:
 
 def shared_out(x: Tensor, errors: Tensor, params: int) -> dict:
     """Ranks, numbers and error of each rule, and of the best ranks of all."""
-    found = {}
-    for rule in (*RULES, "best"):
-        ranks = best_ranks(errors, x.shape, params=params) if rule == "best" else ranks_for(x, params=params, by=rule)
-        error = errors[ranks[1] - 1, ranks[2] - 1].item()
-        found[rule] = {"ranks": ranks[1:3], "params": tt_params(x.shape, ranks), "error": error}
-    return found
+    line = budget_line(errors, x.shape, params=params)
+    chosen = {rule: ranks_for(x, params=params, by=rule) for rule in RULES} | {"best": min(line, key=line.get)}
+    return {
+        rule: {
+            "ranks": list(ranks[1:3]),
+            "params": tt_params(x.shape, ranks),
+            "error": errors[ranks[1] - 1, ranks[2] - 1].item(),
+        }
+        for rule, ranks in chosen.items()
+    }
 
 
 def budget(shape: Sequence[int], numbers: int) -> int:
