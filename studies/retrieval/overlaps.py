@@ -1,7 +1,8 @@
 """Squared overlaps, which a quantum measurement would show, against cosines: what a ranking loses with the sign.
 
-Among documents of non-negative cosine both give one order. One of negative cosine can only move up. So it matters
-how many there are, and how far below zero: few of MiniLM's vectors, half of all once their mean is taken off.
+Among documents of non-negative cosine both give one order. Those of negative cosine can only overtake them, and are
+reversed among themselves. So it matters how many there are, and how far below zero: few pairs of MiniLM's vectors, more
+than half of all once their mean is taken off.
 """
 
 from __future__ import annotations
