@@ -226,8 +226,8 @@ def _rows(settings: Spec, dtype: torch.dtype | None) -> MPSEmbedding:
         raise ValueError(f"its {lacking[0]} is {reprlib.repr(settings.get(lacking[0]))}")
     header = {name: value for name, value in settings.items() if name not in _STATE}
     coded, pieces = header.get("core_bits") == 8, settings["pieces"]
-    names = {f"cores.{k}": torch.empty(0) for k in range(len(pieces))}  # a file has these; here they have no numbers
-    written, layouts = checked(header, names)
+    none = torch.empty(0, device="cpu")
+    written, layouts = checked(header, {f"cores.{k}": none for k in range(len(pieces))})  # a file has tensors there
     dtype, rows, width = dtype or written, header["num_embeddings"], header["embedding_dim"]
     held: dict[str, Tensor] = {}
     for k, (layout, counts) in enumerate(zip(layouts, pieces, strict=True)):
