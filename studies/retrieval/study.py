@@ -1,10 +1,11 @@
-"""Document vectors in few bytes: quality on two collections with judgments, stacks of views, and speed.
+"""Document vectors in few bytes: quality on two collections with judgments, stacks of views, token tables, and speed.
 
 MiniLM's vectors of MEDLARS (1,033 documents, 30 queries) and Cranfield (1,400 and 225). ``python -m studies.retrieval``
 measures what the record lacks, so a run that was stopped continues; names choose parts. ``python -m studies.retrieval
 speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on two cores, most of them for
 the times; five to encode the texts, once. The parts ``questions`` and ``answers``, another fifteen
-minutes, ask the reference of the running Python: see ``rag.py``.
+minutes, ask the reference of the running Python: see ``rag.py``. ``tables`` encodes all texts once for each way to keep
+the encoder's token table, most of an hour.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from book.workbook import sources
 
 from ..resumed import add_rows
 from ..toy_classifier.data import brief
-from . import data, harness, rag, speed
+from . import data, harness, overlaps, rag, ranks, speed, tables
 from .methods import Method, available, methods, ordered
 from .metrics import judged
 from .stacks import flat, stacks
 from .summary import billed, summed_up
 
 NAME = "retrieval"
-SECTIONS = ("slice", "quality", "stacks", "harness", "speed", "questions", "answers")
-PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:4] for name in data.READERS), *SECTIONS[4:])
+SECTIONS = ("slice", "quality", "stacks", "harness", "tables", "speed", "questions", "answers", "overlaps", "ranks")
+PARTS = ("slice:MEDLARS", *(f"{section}:{name}" for section in SECTIONS[1:5] for name in data.READERS), *SECTIONS[5:])
 OPTIONAL = ("turbovec", "usearch", harness.NAME)  # measured where they are installed
 FEW = 150  # documents of a slice, which a test measures again
 IN_SLICE = ("float32", "int4 rows", "TTIndex 96 x 4 bit", "PCA 48 float16")
@@ -103,7 +104,13 @@ def answered(python: str, folder: Path, before: dict[str, dict]) -> Iterator[dic
     yield from rag.answers(before)
 
 
-MEASURES = dict(zip(SECTIONS, (few, quality, views, within_harness, timing, asked, answered), strict=True))
+MEASURES = dict(
+    zip(
+        SECTIONS,
+        (few, quality, views, within_harness, tables.rows, timing, asked, answered, overlaps.rows, ranks.rows),
+        strict=True,
+    )
+)
 
 
 def recorded() -> dict:
@@ -121,7 +128,8 @@ def keep(values: dict) -> Path:
         models=["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct (for the answers)"],
         data=[
             *data.READERS,
-            "WikiText-2 valid (mixtures for the times)",
+            "WikiText-2 valid (mixtures for the times; counts of tokens)",
+            "SST-2 train and scikit-learn prose (counts of tokens)",
             "the reference of the Python that each row names, by book.workbook.passages",
         ],
         command=f"python -m studies.{NAME}",
