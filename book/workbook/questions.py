@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .passages import Passage
 
-__all__ = ["Question", "is_right", "load_questions", "questions_answered"]
+__all__ = ["Question", "is_right", "load_questions", "passages_for", "questions_answered"]
 
 _FILE = Path(__file__).with_name("questions.toml")
 
@@ -51,6 +52,50 @@ def load_questions() -> list[Question]:
         Question(row["ask"], tuple(row["sources"]), tuple(map(tuple, row.get("answer", ()))))
         for row in tomllib.loads(_FILE.read_text(encoding="utf-8"))["question"]
     ]
+
+
+def passages_for(
+    questions: Sequence[Question], passages: Sequence[Passage], *, most: int = 3, step: int = 8
+) -> list[Passage]:
+    """A part of the passages that still answers the questions, for where encoding all of them takes too long.
+
+    It keeps the first few passages of each source that answers a question, and every so many of all others, so that
+    there is something to mistake them for. Fewer wrong passages make every index look better than among all of them.
+
+    Args:
+        questions: The questions.
+        passages: Where they are to be answered from, such as :func:`~book.workbook.passages.python_passages`.
+        most: How many passages of a source that answers a question are kept, at most.
+        step: Of how many other passages one is kept.
+
+    Returns:
+        The passages that are kept, in their order; about three hundred of a thousand.
+
+    Raises:
+        ValueError: ``most`` or ``step`` is below 1, or no passage is of a source that answers a question.
+
+    Example:
+        >>> passages = [Passage("topic:assert", "", ""), *[Passage("topic:if", "", str(k)) for k in range(16)]]
+        >>> [passage.text for passage in passages_for(load_questions()[1:2], passages)]
+        ['', '0', '8']
+    """
+    if most < 1 or step < 1:
+        raise ValueError(f"most and step must be at least 1, got {most} and {step}")
+    answering = {source for question in questions for source in question.sources}
+    kept, seen, others = [], Counter(), 0
+    for passage in passages:
+        if passage.source in answering and seen[passage.source] < most:
+            seen[passage.source] += 1
+            kept.append(passage)
+        else:
+            if others % step == 0:
+                kept.append(passage)
+            others += 1
+    if not seen:
+        raise ValueError(
+            f"none of {len(passages)} passages is of a source that answers one of {len(questions)} questions"
+        )
+    return kept
 
 
 def questions_answered(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from book.workbook.passages import Passage, python_passages
-from book.workbook.questions import Question, is_right, load_questions, questions_answered
+from book.workbook.questions import Question, is_right, load_questions, passages_for, questions_answered
 from book.workbook.sources import load_encoder
 from book.workbook.vectors import vectors_of
 
@@ -82,6 +82,31 @@ def test_a_question_is_answered_by_what_comes_first():
     for wrong in (nearest + 1, nearest - 1):
         with pytest.raises(ValueError, match="must hold indices of 4 passages, got"):
             questions_answered(wrong, passages, questions)
+
+
+def test_a_part_of_the_passages_still_answers_every_question(found):
+    few = passages_for(QUESTIONS, found)
+    assert 250 < len(few) < 400
+    places = [found.index(passage) for passage in few]
+    assert places == sorted(set(places)), "in their order, each once"
+    there = {passage.source for passage in few}
+    assert all(there.issuperset(question.sources) for question in QUESTIONS)
+    answering = {source for question in QUESTIONS for source in question.sources}
+    assert len(there - answering) > 20, "something to mistake them for"
+
+
+def test_which_passages_are_kept():
+    names = "abaacbdbadcddddd"
+    passages = [Passage(name, "", str(k)) for k, name in enumerate(names)]
+    questions = [Question("?", ("a", "c"), ()), Question("?", ("c", "x"), ())]
+    kept = passages_for(questions, passages, most=2, step=3)
+    assert [int(passage.text) for passage in kept] == [0, 1, 2, 4, 6, 9, 10, 13]
+    assert passages_for(questions, passages, most=9, step=1) == passages
+    for most, step in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=f"most and step must be at least 1, got {most} and {step}"):
+            passages_for(questions, passages, most=most, step=step)
+    with pytest.raises(ValueError, match="none of 16 passages is of a source that answers one of 1 questions"):
+        passages_for([Question("?", ("x",), ())], passages)
 
 
 def test_the_encoder_finds_more_than_chance_and_vectors_are_those_of_single_texts(found):
