@@ -13,6 +13,7 @@ from functools import cache, partial
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
@@ -31,6 +32,7 @@ from .summary import billed
 
 FIRST = (1, 3, 5)  # hit@k
 READ = 3  # passages that the model reads
+TOKENS = 60  # of an answer: room for more than the one sentence that is asked for
 FEW = 20  # that are scored again, of about a thousand
 READ_FROM = ("float32", "TTIndex 192 x 4 bit", "one bit")  # indexes whose passages the model reads
 MEMORY, RIGHT = "no passages", "the right passage"
@@ -69,7 +71,7 @@ def reader() -> LoadedModel:
 
 def by_words(shelf: Shelf) -> Built:
     """No encoder at all: cosines of weighted word counts, stored as places and float32 numbers, with the vocabulary."""
-    counts = TfidfVectorizer(sublinear_tf=True, dtype="float32")
+    counts = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
     table = counts.fit_transform(map(str, shelf.passages))
     scores = counts.transform(question.ask for question in shelf.questions) @ table.T
     shared = sum(len(word.encode()) + 4 for word in counts.vocabulary_)
@@ -147,7 +149,7 @@ def answers(before: dict[str, dict]) -> Iterator[dict]:
         if question.answer and key not in before:
             read = [] if condition == MEMORY else first_found(condition)[place]
             lm, start = reader(), time.perf_counter()
-            text = answer(lm, question.ask, read)
+            text = answer(lm, question.ask, read, tokens=TOKENS)
             row = {"key": key, "condition": condition, "ask": question.ask, "python": platform.python_version()}
             row |= {"read": [passage.source for passage in read], "there": any(says(question, each) for each in read)}
             yield row | {"text": text, "right": is_right(question, text), "seconds": time.perf_counter() - start}
