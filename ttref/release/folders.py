@@ -1,0 +1,179 @@
+"""Folders written whole or not at all: beside the target under another name, then renamed; files, opened safely.
+
+A folder that exists is moved aside, the new one into its place, and only then the old one is removed. A process that
+dies between the two renames leaves no folder of that name; :func:`recovered` then puts the old one back.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, which knows no locks of folders
+    fcntl = None
+
+PART, OLD = "part", "old"  # a folder that is being written or removed; a whole one that was moved aside
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """A new folder to write files into; it takes the place of ``folder`` when the block ends, and is gone if it raises.
+
+    The files are on the disk when this returns. Folders that killed saves of this name have left are removed.
+
+    Raises:
+        FileNotFoundError, OSError: No folder to write into; missing permissions, a full disk. The old folder stays.
+    """
+    target = Path(os.path.realpath(folder))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
+    fresh = _beside(target, PART)
+    with _turn(target.parent):
+        _tidy(target)
+        fresh.mkdir()
+        lock = _locked(fresh)
+    try:
+        yield fresh
+        for file in sorted(fresh.iterdir()):
+            with file.open("rb") as held:
+                os.fsync(held.fileno())
+        _settle(fresh)
+        with _turn(target.parent):
+            _swap(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def recovered(folder: str | Path) -> Path:
+    """The folder; where a save was killed between its two renames, the old folder is put back first."""
+    target = Path(os.path.realpath(folder))
+    if not target.exists() and target.parent.is_dir():
+        with _turn(target.parent):  # waits for a save that is just between its renames
+            _put_back(target)
+    return target
+
+
+def opened(folder: Path, name: str) -> BinaryIO:
+    """A file of the folder for reading; ValueError for links, folders, pipes and devices."""
+    try:
+        number = os.open(folder / name, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{name} is a link, and a release has none; copy the file itself") from None
+        raise
+    file = os.fdopen(number, "rb")
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        file.close()
+        raise ValueError(f"{name} is no ordinary file")
+    return file
+
+
+_FLAGS = "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"  # no links; no waiting for a pipe; no newlines changed on Windows
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """The two renames, and the removal of the old folder."""
+    old = _beside(target, OLD)
+    try:
+        if target.exists():
+            with suppress(OSError):
+                os.chmod(fresh, stat.S_IMODE(target.stat().st_mode))
+            os.rename(target, old)
+        os.rename(fresh, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    _settle(target.parent)
+    _discard(old, target)
+
+
+def _tidy(target: Path) -> None:
+    """Put a whole release back if there is none; remove what killed saves have left. Running saves hold a lock."""
+    _put_back(target)
+    for old in _left(target, OLD):
+        _discard(old, target)
+    for part in _left(target, PART):
+        if fcntl is not None and (lock := _locked(part)) is not None:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(lock)
+
+
+def _put_back(target: Path) -> None:
+    for old in _left(target, OLD):
+        if not target.exists():
+            os.rename(old, target)
+
+
+def _discard(old: Path, target: Path) -> None:
+    """Remove a folder under the name of a part first: one that is half removed must never be put back."""
+    if old.exists():
+        gone = _beside(target, PART)
+        os.rename(old, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """A new hidden name beside the target."""
+    return target.with_name(f"{_stem(target)}.{uuid.uuid4().hex[:16]}.{kind}")
+
+
+def _left(target: Path, kind: str) -> list[Path]:
+    """Folders beside the target with such names."""
+    name = re.compile(re.escape(_stem(target)) + rf"\.[0-9a-f]{{16}}\.{kind}")
+    return sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _stem(target: Path) -> str:
+    """The beginning of a hidden name, cut so that the whole is no longer than file systems allow."""
+    return "." + os.fsencode(target.name)[:100].decode("utf-8", "ignore")
+
+
+@contextmanager
+def _turn(parent: Path) -> Iterator[None]:
+    """One process after another, for the renames in a folder."""
+    lock = _locked(parent, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path, *, wait: bool = False) -> int | None:
+    """A lock on a folder, which the system frees when this process dies; None if another holds it."""
+    if fcntl is None:
+        return None
+    number = None
+    with suppress(OSError):  # a folder on a server may know no locks
+        number = os.open(folder, os.O_RDONLY)
+        fcntl.flock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return number
+    if number is not None:
+        os.close(number)
+    return None
+
+
+def _settle(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    if fcntl is not None:
+        with suppress(OSError):
+            number = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)

@@ -1,0 +1,110 @@
+"""A release as a model: every hash first, then its layers and tensors, all of them or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..surgery.edit import edit
+from ..surgery.wrappers import bare
+from .contents import fill
+from .folders import recovered
+from .manifest import MODEL, damages, read_manifest, read_tensors, refused
+from .placing import Placing
+
+__all__ = ["load_release"]
+
+
+@torch.inference_mode(False)  # parameters made in inference mode could never be trained
+def load_release(
+    folder: str | Path, model: nn.Module | None = None, *, sha256: str | None = None, **options: Any
+) -> nn.Module:
+    """Load a release after all its files are found to be what was written.
+
+    Args:
+        folder: The release.
+        model: A model of the dense class, with any weights or on the meta device; changed in place, or left as it was
+            if anything is wrong. Left out for a transformers model, which is then made by ``from_pretrained``.
+        sha256: The sha256 of the manifest, as :func:`save_release` returned it: any other release is refused. Without
+            it, the hashes tell that nothing was damaged, and not who wrote them; :func:`verify` tells more.
+        options: For ``from_pretrained``.
+
+    Returns:
+        The model, with the numbers of the release in the dtypes they were saved in.
+
+    Raises:
+        FileNotFoundError: No such folder, or no release.
+        ValueError: A file that is missing, changed, a link, or not in the manifest; another release than the one asked
+            for; a model of another class, or with other layers. Nothing has reached the model then.
+        TypeError: Options beside a model.
+
+    Cost:
+        The folder is read twice. With a model, the compressed numbers take their memory twice meanwhile.
+
+    Example:
+        >>> import copy, tempfile, ttref
+        >>> from ttref.release import save_release
+        >>> dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small = copy.deepcopy(dense)
+        >>> _ = ttref.swap_layer(small, "0", ttref.TTLinear.from_linear(small[0], rank=4))
+        >>> fresh, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), torch.randn(3, 64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_release(small, f"{folder}/release", source=dense, override="an example, nothing was measured")
+        ...     loaded = load_release(f"{folder}/release", fresh)
+        >>> loaded is fresh, torch.equal(loaded(x), small(x))
+        (True, True)
+    """
+    folder = recovered(folder)
+    manifest = checked(folder, sha256)
+    if model is None:
+        return _from_pretrained(folder, manifest, options)
+    if options:
+        raise TypeError(f"{', '.join(options)} are for from_pretrained, and here the model is there already")
+    check_class(folder, model, manifest)
+    tensors = read_tensors(folder, manifest, MODEL)
+    inner = bare(model)
+    specs = {name: about["spec"] for name, about in manifest["layers"].items()} | manifest["users"]
+    try:
+        with edit(inner):
+            placing = Placing(inner, specs)
+            fill(inner, tensors, manifest["ties"])
+            placing.complete(inner)
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be loaded into this {type(inner).__name__}: {error}") from error
+    return model
+
+
+def checked(folder: Path, sha256: str | None) -> dict[str, Any]:
+    """The manifest of a release all of whose files are what was written."""
+    manifest, _ = read_manifest(folder, sha256)
+    if problems := damages(folder, manifest):
+        raise refused(folder, "; ".join(problems[:3]))
+    return manifest
+
+
+def check_class(folder: Path, model: nn.Module, manifest: dict[str, Any]) -> None:
+    """Refuse a model of another class than the one that was saved."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    wanted, kinds = manifest["model"].get("class"), [kind.__name__ for kind in type(bare(model)).__mro__]
+    if wanted not in kinds:
+        raise ValueError(f"{folder} is the release of a {wanted}, and this model is a {kinds[0]}")
+
+
+def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """The model as transformers makes it, of the class that was saved."""
+    wanted = manifest["model"].get("class")
+    if "config.json" not in manifest["files"]:
+        raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
+    import transformers
+
+    from .quantizer import register
+
+    register()
+    kind = getattr(transformers, str(wanted), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
+    return kind.from_pretrained(folder, **options)

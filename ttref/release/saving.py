@@ -1,0 +1,254 @@
+"""A compressed model as a folder: its tensors, where they came from, what it was accepted by, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import whole
+from ..files import digest, sealed
+from ..surgery.wrappers import bare
+from .card import card
+from .contents import Contents, contents, own, standing
+from .deriving import derived, oriented
+from .folders import replacing
+from .manifest import ACCEPTANCE, FORMAT, MANIFEST, MODEL, ROLLBACK, VERSION, encoded, plain_name
+from .sources import Source, about
+
+__all__ = ["save_release"]
+
+CONFIG, README = "config.json", "README.md"
+
+
+@torch.no_grad()
+def save_release(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    source: Any,
+    report: Any = None,
+    override: str | None = None,
+    recipe: Any = None,
+    base_model: str | None = None,
+    tokenizer: Any = None,
+    seed: int | None = None,
+    keep_dense: bool = True,
+) -> str:
+    """Write a compressed model to a folder from which it can be loaded, checked against its source, and undone.
+
+    Every train is derived again from its dense weight while the release is written, and the manifest says whether that
+    gave the same bits. So what :func:`verify` will find elsewhere is known before anything is shipped.
+
+    Args:
+        model: The model, with layers of :func:`partial_tensorize`, :func:`swap_layer` or :func:`replace_embedding`; it
+            is only read. Of a transformers model, the folder is one that ``from_pretrained`` loads after
+            ``import ttref``.
+        folder: A new folder, or an older release, which is replaced as a whole.
+        source: The dense model that it was made of: the model itself, its state dict, the modules that ``edit.put``
+            gave back by their names, or the path of its safetensors (a file, a folder, one with an index).
+        report: What :class:`AcceptanceSuite` found.
+        override: Why the model is saved though the suite did not accept it, or though none was run; it is recorded.
+        recipe: How the layers were chosen: the report of :func:`partial_tensorize`, or a dict; it is recorded.
+        base_model: Name of the source on the Hub, for the model card.
+        tokenizer: Or a processor: anything with ``save_pretrained``; its files come along.
+        seed: The seed of the run, recorded.
+        keep_dense: Store the dense tensors that were replaced, for :func:`rollback`. False records their hashes only:
+            the way back then needs the source.
+
+    Returns:
+        sha256 of the manifest, which names this release: noted elsewhere, it can be asked for when it is loaded.
+
+    Raises:
+        TypeError: A model or source that is none.
+        ValueError: A suite that did not accept, or none, without override; an override where none is needed; no
+            compressed layer; a source that lacks a dense weight, or has it in another shape; numbers that are on the
+            meta device; a state that holds more than tensors.
+        FileExistsError: A folder with other files in it.
+        FileNotFoundError, OSError: No such place, a full disk, missing permissions. An older release stays as it was.
+
+    Cost:
+        Every layer is decomposed again: the time of compressing. A copy of the compressed model in memory, and its
+        file.
+
+    Example:
+        >>> import tempfile, ttref
+        >>> dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small = copy.deepcopy(dense)
+        >>> _ = ttref.swap_layer(small, "0", ttref.TTLinear.from_linear(small[0], rank=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_release(small, f"{folder}/release", source=dense, override="an example, nothing was measured")
+        ...     sorted(path.name for path in Path(f"{folder}/release").iterdir())
+        ['README.md', 'manifest.json', 'model.safetensors', 'rollback.safetensors']
+    """
+    _check_accepted(report, override)
+    _check_free(Path(folder))
+    found, dense = contents(model), Source.of(source)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_with": _versions(),
+        "model": {"class": type(bare(model)).__name__, "base_model": base_model},
+        "seed": None if seed is None else whole("seed", seed),
+        "recipe": _as_dict(recipe),
+        "users": found.users,
+        "ties": found.ties,
+        "acceptance": None if report is None else _without_scores(report.as_dict()),
+        "override": override,
+        "rollback": ROLLBACK if keep_dense else "source",
+    }
+    manifest["layers"], replaced = _origins(found, dense)
+    manifest["changed"], changed = _changes(found, dense)
+    manifest["tensors"] = {name: digest(tensor) for name, tensor in found.tensors.items()}
+    with replacing(folder) as fresh:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
+        _write_config(fresh, model, found)
+        if report is not None:
+            _write(fresh / ACCEPTANCE, _json(report.as_dict()))
+        _write(fresh / MODEL, *sealed({**found.ties, "format": "pt"}, found.tensors))
+        if keep_dense:
+            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, replaced | changed))
+        manifest["bytes"] = _sizes(found, dense, replaced, fresh)
+        names = _named(fresh)
+        manifest["files"] = {name: _file(fresh / name) for name in names}
+        _write(fresh / README, card(manifest, report).encode())
+        manifest["files"][README] = _file(fresh / README)
+        content = encoded(manifest)
+        _write(fresh / MANIFEST, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_accepted(report: Any, override: str | None) -> None:
+    """A release is accepted, or somebody says why it is one all the same."""
+    if override is not None and (not isinstance(override, str) or not override.strip()):
+        raise ValueError("override must say in words why the model is released all the same")
+    if report is None and override is None:
+        raise ValueError(
+            "nothing says that the model is good enough: give report=AcceptanceSuite(...).run(dense, model), or "
+            "override='why it is released without one', which is recorded"
+        )
+    if report is not None and not report.accepted and override is None:
+        raise ValueError(
+            "the acceptance suite did not accept the model, so it is not saved: see report, or give "
+            "override='why it is released all the same', which is recorded"
+        )
+    if report is not None and report.accepted and override is not None:
+        raise ValueError("the acceptance suite accepted the model, so there is nothing to override; leave override out")
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to replace a folder that is no release."""
+    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
+        raise FileExistsError(f"{folder} holds other things than a release, which would be lost; name a new folder")
+
+
+def _versions() -> dict[str, str]:
+    """What computed the trains: bits are the same where all of this is."""
+    ttref = sys.modules[__name__.rpartition(".release")[0]].__version__
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"ttref": ttref, "torch": torch.__version__, "python": platform.python_version(), "processor": processor}
+
+
+def _as_dict(recipe: Any) -> dict[str, Any] | None:
+    """A recipe as plain JSON."""
+    if recipe is None:
+        return None
+    found = recipe.as_dict() if hasattr(recipe, "as_dict") else recipe
+    if not isinstance(found, dict):
+        raise TypeError(f"recipe must be a dict, or the report of partial_tensorize, got {type(recipe).__name__}")
+    return json.loads(_json(found))
+
+
+def _without_scores(found: dict[str, Any]) -> dict[str, Any]:
+    """A report without the scores of every example, which stand in a file of their own."""
+    return json.loads(_json({name: value for name, value in found.items() if name != "scores"}))
+
+
+def _origins(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What each compressed layer was made of and how, and the dense tensors."""
+    layers, replaced = {}, {}
+    for name in found.layers:
+        own_name = dense.find(f"{name}.weight")
+        if own_name is None:
+            raise ValueError(
+                f"the source has no {name}.weight, which the compressed layer stands for; give the dense model as it "
+                "was before"
+            )
+        weight = dense.tensor(own_name).cpu()
+        layer = standing(name, found.layers[name], found.tensors)
+        matrix, transposed = oriented(name, layer, weight)
+        how = derived(getattr(layer, "table", layer), matrix)
+        layers[name] = {
+            "spec": found.layers[name],
+            "source": about(own_name, weight),
+            "transposed": transposed,
+            "method": how.method,
+            "agrees": how.agrees,
+            "relative_error": float(f"{how.relative_error:.6g}"),
+        }
+        replaced[f"{name}.weight"] = weight.contiguous()
+    return layers, replaced
+
+
+def _changes(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The other tensors that are no longer what they are in the source."""
+    changes, changed = {}, {}
+    for name, tensor in found.tensors.items():
+        own_name = None if own(name, found.layers) else dense.find(name)
+        if own_name is not None and dense.hash(own_name) != digest(tensor):
+            changed[name] = dense.tensor(own_name).cpu().contiguous()
+            changes[name] = about(own_name, changed[name])
+    return changes, changed
+
+
+def _write_config(fresh: Path, model: nn.Module, found: Contents) -> None:
+    """The configuration of a transformers model, with what its loader needs to know of the compressed layers."""
+    inner = bare(model)
+    if not (hasattr(inner, "config") and hasattr(inner, "save_pretrained")):
+        return
+    config = copy.deepcopy(inner.config)
+    config.architectures, config.dtype = [type(inner).__name__], inner.dtype
+    layers = {"quant_method": "tensor_train", "version": 1, "layers": found.layers | found.users}
+    content = {name: value for name, value in config.to_diff_dict().items() if not name.startswith("_")}
+    _write(fresh / CONFIG, _json(content | {"quantization_config": layers}))
+    if getattr(inner, "generation_config", None) is not None:
+        inner.generation_config.save_pretrained(fresh)
+
+
+def _sizes(found: Contents, dense: Source, replaced: dict[str, Tensor], fresh: Path) -> dict[str, Any]:
+    """Bytes of the dense model and of the file that takes its place."""
+    kept = [tensor for name, tensor in found.tensors.items() if not own(name, found.layers)]
+    tensors = sum(tensor.numel() * tensor.element_size() for tensor in (*kept, *replaced.values()))
+    before = dense.nbytes if dense.kind == "files" else tensors
+    return {"before": before, "after": (fresh / MODEL).stat().st_size, "before_is": dense.kind}
+
+
+def _named(fresh: Path) -> list[str]:
+    names = sorted(path.name for path in fresh.iterdir())
+    for name in names:
+        if not plain_name(name) or not (fresh / name).is_file():
+            raise ValueError(f"the tokenizer wrote {name}, and a release holds plain files only; save it apart")
+    return names
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)

@@ -1,0 +1,244 @@
+"""A release checked against its source: files by hashes, trains by deriving them again, other tensors by bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bars import bar
+from ..files import digest
+from ..printed import text_table
+from .contents import own, standing
+from .deriving import BITS, DIFFERS, derived, methods, oriented
+from .folders import recovered
+from .manifest import MODEL, ROLLBACK, damages, read_manifest, read_tensors
+from .sources import Source
+
+__all__ = ["VerifyReport", "verify"]
+
+EQUAL, BY_HASH, NEW, CHANGED = "equal", "by hash", "not in the source", "changed"
+SAYS = {
+    BITS: "derived again, bit for bit",
+    "tolerance": "derived again, to rounding",
+    EQUAL: "as in the source, bit for bit",
+    BY_HASH: "by its hash alone: TT-SVD of the source gives another (fitted to data, or trained)",
+    CHANGED: "by its hash alone: another than in the source",
+    NEW: "by its hash alone: the source has none",
+    DIFFERS: "differs",
+}
+PROVED = BITS, "tolerance", EQUAL
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What :func:`verify` found. Printing it shows a table.
+
+    Attributes:
+        sha256: Of the manifest's file: it names the release.
+        problems: A sentence for each thing that is wrong; empty if nothing is.
+        rows: One dictionary for each compressed layer and each other tensor: its ``name``; ``status``: "bits" or
+            "tolerance" (derived again from the source), "equal" (the source's tensor, bit for bit), "by hash",
+            "changed" or "not in the source" (nothing but the manifest vouches for it), or "differs"; of layers the
+            largest ``error`` of a row against the layer derived again, the error ``allowed``, and ``relative_error``,
+            that of the weight against the source. What does not apply is None.
+
+    Example:
+        >>> report = VerifyReport("ab" * 32, [], [{"name": "0", "status": "bits", "error": 0.0}])
+        >>> report.ok, report.proved
+        (True, True)
+    """
+
+    sha256: str
+    problems: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.problems
+
+    @property
+    def proved(self) -> bool:
+        """True if nothing is wrong, and everything was derived again or is equal: no number is trusted by its hash."""
+        return self.ok and all(row["status"] in PROVED for row in self.rows)
+
+    def names(self, status: str) -> list[str]:
+        """Names of the layers and tensors with this status."""
+        return [row["name"] for row in self.rows if row["status"] == status]
+
+    @property
+    def summary(self) -> str:
+        """The result in a few sentences."""
+        if not self.ok:
+            return " ".join([f"Not what it says it is: {len(self.problems)} problems.", *self.problems])
+        counts = [f"{len(found)} {SAYS[status]}" for status in SAYS if (found := self.names(status))]
+        whole = "Verified" if self.proved else "Nothing is wrong, but not everything can be derived"
+        return f"{whole}: {'; '.join(counts)}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in plain lists, numbers and strings."""
+        return {"ok": self.ok, "proved": self.proved, "sha256": self.sha256} | {
+            "problems": self.problems,
+            "rows": self.rows,
+        }
+
+    def __str__(self) -> str:
+        rows = [row for row in self.rows if row["status"] != EQUAL]
+        cells = [
+            [row["name"], SAYS[row["status"]].partition(":")[0], _number(row["error"]), _number(row["relative_error"])]
+            for row in rows
+        ]
+        table = text_table(["name", "how it was checked", "error", "of the weight"], cells, left=2) if cells else []
+        return "\n".join([self.summary, "", *table]).rstrip()
+
+
+@torch.no_grad()
+def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progress: bool = True) -> VerifyReport:
+    """Check a release against the dense model that it says it comes from.
+
+    First the files: their hashes, and that there are no others. Then every compressed layer is derived again from its
+    dense weight, by the same decomposition, and compared: bits where the processor computes as the one that made it,
+    else within a stated tolerance; the report says which. Every other tensor must be the source's, bit for bit. So
+    also a release that somebody changed and gave new hashes is found out.
+
+    Args:
+        folder: The release.
+        source: The dense model, its state dict, or the path of its safetensors, as for :func:`save_release`.
+        sha256: The sha256 of the manifest, as :func:`save_release` returned it, if it is known.
+        progress: A progress bar, where somebody may be watching.
+
+    Returns:
+        A :class:`VerifyReport`: ``.ok``, ``.proved``, ``.problems``.
+
+    Raises:
+        FileNotFoundError: No such folder, or no release; no such source.
+        TypeError, ValueError: A source that cannot be read. What is wrong with the release is in the report.
+
+    Tolerance:
+        The largest error of a row, relative to its norm or to that of rows on average, may be 1e-8 for float64, 1e-4
+        for float32, 1e-2 for float16 and int8 cores, 0.05 for bfloat16. Cores of integers that were rounded one after
+        the other have none: they agree to the bit, or are checked by their hash.
+
+    What cannot be derived:
+        Layers that were fitted to a Gram matrix, or trained: nothing here has their data. The report says so, and
+        ``proved`` is False.
+
+    Cost:
+        As making all layers again; the compressed model in memory, and one dense tensor at a time.
+
+    Example:
+        >>> import copy, tempfile, ttref
+        >>> from torch import nn
+        >>> from ttref.release import save_release
+        >>> dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small = copy.deepcopy(dense)
+        >>> _ = ttref.swap_layer(small, "0", ttref.TTLinear.from_linear(small[0], rank=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_release(small, f"{folder}/release", source=dense, override="an example, nothing was measured")
+        ...     verify(f"{folder}/release", dense).proved, verify(f"{folder}/release", small).ok
+        (True, False)
+    """
+    dense, folder = Source.of(source), recovered(folder)
+    try:
+        manifest, name = read_manifest(folder, sha256)
+    except ValueError as error:
+        return VerifyReport("", [str(error)])
+    problems = damages(folder, manifest)
+    try:
+        tensors = read_tensors(folder, manifest, MODEL)
+        old = read_tensors(folder, manifest, ROLLBACK) if manifest["rollback"] == ROLLBACK else {}
+    except ValueError as error:
+        return VerifyReport(name, problems or [str(error)])
+    problems += _differing(manifest, tensors)
+    rows = []
+    for layer in bar(manifest["layers"], progress, "deriving"):
+        try:
+            rows.append(_layer(layer, manifest["layers"][layer], tensors, dense))
+        except (ValueError, TypeError, RuntimeError) as error:
+            rows.append(_row(layer, DIFFERS))
+            problems.append(f"{layer}: {' '.join(str(error).split())}")
+            continue
+        if rows[-1]["status"] == DIFFERS:
+            problems.append(f"{layer} is not what its method makes of the source (error {rows[-1]['error']:.2g})")
+    for tensor in (each for each in tensors if not own(each, manifest["layers"])):
+        rows.append(_row(tensor, _status(tensor, tensors[tensor], manifest, dense)))
+        if rows[-1]["status"] == DIFFERS:
+            problems.append(f"{tensor} is not the source's, and the manifest does not say that it was changed")
+    problems += _way_back(manifest, old, dense)
+    return VerifyReport(name, problems, rows)
+
+
+def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: Source) -> dict[str, Any]:
+    """The row of a compressed layer; ValueError for one that is not as described, or of another source."""
+    layer = standing(name, about["spec"], tensors)
+    weight = dense.tensor(_found(name, about["source"], dense)).cpu()
+    matrix, transposed = oriented(name, layer, weight)
+    layer = getattr(layer, "table", layer)
+    how = derived(layer, matrix)
+    if transposed != about["transposed"] or (about["method"] is not None and about["method"] not in methods(layer)):
+        raise ValueError("the manifest names another way to make it than its cores have")
+    if how.method is not None:
+        status = how.agrees
+    else:  # a method that was recorded must work, except where integers were rounded one after the other
+        status = DIFFERS if about["method"] is not None and how.allowed else BY_HASH
+    return _row(name, status) | {
+        "error": how.error if status != BY_HASH else None,
+        "allowed": how.allowed,
+        "relative_error": how.relative_error,
+    }
+
+
+def _found(name: str, about: dict[str, Any], dense: Source) -> str:
+    """The source's tensor of this record; ValueError if it has none, or another."""
+    there = dense.find(about["name"])
+    if there is None:
+        raise ValueError(f"the source has no {about['name']}; is it another model?")
+    if dense.hash(there) != about["sha256"]:
+        raise ValueError(f"the source's {there} has another sha256 than what {name} was made of; is it another model?")
+    return there
+
+
+def _status(name: str, tensor: Tensor, manifest: dict[str, Any], dense: Source) -> str:
+    there = dense.find(name)
+    if there is None:
+        return NEW
+    if dense.hash(there) == digest(tensor):
+        return EQUAL
+    return CHANGED if name in manifest["changed"] else DIFFERS
+
+
+def _differing(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Iterable[str]:
+    """Tensors that are missing, too many or of another hash than the manifest says."""
+    said = manifest["tensors"]
+    for name in sorted({*said, *tensors}):
+        if name not in tensors or said.get(name) != digest(tensors[name]):
+            yield f"{name} is not the tensor of the manifest"
+
+
+def _way_back(manifest: dict[str, Any], old: dict[str, Tensor], dense: Source) -> Iterable[str]:
+    """Dense tensors for the way back that are not the source's."""
+    origins = {f"{name}.weight": about["source"] for name, about in manifest["layers"].items()} | manifest["changed"]
+    for name, about in origins.items():
+        try:
+            there = _found(name, about, dense)
+        except ValueError as error:
+            if name in manifest["changed"]:
+                yield f"{name}: {error}"
+            continue
+        if manifest["rollback"] == ROLLBACK and (name not in old or digest(old[name]) != dense.hash(there)):
+            yield f"{name} in {ROLLBACK} is not the source's"
+    for name in old.keys() - origins.keys():
+        yield f"{name} in {ROLLBACK} has no place in the model"
+
+
+def _row(name: str, status: str) -> dict[str, Any]:
+    return {"name": name, "status": status, "error": None, "allowed": None, "relative_error": None}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
