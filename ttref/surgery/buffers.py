@@ -33,6 +33,15 @@ def put_buffers_back(kept: Kept) -> None:
             part._buffers[name] = numbers
 
 
+def changed_buffers(kept: Kept) -> list[str]:
+    """Names, within their modules, of the buffers that are other tensors than before or hold other numbers."""
+    return [
+        name
+        for part, name, buffer, numbers in kept
+        if part._buffers.get(name) is not buffer or not _same(buffer, numbers)
+    ]
+
+
 def _write(buffer: Tensor, numbers: Tensor) -> None:
     """Copy numbers into a tensor where PyTorch does it; not where several entries share a number."""
     if buffer.shape != numbers.shape:
