@@ -89,14 +89,14 @@ def check_class(folder: Path, model: nn.Module, manifest: dict[str, Any]) -> Non
     """Refuse a model of another class than the one that was saved."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    wanted, kinds = manifest["model"].get("class"), [kind.__name__ for kind in type(bare(model)).__mro__]
+    wanted, kinds = manifest["model"]["class"], [kind.__name__ for kind in type(bare(model)).__mro__]
     if wanted not in kinds:
         raise ValueError(f"{folder} is the release of a {wanted}, and this model is a {kinds[0]}")
 
 
 def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     """The model as transformers makes it, of the class that was saved."""
-    wanted = manifest["model"].get("class")
+    wanted = manifest["model"]["class"]
     if "config.json" not in manifest["files"]:
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
     import transformers
@@ -104,7 +104,7 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
     from .quantizer import register
 
     register()
-    kind = getattr(transformers, str(wanted), None)
+    kind = getattr(transformers, wanted, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
     return kind.from_pretrained(folder, **options)

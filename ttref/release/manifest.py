@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import MOST_HEADER, check_header
+from ..files import MOST_HEADER, check_header, digest
 from .folders import opened
 
 FORMAT, VERSION = "ttref.release", 1
@@ -117,23 +117,30 @@ def read_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str,
     Raises:
         ValueError: A file that is missing, a link, of another size or hash, or with a header that is too large.
     """
-    import safetensors.torch
-
-    about = manifest["files"].get(name)
+    about = manifest["files"][name]
     try:
-        if about is None:
-            raise ValueError(f"{name} is not in the manifest")
         content = _limited(folder, name, about["bytes"])
         if len(content) != about["bytes"] or hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise ValueError(f"{name} is not what was written: its sha256 differs")
-        if (size := int.from_bytes(content[:8], "little")) > MOST_HEADER:
-            raise ValueError(f"the header of {name} would take {size} bytes, and {MOST_HEADER} can be read")
-        loaded = safetensors.torch.load(content)
-        del content
-        # Fresh tensors: those of the reader are aligned differently, and products of them round differently.
-        return {key: loaded.pop(key).clone() for key in sorted(loaded)}
-    except (ValueError, safetensors.SafetensorError) as error:
+        return _tensors(content)
+    except ValueError as error:
         raise refused(folder, _one_line(error)) from error
+
+
+def damaged_tensors(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names of the model's tensors that are not what was written, where its file can still be read; nothing else."""
+    try:
+        return differing(manifest, _tensors(_limited(folder, MODEL, manifest["files"][MODEL]["bytes"])))
+    except ValueError:
+        return []
+
+
+def differing(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    """Names of tensors that are missing, too many, or of another hash than the manifest says."""
+    said = manifest["tensors"]
+    return [
+        name for name in sorted({*said, *tensors}) if name not in tensors or said.get(name) != digest(tensors[name])
+    ]
 
 
 def refused(folder: Path, why: str) -> ValueError:
@@ -154,6 +161,20 @@ def _limited(folder: Path, name: str, most: int) -> bytes:
     return content
 
 
+def _tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError for one that is none, or whose header is too large."""
+    import safetensors.torch
+
+    if (size := int.from_bytes(content[:8], "little")) > MOST_HEADER:
+        raise ValueError(f"its header would take {size} bytes, and {MOST_HEADER} can be read")
+    try:
+        loaded = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    # Fresh tensors: those of the reader are aligned differently, and products of them round differently.
+    return {key: loaded.pop(key).clone() for key in sorted(loaded)}
+
+
 def _check(manifest: Any) -> None:
     """Refuse a manifest that lacks anything, or has anything of another type."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -162,6 +183,10 @@ def _check(manifest: Any) -> None:
         raise ValueError(f"it has version {manifest.get('version')!r} of the format, and this ttref reads {VERSION}")
     check_header(manifest, _TOP)
     check_header(manifest["bytes"], _BYTES)
+    check_header(manifest["model"], {"class": (str,), "base_model": (str, type(None))})
+    for name, kind in (("users", dict), ("tensors", str), ("ties", str)):
+        if wrong := [key for key, value in manifest[name].items() if type(value) is not kind]:
+            raise TypeError(f"its {name} has {reprlib.repr(manifest[name][wrong[0]])} for {reprlib.repr(wrong[0])}")
     for about in manifest["layers"].values():
         check_header(about, _LAYER)
         check_header(about["source"], SOURCE)

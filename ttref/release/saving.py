@@ -89,6 +89,7 @@ def save_release(
         ['README.md', 'manifest.json', 'model.safetensors', 'rollback.safetensors']
     """
     _check_accepted(report, override)
+    _check_name(base_model)
     _check_free(Path(folder))
     found, dense = contents(model), Source.of(source)
     manifest = {
@@ -124,6 +125,11 @@ def save_release(
         content = encoded(manifest)
         _write(fresh / MANIFEST, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _check_name(base_model: str | None) -> None:
+    if base_model is not None and not isinstance(base_model, str):
+        raise TypeError(f"base_model must be the name of a model on the Hub, got {type(base_model).__name__}")
 
 
 def _check_accepted(report: Any, override: str | None) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..files import MOST_HEADER, digest
+from ..audit.reading import open_checkpoint
+from ..files import digest
 from ..surgery.wrappers import bare_state
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 class Source:
@@ -31,7 +28,7 @@ class Source:
 
     @classmethod
     def of(cls, source: Any) -> Source:
-        """The tensors of a model, a mapping from names to tensors or modules, a safetensors file or a folder of them.
+        """The tensors of a model, a mapping from names to tensors or modules, or a checkpoint on disk.
 
         Raises:
             TypeError, ValueError, FileNotFoundError: Anything else, or nothing that can be read; the message names it.
@@ -43,7 +40,8 @@ class Source:
         if isinstance(source, Mapping):
             return cls._of_tensors(_flat(source))
         if isinstance(source, (str, Path)):
-            return cls._of_files(_files(Path(source)))
+            entries = open_checkpoint(source).entries
+            return cls({entry.name: entry.read for entry in entries}, sum(entry.nbytes for entry in entries), "files")
         raise TypeError(
             "source must be the dense model, its state dict, or the path of its safetensors, "
             f"got {type(source).__name__}"
@@ -57,16 +55,6 @@ class Source:
         unique = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors.values()}
         reads = {name: lambda tensor=tensor: tensor.detach() for name, tensor in tensors.items()}
         return cls(reads, sum(unique.values()), "tensors")
-
-    @classmethod
-    def _of_files(cls, paths: Iterable[Path]) -> Source:
-        reads, nbytes = {}, 0
-        for path in paths:
-            with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118
-                    reads[name] = lambda path=path, name=name: _tensor(path, name)
-            nbytes += path.stat().st_size
-        return cls(reads, nbytes, "files")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read)
@@ -104,44 +92,3 @@ def _flat(named: Mapping[str, Any]) -> dict[str, Tensor]:
         else:
             found[name] = value
     return found
-
-
-def _files(path: Path) -> list[Path]:
-    """The safetensors files of a path: one file, a folder with one, or a folder with several and an index."""
-    if path.is_file():
-        return [path]
-    if (path / INDEX).is_file():
-        try:
-            shards = {str(name) for name in json.loads((path / INDEX).read_bytes())["weight_map"].values()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path / INDEX} is no index of safetensors files ({error})") from error
-        if outside := [name for name in shards if Path(name).name != name]:
-            raise ValueError(f"{path / INDEX} names {outside[0]}, which is not in its folder")
-        return [path / name for name in sorted(shards)]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    if not path.exists():
-        raise FileNotFoundError(f"there is no source {path}; give the dense model, or a folder with {SINGLE}")
-    raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}; load the dense model, and give that as the source")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """A safetensors file; ValueError for one that is none."""
-    import safetensors
-
-    try:
-        with path.open("rb") as file:
-            if (size := int.from_bytes(file.read(8), "little")) > MOST_HEADER:
-                raise ValueError(f"its header would take {size} bytes")
-        with safetensors.safe_open(path, "pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is no safetensors file, or is damaged ({error})") from error
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    with _open(path) as file:
-        return file.get_tensor(name).clone()

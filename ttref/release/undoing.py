@@ -108,7 +108,7 @@ def dense_state(folder: Path, manifest: dict[str, Any], source: Any) -> tuple[di
         raise ValueError(f"{folder} was saved with keep_dense=False: give the dense model as the source")
     else:
         dense = Source.of(source)
-        there = {name: dense.find(about["name"]) for name, about in origins.items()}
+        there = {name: dense.find(name) for name in origins}
         old = {name: dense.tensor(found).cpu().contiguous() for name, found in there.items() if found is not None}
     for name, about in origins.items():
         if name not in old or digest(old[name]) != about["sha256"]:

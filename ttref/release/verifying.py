@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor
 from ..bars import bar
 from ..files import digest
 from ..printed import text_table
-from .contents import own, standing
+from .contents import USING, own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
 from .folders import recovered
-from .manifest import MODEL, ROLLBACK, damages, read_manifest, read_tensors
+from .manifest import MODEL, ROLLBACK, damaged_tensors, damages, differing, read_manifest, read_tensors
 from .sources import Source
 
 __all__ = ["VerifyReport", "verify"]
@@ -148,13 +148,15 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         manifest, name = read_manifest(folder, sha256)
     except ValueError as error:
         return VerifyReport("", [str(error)])
-    problems = damages(folder, manifest)
+    if problems := damages(folder, manifest):
+        named = [f"{tensor} is not what was written" for tensor in damaged_tensors(folder, manifest)]
+        return VerifyReport(name, problems + named)
     try:
         tensors = read_tensors(folder, manifest, MODEL)
         old = read_tensors(folder, manifest, ROLLBACK) if manifest["rollback"] == ROLLBACK else {}
     except ValueError as error:
-        return VerifyReport(name, problems or [str(error)])
-    problems += _differing(manifest, tensors)
+        return VerifyReport(name, [str(error)])
+    problems = [f"{tensor} is not the tensor of the manifest" for tensor in differing(manifest, tensors)]
     rows = []
     for layer in bar(manifest["layers"], progress, "deriving"):
         try:
@@ -166,17 +168,17 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         if rows[-1]["status"] == DIFFERS:
             problems.append(f"{layer} is not what its method makes of the source (error {rows[-1]['error']:.2g})")
     for tensor in (each for each in tensors if not own(each, manifest["layers"])):
-        rows.append(_row(tensor, _status(tensor, tensors[tensor], manifest, dense)))
+        rows.append(_row(tensor, _status(tensor, manifest, dense)))
         if rows[-1]["status"] == DIFFERS:
             problems.append(f"{tensor} is not the source's, and the manifest does not say that it was changed")
-    problems += _way_back(manifest, old, dense)
+    problems += [*_tied(manifest, dense), *_way_back(manifest, old, dense)]
     return VerifyReport(name, problems, rows)
 
 
 def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: Source) -> dict[str, Any]:
     """The row of a compressed layer; ValueError for one that is not as described, or of another source."""
     layer = standing(name, about["spec"], tensors)
-    weight = dense.tensor(_found(name, about["source"], dense)).cpu()
+    weight = dense.tensor(_found(f"{name}.weight", about["source"], dense)).cpu()
     matrix, transposed = oriented(name, layer, weight)
     layer = getattr(layer, "table", layer)
     how = derived(layer, matrix)
@@ -194,33 +196,39 @@ def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: 
 
 
 def _found(name: str, about: dict[str, Any], dense: Source) -> str:
-    """The source's tensor of this record; ValueError if it has none, or another."""
-    there = dense.find(about["name"])
+    """The source's tensor of this name, whatever name the manifest has for it; ValueError if its hash is another."""
+    there = dense.find(name)
     if there is None:
-        raise ValueError(f"the source has no {about['name']}; is it another model?")
+        raise ValueError(f"the source has no {name}; is it another model?")
     if dense.hash(there) != about["sha256"]:
-        raise ValueError(f"the source's {there} has another sha256 than what {name} was made of; is it another model?")
+        raise ValueError(f"the source's {there} has another sha256 than the manifest says; is it another model?")
     return there
 
 
-def _status(name: str, tensor: Tensor, manifest: dict[str, Any], dense: Source) -> str:
-    there = dense.find(name)
-    if there is None:
-        return NEW
-    if dense.hash(there) == digest(tensor):
+def _status(name: str, manifest: dict[str, Any], dense: Source) -> str:
+    """The status of a tensor that no compressed layer stands for; its hash is what the manifest says."""
+    there, held = dense.find(name), manifest["tensors"].get(name)
+    if there is None:  # a head that was tied to a table, and kept the matrix, has no name in a file
+        return EQUAL if held in {about["source"]["sha256"] for about in manifest["layers"].values()} else NEW
+    if dense.hash(there) == held:
         return EQUAL
     return CHANGED if name in manifest["changed"] else DIFFERS
 
 
-def _differing(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Iterable[str]:
-    """Tensors that are missing, too many or of another hash than the manifest says."""
-    said = manifest["tensors"]
-    for name in sorted({*said, *tensors}):
-        if name not in tensors or said.get(name) != digest(tensors[name]):
-            yield f"{name} is not the tensor of the manifest"
+def _tied(manifest: dict[str, Any], dense: Source) -> Iterator[str]:
+    """Ties that the source does not have: they would put one tensor in the place of another."""
+    layers, users = manifest["layers"], manifest["users"]
+    for name, first in manifest["ties"].items():
+        there = None if own(name, [*layers, *users]) else dense.find(name)
+        if there is not None and dense.hash(there) != manifest["tensors"].get(first):
+            yield f"{name} is tied to {first}, which is not its tensor in the source"
+    for name, spec in users.items():
+        look_up, there = spec.get(USING.get(spec.get("kind"), "")), dense.find(f"{name}.weight")
+        if look_up not in layers or (there and dense.hash(there) != layers[look_up]["source"]["sha256"]):
+            yield f"{name} uses the table of {look_up}, which is not its own in the source"
 
 
-def _way_back(manifest: dict[str, Any], old: dict[str, Tensor], dense: Source) -> Iterable[str]:
+def _way_back(manifest: dict[str, Any], old: dict[str, Tensor], dense: Source) -> Iterator[str]:
     """Dense tensors for the way back that are not the source's."""
     origins = {f"{name}.weight": about["source"] for name, about in manifest["layers"].items()} | manifest["changed"]
     for name, about in origins.items():
