@@ -1,4 +1,4 @@
-"""A call that waits for another package: made when that is imported, at once if it was, never if it is not."""
+"""A module that waits for another package: imported when that is, at once if it was, never if it is not."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from types import ModuleType
 __all__ = ["when_imported"]
 
 
-def when_imported(awaited: str, module: str, function: str) -> None:
-    """Call ``module.function()`` as soon as the module ``awaited`` has been imported.
+def when_imported(awaited: str, module: str) -> None:
+    """Import ``module`` as soon as the module ``awaited`` has been imported; its import may register what it has there.
 
-    Neither is imported by this: until ``awaited`` comes, it costs one comparison for each import. A call that finds
-    another version of the package than it needs warns, and does not break the import.
+    Until ``awaited`` comes, this costs one comparison for each import. A ``module`` that finds another version of the
+    package than it needs gives a warning, and does not break the import.
 
     Args:
         awaited: Full name of a module of another package.
-        module: Full name of the module that has the function.
-        function: Its name; it takes nothing.
+        module: Full name of the module to import.
 
     Example:
-        >>> import sys
-        >>> sys.modules.pop("this", None) and None
-        >>> when_imported("colorsys", "gc", "collect")
+        >>> when_imported("json", "ttref.shapes")       # was imported before, so at once
+        >>> "ttref.shapes" in sys.modules
+        True
     """
     if awaited in sys.modules:
-        _call(awaited, module, function)
+        _import(awaited, module)
     else:
-        sys.meta_path.insert(0, _Waiting(awaited, module, function))
+        sys.meta_path.insert(0, _Waiting(awaited, module))
 
 
 class _Waiting:
-    """A finder that finds a module as the others do, and has its loader make a call at the end.
+    """A finder that finds a module as those behind it do, and has its loader import another one at the end.
 
     It stays: other threads walk along the list of finders, and an import that failed may be tried again.
     """
 
-    def __init__(self, awaited: str, module: str, function: str) -> None:
-        self._awaited, self._call = awaited, (awaited, module, function)
+    def __init__(self, awaited: str, module: str) -> None:
+        self._awaited, self._module = awaited, module
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -49,21 +48,22 @@ class _Waiting:
         """The spec that the next finder gives, for the awaited module; None for all others."""
         if name != self._awaited:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
-        spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]  # those before it were asked already
+        spec = next((spec for finder in behind if (spec := finder.find_spec(name, path, target))), None)
         if spec is not None and hasattr(spec.loader, "exec_module"):
             run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 run(module)
-                _call(*self._call)
+                _import(self._awaited, self._module)
 
-            spec.loader.exec_module = exec_module  # on this loader, made for this import
+            spec.loader.exec_module = exec_module  # of this loader, which was made for this import
         return spec
 
 
-def _call(awaited: str, module: str, function: str) -> None:
+def _import(awaited: str, module: str) -> None:
     try:
-        getattr(importlib.import_module(module), function)()
+        importlib.import_module(module)
     except (ImportError, AttributeError) as error:
-        warnings.warn(f"{module}.{function}() does not go with this {awaited.partition('.')[0]}: {error}", stacklevel=2)
+        package = awaited.partition(".")[0]
+        warnings.warn(f"{module} does not go with this version of {package}: {error}", stacklevel=2)

@@ -146,6 +146,10 @@ def test_a_head_is_made_for_the_table_of_its_look_up(bias):
         describe(head)
     with pytest.raises(ValueError, match="scores with the table of wte, which is to be given"):
         build(spec)
+    with pytest.raises(ValueError, match="a TiedHead needs an MPSEmbedding or a TTMEmbedding, got Embedding"):
+        build(spec, table=nn.Embedding(50, 16))
+    with pytest.raises(ValueError, match="its bias has 51 entries, and its table 50 rows"):
+        build(spec | {"bias": True, "rows": 51, "dtype": "float32"}, table=table)
 
 
 class Doubled(TTLinear):

@@ -257,13 +257,13 @@ def _head(settings: Spec, dtype: torch.dtype | None, table: nn.Module | None) ->
     check_header(settings, _HEAD)
     if table is None:
         raise ValueError(f"it scores with the table of {settings['look_up']}, which is to be given: table=")
-    table, bias = table.table if isinstance(table, ScaledTable) else table, None
+    made = TiedHead(table.table if isinstance(table, ScaledTable) else table)
     if settings["bias"] is not None:
-        if whole("rows", settings["rows"], least=1) > table.num_embeddings:
-            raise ValueError(f"its bias has {settings['rows']} entries, and its table {table.num_embeddings} rows")
+        if whole("rows", settings["rows"], least=1) > made.out_features:
+            raise ValueError(f"its bias has {settings['rows']} entries, and its table {made.out_features} rows")
         empty = _empty((settings["rows"],), dtype or FLOATS[settings["dtype"]])
-        bias = nn.Parameter(empty, requires_grad=settings["bias"])
-    return TiedHead(table, bias)
+        made.bias = nn.Parameter(empty, requires_grad=settings["bias"])
+    return made
 
 
 def _scaled(settings: Spec, dtype: torch.dtype | None) -> ScaledTable:

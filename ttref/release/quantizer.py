@@ -5,6 +5,7 @@ holds the descriptions of its compressed layers (see :mod:`ttref.release.describ
 
     "quantization_config": {"quant_method": "tensor_train", "version": 1, "layers": {"encoder.layer.0...": {...}}}
 
+This module registers the method when it is imported, and ``import ttref`` has it imported as soon as transformers is.
 transformers makes the model on the meta device, this quantizer puts the compressed layers in place there, and then the
 numbers are read straight into cores: no dense layer is ever made.
 """
@@ -24,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .placing import Placing, describe_model
 
-__all__ = ["TensorTrainConfig", "TensorTrainQuantizer", "register"]
+__all__ = ["TensorTrainConfig", "TensorTrainQuantizer"]
 
 METHOD, VERSION = "tensor_train", 1
 # Methods of a model that take other ways while it is loaded. The second is the one place that is told what is missing.
@@ -98,11 +99,9 @@ class TensorTrainQuantizer(HfQuantizer):
         self._placing: Placing | None = None
         self._checked = False
 
-    def _process_model_before_weight_loading(
-        self, model: nn.Module, dtype: torch.dtype | None = None, **options: Any
-    ) -> None:
+    def _process_model_before_weight_loading(self, model: nn.Module, **options: Any) -> None:
         try:
-            placing = Placing(model, self.quantization_config.layers, dtype, same=_released(model))
+            placing = Placing(model, self.quantization_config.layers, model.dtype, same=_released(model))
         except ValueError as error:
             raise ValueError(f"{_folder(model)} does not hold this model: {error}") from error
         self._placing, self._checked = placing, False
@@ -152,7 +151,8 @@ class TensorTrainQuantizer(HfQuantizer):
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
         self._placing.undo(model)
-        return model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        dtype, now = (str(one).removeprefix("torch.") for one in (dtype, model.config.dtype))
+        return model if dtype == now else model.to(getattr(torch, dtype))
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
         """Before the model is saved: the layers may have changed since it was loaded."""
@@ -175,14 +175,6 @@ class TensorTrainQuantizer(HfQuantizer):
         return True
 
 
-def register() -> None:
-    """Make the method known to transformers, once; ``import ttref`` does."""
-    if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
-        auto.register_quantization_config(METHOD)(TensorTrainConfig)
-    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
-        auto.register_quantizer(METHOD)(TensorTrainQuantizer)
-
-
 def _released(model: nn.Module) -> bool:
     """True if the model is of the class that was saved."""
     return type(model).__name__ in (model.config.architectures or [type(model).__name__])
@@ -195,3 +187,8 @@ def _folder(model: nn.Module) -> str:
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+if METHOD not in auto.AUTO_QUANTIZER_MAPPING:  # where another copy of this module was first, its classes stay
+    auto.register_quantization_config(METHOD)(TensorTrainConfig)
+    auto.register_quantizer(METHOD)(TensorTrainQuantizer)

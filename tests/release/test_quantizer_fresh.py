@@ -1,0 +1,55 @@
+"""One line in a process that knows nothing of the model: whichever of the two packages is imported first."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from quantized import answer, built, saved
+from safetensors.torch import load_file
+from strategies import agree
+
+import ttref
+
+LOAD = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoModel
+folder, out = sys.argv[1:]
+"""
+RUN = """
+kind = AutoModel if "bert" in folder else AutoModelForCausalLM
+model = kind.from_pretrained(folder)
+with torch.no_grad():
+    found = model(torch.tensor([[5, 6, 7, 59]]))
+save_file({"out": found.get("logits", found.get("last_hidden_state")).clone()}, out)
+"""
+LIGHT = """
+import sys, ttref
+assert not {"torch", "transformers", "numpy"} & sys.modules.keys()
+"""
+FIRST = {"ttref": LIGHT + LOAD, "transformers": LOAD + "import ttref\n"}
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(ttref.__file__).parents[1], timeout=300)
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_the_logits_are_those_of_the_model_that_was_saved(first, tmp_path):
+    model = built("GPT-2, tied")
+    done = run(FIRST[first] + RUN, saved(model, tmp_path / "gpt2"), tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert agree(load_file(tmp_path / "out")["out"], answer(model))
+
+
+def test_a_folder_from_elsewhere_is_refused_in_one_line(tmp_path):
+    folder = saved(built("BERT"), tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["version"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run(FIRST["ttref"] + RUN, folder, tmp_path / "out")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "ValueError: this model was saved in version 9 of tensor_train" in done.stderr.strip().splitlines()[-1]
