@@ -92,7 +92,7 @@ def test_a_part_of_the_passages_still_answers_every_question(found):
     there = {passage.source for passage in few}
     assert all(there.issuperset(question.sources) for question in QUESTIONS)
     answering = {source for question in QUESTIONS for source in question.sources}
-    assert len(there - answering) > 20, "something to mistake them for"
+    assert len(there - answering) > 5, "something to mistake them for"
 
 
 def test_which_passages_are_kept():
