@@ -105,6 +105,17 @@ def test_a_map_of_devices(name, device_map, tmp_path):
     assert same_state(loaded.cpu(), model)
 
 
+@pytest.mark.parametrize("name", ["GPT-2, tied", "LLaMA, tied", "Gemma"])
+def test_numbers_may_stay_on_the_disk(name, tmp_path):
+    model = built(name)
+    inner = {name: "disk" for name, _ in model.base_model.named_children()}
+    devices = {f"{model.base_model_prefix}.{name}": where for name, where in inner.items()} | {"lm_head": "cpu"}
+    devices[next(iter(devices))] = "cpu"
+    folder = saved(model, tmp_path / "model")
+    loaded = type(model).from_pretrained(folder, device_map=devices, offload_folder=tmp_path / "offloaded")
+    assert any(tensor.is_meta for tensor in loaded.parameters()) and agree(answer(loaded), answer(model))
+
+
 @pytest.mark.parametrize("name", ["GPT-2, tied", "LLaMA, tied", "LLaMA, untied", "BERT, masked words", "BART"])
 def test_the_base_model_loads_from_the_release_of_one_with_a_head(name, tmp_path):
     model = built(name)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from strategies import agree
 
 import ttref
+from book.workbook.sources import load_encoder
+from ttref import MPSEmbedding, TTLinear, TTMEmbedding, replace_embedding, swap_layer
 
 LOAD = """
 import sys, torch
@@ -37,10 +39,25 @@ def run(code, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(ttref.__file__).parents[1], timeout=300)
 
 
+def minilm():
+    """The real one, every layer but attention compressed."""
+    model = load_encoder().model.eval()
+    replace_embedding(model, MPSEmbedding.from_embedding(model.get_input_embeddings(), rank=1, core_bits=8))
+    places = "embeddings.position_embeddings"
+    swap_layer(model, places, TTMEmbedding.from_embedding(model.get_submodule(places), rank=16))
+    for name, layer in list(model.named_modules()):
+        if name.endswith(("intermediate.dense", "layer.5.output.dense")):
+            swap_layer(model, name, TTLinear.from_linear(layer, rank=8))
+    return model
+
+
+MADE = {"ttref": lambda: built("GPT-2, tied"), "transformers": minilm}
+
+
 @pytest.mark.parametrize("first", FIRST)
 def test_the_logits_are_those_of_the_model_that_was_saved(first, tmp_path):
-    model = built("GPT-2, tied")
-    done = run(FIRST[first] + RUN, saved(model, tmp_path / "gpt2"), tmp_path / "out")
+    model = MADE[first]()
+    done = run(FIRST[first] + RUN, saved(model, tmp_path / model.config.model_type), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert agree(load_file(tmp_path / "out")["out"], answer(model))
 
