@@ -82,10 +82,12 @@ def _use(manifest: dict[str, Any]) -> str:
 def _sizes(manifest: dict[str, Any]) -> str:
     size, files = manifest["bytes"], manifest["files"]
     kind = "its files" if size["before_is"] == "files" else "its tensors"
+    ratio = size["before"] / size["after"]
+    found = f"{ratio:.2f} times fewer" if ratio > 1 else "**not smaller**"
     return (
         "## Bytes\n\n"
         f"Before, {kind}: {size['before']:,}. After, `{MODEL}`: {size['after']:,} "
-        f"({size['before'] / size['after']:.2f} times fewer; sha256 `{files[MODEL]['sha256']}`)."
+        f"({found}; sha256 `{files[MODEL]['sha256']}`)."
     )
 
 

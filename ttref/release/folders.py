@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ except ModuleNotFoundError:  # Windows, which knows no locks of folders
     fcntl = None
 
 PART, OLD = "part", "old"  # a folder that is being written or removed; a whole one that was moved aside
+MOST_WAIT = 5.0  # seconds for another save's renames; a folder on a server may know no locks at all
 
 
 @contextmanager
@@ -37,12 +39,12 @@ def replacing(folder: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(folder))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
-    fresh = _beside(target, PART)
-    with _turn(target.parent):
-        _tidy(target)
-        fresh.mkdir()
-        lock = _locked(fresh)
+    fresh, lock = _beside(target, PART), None
     try:
+        with _turn(target.parent):
+            _tidy(target)
+            fresh.mkdir()
+            lock = _locked(fresh)
         yield fresh
         for file in sorted(fresh.iterdir()):
             with file.open("rb") as held:
@@ -75,11 +77,10 @@ def opened(folder: Path, name: str) -> BinaryIO:
         if error.errno == errno.ELOOP:
             raise ValueError(f"{name} is a link, and a release has none; copy the file itself") from None
         raise
-    file = os.fdopen(number, "rb")
     if not stat.S_ISREG(os.fstat(number).st_mode):
-        file.close()
+        os.close(number)
         raise ValueError(f"{name} is no ordinary file")
-    return file
+    return os.fdopen(number, "rb")
 
 
 _FLAGS = "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"  # no links; no waiting for a pipe; no newlines changed on Windows
@@ -145,27 +146,32 @@ def _stem(target: Path) -> str:
 
 @contextmanager
 def _turn(parent: Path) -> Iterator[None]:
-    """One process after another, for the renames in a folder."""
-    lock = _locked(parent, wait=True)
+    """One process after another, for the renames in a folder, which take milliseconds."""
+    lock, until = None, time.monotonic() + MOST_WAIT
     try:
+        while (lock := _locked(parent)) is None and fcntl is not None and time.monotonic() < until:
+            time.sleep(0.01)
         yield
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def _locked(folder: Path, *, wait: bool = False) -> int | None:
+def _locked(folder: Path) -> int | None:
     """A lock on a folder, which the system frees when this process dies; None if another holds it."""
     if fcntl is None:
         return None
     number = None
-    with suppress(OSError):  # a folder on a server may know no locks
+    try:
         number = os.open(folder, os.O_RDONLY)
-        fcntl.flock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return number
-    if number is not None:
-        os.close(number)
-    return None
+    except BaseException as error:
+        if number is not None:
+            os.close(number)
+        if isinstance(error, OSError):
+            return None
+        raise
 
 
 def _settle(folder: Path) -> None:
