@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_number, several
+from ...checks import check_number
 from .live import peak_of
 
 COSTS = ("latency", "memory", "peak", "file")
@@ -124,7 +124,7 @@ def _state_nbytes(model: nn.Module) -> int:
 
 def _file_nbytes(paths: Files) -> int:
     """Bytes of files, and of all files within folders."""
-    given = list(paths) if several(paths) else [paths]
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     total = 0
     for path in map(Path, given):
         if not path.exists():

@@ -92,7 +92,7 @@ def judged(
     metric: Metric, dense: Tensor, compressed: Tensor, name: str, places: Tensor, level: Level
 ) -> dict[str, Any]:
     """The row of a metric on all examples or on a slice, at these places, as :class:`AcceptanceReport` has it."""
-    margin = metric.margin if name == WHOLE else metric.slice_margin
+    margin = metric.margin if name == WHOLE or metric.slice_margin is None else metric.slice_margin
     found = sides(metric, dense, compressed, margin)
     mean, after = dense.mean().item(), compressed.mean().item()
     if found.relative and mean == 0:

@@ -221,7 +221,7 @@ class AcceptanceSuite:
                 f"metric {metric.name!r} has max_kl={metric.max_kl:g} but gives no logits; return "
                 "Scored(scores, logits)"
             )
-        return pair, divergence(*known, f"metric {metric.name!r}") if known else None
+        return pair, divergence(known[0], known[1], f"metric {metric.name!r}") if known else None
 
     def _rows(
         self, metric: Metric, dense: Tensor, compressed: Tensor, found: Divergence | None
@@ -241,15 +241,14 @@ class AcceptanceSuite:
         """Peak and latency of the work."""
         if not self._turns:
             return {}
-        checked = [
+        one, two = (
             partial(called, self._work, guard, self._data, f"the work of the {guard.which} model", self._seed)
             for guard in guards
-        ]
-        known = costs.tensors_of(*(guard.model for guard in guards))
-        peak = costs.peaks(*checked, known)
+        )
+        peak = costs.peaks(one, two, costs.tensors_of(*(guard.model for guard in guards)))
+        one, two = (partial(self._work, guard.model, self._data) for guard in guards)
         with torch.no_grad():
-            plain = [partial(self._work, guard.model, self._data) for guard in guards]
-            return {"latency": costs.latency(*plain, self._turns, self.alpha), "peak": peak}
+            return {"latency": costs.latency(one, two, self._turns, self.alpha), "peak": peak}
 
     def _check_data(self, when: str) -> None:
         if (now := hash_of(_examples(self._data))) != self._data_hash:
@@ -260,7 +259,7 @@ class AcceptanceSuite:
 
 
 def _checked(metrics: Metric | Sequence[Metric]) -> tuple[Metric, ...]:
-    listed = tuple(metrics) if several(metrics) else (metrics,)
+    listed = (metrics,) if isinstance(metrics, Metric) or not several(metrics) else tuple(metrics)
     if not listed:
         raise ValueError("a suite needs a metric: AcceptanceSuite([Metric(...)], data=...)")
     for one in listed:
