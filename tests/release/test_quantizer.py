@@ -63,7 +63,9 @@ def test_a_model_becomes_dense_and_is_one_like_any_other(name, tmp_path):
     model = built(name)
     loaded = type(model).from_pretrained(saved(model, tmp_path / "one"))
     twin = type(model)(copy.deepcopy(model.config))
-    assert loaded.dequantize() is loaded
+    copied = copy.deepcopy(loaded)
+    assert loaded.dequantize() is loaded and compressed(copied) == compressed(model)
+    assert agree(answer(copied.dequantize()), answer(loaded))
     assert not compressed(loaded) and str(loaded) == str(twin) and agree(answer(loaded), answer(model))
     assert not hasattr(loaded.config, "quantization_config") and "resize_token_embeddings" not in vars(loaded)
     if "dense head" not in name:  # which is tied no more

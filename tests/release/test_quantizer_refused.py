@@ -71,6 +71,8 @@ WRONG = {
         layer("lm_head", look_up=ATTENTION),
         "a TiedHead needs an MPSEmbedding or a TTMEmbedding, got TT",
     ),
+    "a kind that is no name": (layer(ATTENTION, kind=["TTLinear"]), r"\['TTLinear'\] is no kind of compressed layer"),
+    "a look-up that is no name": (layer("lm_head", look_up=[TABLE]), "is described with the table of"),
     "a head of itself": (layer("lm_head", look_up="lm_head"), "the table of 'lm_head', which is no look-up here"),
     "a head of another bias": (layer("lm_head", bias=True, rows=61, dtype="float32"), "bias has 61 entries, and its"),
     "other ranks than those stored": (
@@ -90,6 +92,16 @@ def test_a_configuration_that_does_not_fit_is_refused(change, says, folder):
     configured(folder, change)
     with pytest.raises(ValueError, match=says):
         load(folder)
+
+
+@pytest.mark.parametrize("name, other", [("stride", [1, 1]), ("padding", [1, 1]), ("kernel_size", [4, 1])])
+def test_a_convolution_of_other_settings_is_refused(name, other, tmp_path):
+    model = built("ViT")
+    folder = saved(model, tmp_path)
+    conv = next(name for name, spec in model.config.quantization_config.layers.items() if spec["kind"] == "TTConv2d")
+    configured(folder, layer(conv, **{name: other}))
+    with pytest.raises(ValueError, match=rf"{conv} has {name} = \(., .\) in this model, and is described with"):
+        type(model).from_pretrained(folder)
 
 
 LACKING = [f"{ATTENTION}.cores.1", f"{ATTENTION}.bias", f"{TABLE}.store.buckets.0.pieces.0.cores"]

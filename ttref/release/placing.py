@@ -36,9 +36,9 @@ __all__ = ["Placing", "describe_model"]
 SHARED, HEAD = "Shared", "TiedHead"
 _USES = {SHARED: "with", HEAD: "look_up"}  # kinds that name the module whose table they use
 _COMPRESSED = (TTMatrix, CompressedTable, ScaledTable, TiedHead)
-# Attributes that a layer and the one in its place have in common, the second under GPT-2's names.
-_WIDTHS = ("in_features", "nx"), ("out_features", "nf"), ("num_embeddings", ""), ("embedding_dim", "")
-_WIDTHS += ("in_channels", ""), ("out_channels", ""), ("kernel_size", ""), ("stride", ""), ("dilation", "")
+# Attributes that a layer and the one in its place have in common, with the names that GPT-2's layers give them.
+_ALIKE = {"in_features": "nx", "out_features": "nf", "num_embeddings": "", "embedding_dim": "", "in_channels": ""}
+_ALIKE |= {"out_channels": "", "kernel_size": "", "stride": "", "padding": "", "dilation": ""}
 
 
 def describe_model(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -176,8 +176,10 @@ def _described(name: str, module: nn.Module, look_up: str | None = None) -> dict
         raise type(error)(f"{name}: {error}") from error
 
 
-def _kind(spec: Any) -> Any:
-    return spec.get("kind") if isinstance(spec, Mapping) else None
+def _kind(spec: Any) -> str | None:
+    """What a description says that it is; :func:`build` refuses what is no kind."""
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _names_in(model: nn.Module, described: Mapping[str, Spec], same: bool) -> dict[str, str]:
@@ -197,7 +199,7 @@ def _names_in(model: nn.Module, described: Mapping[str, Spec], same: bool) -> di
     for name in found:
         if _kind(described[name]) in _USES:
             other = described[name].get(_USES[_kind(described[name])])
-            if other not in found or _kind(described[other]) in _USES:
+            if not isinstance(other, str) or other not in found or _kind(described[other]) in _USES:
                 raise ValueError(
                     f"{name} is described with the table of {reprlib.repr(other)}, which is no look-up here"
                 )
@@ -231,9 +233,9 @@ def _check_fits(name: str, dense: nn.Module, made: nn.Module) -> None:
     kind = nn.Conv2d if isinstance(made, TTConv2d) else kind
     if not isinstance(dense, kind) and not (kind is nn.Linear and conv1d_of(dense)):
         raise ValueError(f"{name} is a {type(dense).__name__} in this model, and described as a {type(made).__name__}")
-    for width, in_gpt2 in _WIDTHS:
-        before, after = (getattr(one, width, getattr(one, in_gpt2 or width, None)) for one in (dense, made))
-        if before is not None and after is not None and before != after:
+    for width, in_gpt2 in _ALIKE.items():
+        before, after = (getattr(one, width, getattr(one, in_gpt2, None)) for one in (dense, made))
+        if None not in (before, after) and before not in (after, "same", "valid"):
             raise ValueError(f"{name} has {width} = {before} in this model, and is described with {after}")
 
 

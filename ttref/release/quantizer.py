@@ -127,7 +127,7 @@ class TensorTrainQuantizer(HfQuantizer):
                     f"{_folder(model)} does not hold this model: {name} has shape {tuple(shape)}, and by its "
                     f"configuration it has {tuple(wanted)}"
                 )
-        if untied := sorted(found.missing_keys & self._placing.untied):
+        if not _released(model) and (untied := sorted(found.missing_keys & self._placing.untied)):
             raise ValueError(
                 f"{_folder(model)} holds no {untied[0]}: a {type(model).__name__} ties it to a weight that is "
                 f"compressed here. Load it as the {model.config.architectures[0]} that it is, or with AutoModel"
