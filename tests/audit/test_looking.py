@@ -59,7 +59,7 @@ def test_it_says_what_the_check_of_one_matrix_says(matrix, eps):
     assert found["integers"] == [pytest.approx(check.integers)]
     assert found["train"][0] >= 0.8 * check.train
     assert found["noise"][0] >= 0.8 * check.noise  # of the best form for noise, not of the form that won
-    assert found["verdict"] == [{"train": "tt", "SVD": "svd", "integers": "quantize"}[check.verdict]]
+    assert found["verdicts"] == [{"train": "tt", "SVD": "svd", "integers": "quantize"}[check.verdict]]
     m, n = matrix.shape
     assert (tuple(found["row_shape"][0]), tuple(found["col_shape"][0])) == modes_of(found["form"][0], m, n)
 
@@ -108,7 +108,7 @@ def uneven(m, n, seed):
 def test_noise_is_taken_for_structure_once_in_twenty_at_most(make):
     """Verdicts on 150 matrices of noise, at three errors each."""
     wrong = [
-        look(make(*shape, seed), EPS, seed=10_000 + 100 * seed)["verdict"]
+        look(make(*shape, seed), EPS, seed=10_000 + 100 * seed)["verdicts"]
         for seed in range(50)
         for shape in ((48, 64), (64, 24), (32, 32))
     ]
@@ -134,7 +134,7 @@ def test_a_planted_train_is_found(seed):
     matrix = ttm_to_matrix(cores)
     dirt = noise(*matrix.shape, 7000 + seed)
     found = look(matrix + dirt * (0.2 * matrix.norm() / dirt.norm()), (0.25, 0.3, 0.5), seed=seed)
-    assert found["verdict"] == ["tt"] * 3
+    assert found["verdicts"] == ["tt"] * 3
     assert found["form"][0] == "TT-matrix, 3 modes" and found["p"] == [1 / 20] * 3 and found["draws"] == 19
 
 
@@ -149,7 +149,7 @@ def test_integers_are_those_of_the_rounding():
 
 def test_a_matrix_of_zeros_is_no_structure():
     found = look(torch.zeros(32, 48), EPS)
-    assert found["verdict"] == ["quantize"] * 3 and found["int8"] == 0 and found["p"] == [1] * 3
+    assert found["verdicts"] == ["quantize"] * 3 and found["int8"] == 0 and found["p"] == [1] * 3
 
 
 @pytest.mark.parametrize("eps", EPS)

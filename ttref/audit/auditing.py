@@ -168,18 +168,24 @@ def _row(
     matrix = weight.matrix[begin:end].float().contiguous()
     del tensor
     seed = zlib.crc32(entry.name.encode())
+    row["rows"] = [begin, end]
     try:
-        found = look(matrix, errors, seed=seed)
+        row |= _settled(row, look(matrix, errors, seed=seed), errors)
         if entry.name in roots:
-            row["seen"] = look(matrix, errors, seed=seed, forms=seen_forms(*matrix.shape), root=roots[entry.name])
+            forms = seen_forms(*matrix.shape)
+            row["seen"] = _settled(row, look(matrix, errors, seed=seed, forms=forms, root=roots[entry.name]), errors)
     except ValueError as error:  # numbers beyond float32, or beyond the scales of integers
-        return row | left(row, errors, str(error))
-    row |= {"rows": [begin, end], "looked": True} | found
-    after = [4 * entry.numbers / smaller for smaller in row.pop("smaller")]
-    row["verdicts"] = [
-        "leave" if bytes_ >= entry.nbytes else word for word, bytes_ in zip(row.pop("verdict"), after, strict=True)
+        return left(row, errors, str(error))
+    return row | {"looked": True}
+
+
+def _settled(row: Mapping[str, Any], found: dict[str, Any], errors: tuple[float, ...]) -> dict[str, Any]:
+    """What was found, with verdicts that beat the file, and their reasons; the middle error has the last word."""
+    after = [4 * row["numbers"] / smaller for smaller in found.pop("smaller")]
+    found["verdicts"] = [
+        "leave" if nbytes >= row["nbytes"] else word for word, nbytes in zip(found["verdicts"], after, strict=True)
     ]
-    row["after"] = [min(bytes_, entry.nbytes) for bytes_ in after]
-    row["reasons"] = [reason(row, errors, k) for k in range(len(errors))]
+    found["after"] = [min(nbytes, row["nbytes"]) for nbytes in after]
+    found["reasons"] = [reason({**row, **found}, errors, k) for k in range(len(errors))]
     middle = len(errors) // 2
-    return row | {"verdict": row["verdicts"][middle], "reason": row["reasons"][middle]}
+    return found | {"verdict": found["verdicts"][middle], "reason": found["reasons"][middle]}

@@ -27,8 +27,8 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
   font-weight: normal; } .why { white-space: normal; min-width: 18rem; text-align: left; }
 tbody tr:nth-child(even) { background: var(--row); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid var(--tt); }
-th[aria-sort=ascending] button::after { content: " \\25B2"; }
-th[aria-sort=descending] button::after { content: " \\25BC"; }
+th[aria-sort=ascending] button::after { content: " \\25B2" / ""; }
+th[aria-sort=descending] button::after { content: " \\25BC" / ""; }
 .tt { color: var(--tt); font-weight: 700; } .svd { color: var(--svd); font-weight: 700; }
 .quantize { color: var(--quantize); } .leave { color: var(--leave); }
 svg .tt { fill: var(--tt); } svg .svd { fill: var(--svd); } svg .quantize { fill: var(--quantize); }
@@ -37,11 +37,12 @@ svg .leave { fill: var(--leave); } svg .line { stroke: var(--line); } svg .even 
 SCRIPT = """
 const table = document.querySelector("table.rows"), body = table.tBodies[0];
 table.tHead.querySelectorAll("button").forEach((button, k) => button.addEventListener("click", () => {
-  const head = button.parentElement, up = head.getAttribute("aria-sort") === "descending";
+  const head = button.parentElement, was = head.getAttribute("aria-sort"), numeric = k > 2 && k < 9;
+  const up = was ? was === "descending" : !numeric;
   table.tHead.querySelectorAll("th").forEach(one => one.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
   const of = row => row.cells[k].dataset.value ?? row.cells[k].textContent;
-  const less = (a, b) => k > 2 && k < 9 ? Number(of(a)) - Number(of(b)) : of(b).localeCompare(of(a));
+  const less = (a, b) => numeric ? Number(of(a)) - Number(of(b)) : of(a).localeCompare(of(b));
   [...body.rows].sort((a, b) => up ? less(a, b) : less(b, a)).forEach(row => body.append(row));
 }));
 """
@@ -196,5 +197,10 @@ def _line(row: Mapping[str, Any], k: int) -> str:
         f'<tr><th scope="row" class="name">{html.escape(row["name"])}</th>'
         f'<td class="left {word}" title="{WORDS[word]}">{word}</td>'
         f'<td class="left">{html.escape(row["part"])}</td>{cells}'
-        f'<td class="why">{html.escape(row["reason"])}</td></tr>'
+        f'<td class="why">{html.escape(_why(row))}</td></tr>'
     )
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    seen = row.get("seen")
+    return row["reason"] + (f". By the outputs, {seen['verdict']}: {seen['reason']}" if seen else "")

@@ -23,7 +23,8 @@ __all__ = ["Audit"]
 
 WIDTH = 88
 HEADS = ("part", "verdict", "share", "matrices", "train", "SVD", "noise", "int8 error")
-WINNERS = ("tt", "svd")
+WORDS = ("tt", "svd", "quantize", "leave")
+WINNERS = WORDS[:2]
 MOST_NAMED = 10
 
 
@@ -112,9 +113,7 @@ class Audit:
             return "Nothing to compare: no tensor is a matrix of floating-point numbers, 8 x 8 or larger."
         sums, middle = self.totals(), len(self.eps) // 2
         eps = f"{self.eps[middle]:.0%}"
-        won = {
-            word: [row for row in self.rows if row["verdict"] == word] for word in ("tt", "svd", "quantize", "leave")
-        }
+        won = {word: [row for row in self.rows if row["verdict"] == word] for word in WORDS}
         text = []
         for word, verb in (("tt", "A tensor train pays for"), ("svd", "Two factors (SVD) pay for")):
             if names := [row["name"] for row in won[word]]:
@@ -133,6 +132,10 @@ class Audit:
                 f"Counted from {len(self.rows)} of {self._count()} tensors, and of tables from their middle {PART:,} "
                 f"rows: off by {off:.2f} either way (two standard errors over layers), tables not counted."
             )
+        if seen := self._seen():
+            counts = Counter(row["verdict"] for row in seen)
+            each = ", ".join(f"{word} {counts[word]}" for word in WORDS if counts[word])
+            text.append(f"By the error of the outputs on the texts, of {len(seen)} layers: {each}.")
         stored = 8 * self.nbytes / max(self.numbers, 1)
         if stored < 12:
             text.append(
@@ -140,6 +143,10 @@ class Audit:
                 "are compared with what rounding left."
             )
         return " ".join(text)
+
+    def _seen(self) -> list[dict[str, Any]]:
+        """The rows that were compared by the error of the outputs, as that has them."""
+        return [{**row, **row["seen"]} for row in self.rows if "seen" in row]
 
     def _count(self) -> int:
         return round(sum(row["stands_for"] for row in self.rows))
@@ -159,7 +166,9 @@ class Audit:
 
     def __repr__(self) -> str:
         """The table by parts as text of at most 88 columns, and the matrices that pay."""
-        lines = [*textwrap.wrap(self.summary, WIDTH), "", *text_table(HEADS, self._cells(), left=2)]
+        lines = [*textwrap.wrap(self.summary, WIDTH), "", *text_table(HEADS, self._cells(self.rows), left=2)]
+        if seen := self._seen():
+            lines += ["", "By the error of the outputs on the texts:", *text_table(HEADS, self._cells(seen), left=2)]
         lines += ["", *textwrap.wrap(self._legend(), WIDTH)]
         winners = [row for row in self.rows if row["verdict"] in WINNERS]
         for row in winners[:MOST_NAMED]:
@@ -170,14 +179,14 @@ class Audit:
 
     def _repr_html_(self) -> str:
         label = "Table: audit of each part of the checkpoint"
-        table = html_table(HEADS, self._cells(), label=label, caption=self._legend(), left=2)
+        table = html_table(HEADS, self._cells(self.rows), label=label, caption=self._legend(), left=2)
         return f"<p><strong>{html.escape(self.summary)}</strong></p>\n{table}"
 
-    def _cells(self) -> list[list[str]]:
+    def _cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
         """A line for each part: the most frequent verdict, and medians at the middle error."""
         middle, cells = len(self.eps) // 2, []
-        for part in [part for part in KINDS if any(row["part"] == part for row in self.rows)]:
-            group = [row for row in self.rows if row["part"] == part]
+        for part in [part for part in KINDS if any(row["part"] == part for row in rows)]:
+            group = [row for row in rows if row["part"] == part]
             counts = Counter()
             for row in group:
                 counts[row["verdict"]] += row["stands_for"]
@@ -201,7 +210,8 @@ class Audit:
         return (
             f"Medians at an error of {self.eps[len(self.eps) // 2]:.0%}: train, SVD and noise in numbers of the "
             f"matrix for each number stored. The whole at {errors}: trains at most {each[0]} times smaller, SVD "
-            f"{each[1]}, all verdicts {each[2]}, with trains and factors in int8. Tensors without a row: biases, norms."
+            f"{each[1]}, all verdicts {each[2]}, with trains and factors in int8. A train can be SVD in disguise, and "
+            "is then as small. Tensors without a row: biases, norms."
         )
 
 
