@@ -142,6 +142,17 @@ def test_false_accepts_of_gaussian_scores_by_drawing():
     assert stats.binom.ppf(0.001, 600, 0.05) <= accepted <= stats.binom.ppf(0.999, 600, 0.05)
 
 
+def test_false_accepts_of_gaussian_scores_at_a_relative_margin():
+    draw = torch.Generator().manual_seed(0)
+    accepted = 0
+    for _ in range(600):
+        before = 1 + 0.5 * torch.randn(30, generator=draw, dtype=torch.float64)
+        lost = 0.1 + 0.005 * torch.randn(30, generator=draw, dtype=torch.float64)  # a tenth of the true mean, steadily
+        accepted += equivalence_gate(before, before - lost, max_drop=0.1, drop_type="relative").accepted
+    # A margin that is taken from the mean found, as if it were known, accepts every second one.
+    assert stats.binom.ppf(0.001, 600, 0.05) <= accepted <= stats.binom.ppf(0.999, 600, 0.05)
+
+
 def test_a_clearly_harmless_change_is_accepted():
     assert equivalence_gate(*flipped(400, 4, 4)).accepted
     assert equivalence_gate(*flipped(400, 0, 60)).accepted  # a gain is no harm, but no equivalence either

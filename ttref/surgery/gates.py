@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_real, whole
-from .paired import mcnemar, p_of_flips, p_of_t
+from .paired import mcnemar, p_of_flips, p_of_t, p_of_t_share
 
 __all__ = ["FalseAccepts", "Verdict", "drop_gate", "equivalence_gate", "false_accepts"]
 
@@ -147,7 +147,10 @@ def equivalence_gate(
     harmful, beneficial = flips = _flips(one, two)
     means = mean, two.mean().item(), drop, margin
     if harmful is None or beneficial is None:
-        p, p_gain = p_of_t(lost, margin), p_of_t(-lost, margin)
+        if drop_type == "relative":  # the mean before varies with the examples as the drop does
+            p, p_gain = p_of_t_share(lost, one, max_drop), p_of_t_share(-lost, one, max_drop)
+        else:
+            p, p_gain = p_of_t(lost, margin), p_of_t(-lost, margin)
         return Verdict(p < alpha, *means, *flips, p, p_gain)
     p = p_of_flips(harmful, beneficial, len(one), margin)
     p_gain = p_of_flips(beneficial, harmful, len(one), margin)
