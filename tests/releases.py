@@ -49,7 +49,7 @@ def compressed(model, **layers):
 
 
 def every(model):
-    conv = {"row_shape": (12, 1), "col_shape": (9, 1), "taps_first": True}
+    conv = {"row_shape": (12, 1), "col_shape": (1, 9), "taps_first": True}
     return {
         "words": MPSEmbedding.from_embedding(model.words, eps=0.4, center=True),
         "places": TTMEmbedding.from_embedding(model.places, rank=3),

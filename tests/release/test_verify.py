@@ -32,7 +32,7 @@ LAYERS = {
     "modes": lambda layer: TTLinear.from_linear(layer, rank=(1, 5, 1), in_shape=(3, 4), out_shape=(12, 1)),
     "exact": lambda layer: TTLinear.from_linear(layer, eps=0),
 }
-MODES = {"row_shape": (12, 1), "col_shape": (9, 1), "taps_first": True}
+MODES = {"row_shape": (12, 1), "col_shape": (1, 9), "taps_first": True}
 CONVOLUTIONS = {
     "rank": lambda conv: TTConv2d.from_conv(conv, rank=4, **MODES),
     "eps": lambda conv: TTConv2d.from_conv(conv, eps=0.3, row_shape=(4, 3), col_shape=(3, 3)),

@@ -101,9 +101,8 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
     import transformers
 
-    from .quantizer import register
+    from . import quantizer  # noqa: F401 (makes the method known to transformers)
 
-    register()
     kind = getattr(transformers, wanted, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
