@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,7 +23,8 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .placing import Placing, describe_model
+if TYPE_CHECKING:
+    from .placing import Placing
 
 __all__ = ["TensorTrainConfig", "TensorTrainQuantizer"]
 
@@ -100,6 +101,8 @@ class TensorTrainQuantizer(HfQuantizer):
         self._checked = False
 
     def _process_model_before_weight_loading(self, model: nn.Module, **options: Any) -> None:
+        from .placing import Placing  # late: who loads no release should not wait for it
+
         try:
             placing = Placing(model, self.quantization_config.layers, model.dtype, same=_released(model))
         except ValueError as error:
@@ -156,6 +159,8 @@ class TensorTrainQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
         """Before the model is saved: the layers may have changed since it was loaded."""
+        from .placing import describe_model
+
         self.quantization_config.layers = describe_model(model)
         model.config.quantization_config = self.quantization_config
         return None, {}
