@@ -136,7 +136,7 @@ class _Before:
 
     def same(self, entry: Entry, tensor: Tensor) -> str | None:
         """The name of an earlier tensor with the same numbers."""
-        pieces = tensor.flatten().split(ENTRIES)  # which become float64 one by one
+        pieces = tensor.flatten().split(ENTRIES)
         norm = math.hypot(*(torch.linalg.vector_norm(piece, dtype=torch.float64).item() for piece in pieces))
         among = self.known.setdefault((entry.shape, entry.dtype), [])
         for other, earlier in among:
@@ -157,7 +157,8 @@ def _row(
         why = "integers already: what they stand for is not in the tensor" if known else "indices or a mask, no weights"
         return row | {"part": INTEGERS if known else SMALL} | left(row, errors, why)
     tensor = entry.read()
-    if bad := int((~tensor.isfinite()).sum()):
+    # In pieces, here and below: what is computed of a whole table takes its memory again.
+    if bad := sum(len(piece) - int(piece.isfinite().sum()) for piece in tensor.flatten().split(ENTRIES)):
         return row | left(row, errors, f"{bad:,} entries are NaN or infinite: a training that went wrong, or damage")
     if earlier := before.same(entry, tensor):
         return row | left(row, errors, f"the same numbers as {earlier}: tied, and counted there")

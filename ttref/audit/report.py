@@ -50,6 +50,7 @@ class Audit:
     Example:
         >>> import tempfile, torch
         >>> from safetensors.torch import save_file
+        >>> from ttref.audit import audit
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_file({"fc.weight": torch.eye(64)}, f"{folder}/model.safetensors")
         ...     found = audit(folder, eps=0.1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def roots_of(checkpoint: Checkpoint, data: str | Path, entries: Iterable[Entry],
         ValueError: No texts; a checkpoint that transformers cannot run.
     """
     texts = _texts(Path(data).expanduser())
-    model, tokenizer = _model(checkpoint)
+    model, tokenizer = model_of(checkpoint)
     batches = list(_batches(texts, tokenizer))
     called = _called(model, batches[0])
     called = _gguf_names(model, called) if checkpoint.format == "GGUF" else {name: name for name in called}
@@ -66,8 +66,8 @@ def _texts(path: Path) -> list[str]:
     return texts
 
 
-def _model(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer, from local files that hold no code."""
+def model_of(checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32) -> tuple[Any, Any]:
+    """The model and its tokenizer, from local files that hold no code; ``"auto"`` keeps the dtype of the file."""
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -81,17 +81,31 @@ def _model(checkpoint: Checkpoint) -> tuple[Any, Any]:
     if not path.is_dir():
         raise ValueError(f"{path} is one file; to run it on texts, name the folder with its config.json and tokenizer")
     here = {"local_files_only": True, "trust_remote_code": False, **more}
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **here)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **here)
-        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        safe = {} if more else {"use_safetensors": True}
-        model = kind.from_pretrained(path, dtype=torch.float32, **safe, **here).eval()
+        with _quiet(transformers.utils.logging):
+            config = transformers.AutoConfig.from_pretrained(path, **here)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **here)
+            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+            safe = {} if more else {"use_safetensors": True}
+            model = kind.from_pretrained(path, dtype=dtype, **safe, **here).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"transformers cannot run {checkpoint.path} ({type(error).__name__}: {line})") from None
     return model, tokenizer
+
+
+@contextmanager
+def _quiet(logs: Any) -> Iterator[None]:
+    """Neither bars nor advice of transformers on stderr, where one line is to say what went wrong."""
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
 
 
 def _gguf_names(model: Any, layers: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("audit",)
+COMMANDS = ("audit", "compress", "verify", "rollback")
 EPILOG = __doc__.partition("Exit codes: ")[2]
 
 

@@ -1,0 +1,91 @@
+"""An audit followed: what pays is put into the model, all of it or nothing."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_model
+from small_checkpoints import falling, noise, waves
+from torch import nn
+
+import ttref
+from ttref.audit import audit, follow
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wpe = nn.Embedding(512, 96)
+        self.fc1 = nn.Linear(96, 256)
+        self.fc2 = nn.Linear(96, 64)
+        with torch.no_grad():
+            self.wpe.weight.copy_(waves())
+            self.fc1.weight.copy_(falling())
+            self.fc2.weight.copy_(noise(64, 96))
+
+    def forward(self, ids):
+        return self.fc1(self.wpe(ids)), self.fc2(self.wpe(ids))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "model.safetensors"
+    save_model(Net(), str(path))
+    return audit(path)
+
+
+@pytest.mark.parametrize("eps", [None, 0.1, 0.5])
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_pays_is_put_in_with_the_size_and_the_error_that_were_told(found, eps, saved):
+    model, k = Net(), 1 if eps is None else found.eps.index(eps)
+    dense = follow(model, json.loads(json.dumps(found.as_dict())) if saved else found, eps=eps)
+    assert sorted(dense) == ["fc1", "wpe"] and type(model.fc2) is nn.Linear
+    assert isinstance(model.fc1, ttref.TTLinear) and isinstance(model.wpe, ttref.TTMEmbedding)
+    table, layer = found.row("wpe.weight"), found.row("fc1.weight")
+    assert sum(core.numel() for core in model.wpe.cores) == waves().numel() / table["train"][k]
+    assert sum(core.numel() for core in model.fc1.cores) == pytest.approx(falling().numel() / layer["svd"][k])
+    for made, old in ((model.wpe, waves()), (model.fc1, falling())):
+        assert (made.dense() - old).norm() <= (found.eps[k] + 1e-5) * old.norm()
+    with ttref.edit(model) as change:
+        change.put(dense)
+    ids = torch.arange(5)
+    assert all(torch.equal(a, b) for a, b in zip(model(ids)[:1], dense["fc1"](dense["wpe"](ids))[None], strict=True))
+
+
+def test_a_model_inside_another_is_found_by_the_end_of_its_names(found):
+    outer = nn.ModuleDict({"net": Net()})
+    assert sorted(follow(outer, found)) == ["net.fc1", "net.wpe"]
+
+
+def without(name):
+    model = Net()
+    delattr(model, name)
+    return model
+
+
+def tied():
+    model = Net()
+    model.head = nn.Linear(96, 512, bias=False)
+    model.head.weight = model.wpe.weight
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: without("wpe"), lambda: nn.ModuleDict({"a": Net(), "b": Net()}), tied])
+def test_nothing_changes_if_one_does_not_fit(found, make):
+    model = make()
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises(ValueError, match="wpe|several layers end in fc1"):
+        follow(model, found)
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+def test_what_is_no_audit_is_refused(found):
+    for wrong in ({}, {"eps": [0.1], "rows": [{}]}, {"eps": 3, "rows": []}):
+        with pytest.raises(ValueError, match="no audit"):
+            follow(Net(), wrong)
+    with pytest.raises(ValueError, match="was not asked about"):
+        follow(Net(), found, eps=0.2)
+    part = found.as_dict()
+    part["rows"] = [row for row in part["rows"] if row["name"] == "fc2.weight"]
+    with pytest.raises(ValueError, match="neither a train nor factors pay"):
+        follow(Net(), part)
