@@ -6,11 +6,14 @@
 `verifying`   :func:`verify`: every train derived again from the source, every other tensor compared
 `loading`     :func:`load_release`: hashes first, then the model
 `undoing`     :func:`rollback`: the dense model, bit for bit
+`drift`       :class:`Shadow`: the dense model beside the compressed one, and an alarm
 `described`   :func:`describe` and :func:`build`: compressed layers in plain JSON
+`quantizer`   the same for transformers: ``from_pretrained`` reads the folder
 ============  ==========================================================================================
 
 Behind them: `manifest` (what is in the folder), `folders` (written whole or not at all), `sources` (dense tensors by
-name), `deriving` (a layer made again and compared), `contents` (what a model holds) and `card` (the model card).
+name), `deriving` (a layer made again and compared), `contents` (what a model holds), `placing` (layers put into a
+model without numbers) and `card` (the model card).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .accepting import AcceptanceReport, AcceptanceSuite, Metric, Scored, frequency_slices, length_slices
     from .described import build, describe
+    from .drift import Look, Shadow
     from .loading import load_release
     from .saving import save_release
     from .undoing import rollback
@@ -30,8 +34,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptanceReport",
     "AcceptanceSuite",
+    "Look",
     "Metric",
     "Scored",
+    "Shadow",
     "VerifyReport",
     "build",
     "describe",
@@ -54,6 +60,7 @@ _HOME = {
         "length_slices",
     ),
     "described": ("build", "describe"),
+    "drift": ("Look", "Shadow"),
     "loading": ("load_release",),
     "saving": ("save_release",),
     "undoing": ("rollback",),

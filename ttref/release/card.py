@@ -69,7 +69,8 @@ def _opening(manifest: dict[str, Any]) -> str:
 
 def _use(manifest: dict[str, Any]) -> str:
     if _of_transformers(manifest):
-        load = 'import ttref\nfrom transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("FOLDER")'
+        kind = manifest["model"]["class"]
+        load = f'import ttref\nfrom transformers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")'
     else:
         load = 'from ttref.release import load_release\n\nmodel = load_release("FOLDER", model)  # of the dense class'
     check = (
@@ -97,7 +98,8 @@ def _layers(manifest: dict[str, Any]) -> str:
     rows.append("| :--- | :--- | :--- | ---: | :--- | :--- |")
     for name, about in manifest["layers"].items():
         spec = about["spec"].get("table", about["spec"])
-        ranks = " ".join(map(str, spec["ranks"])) if spec["kind"] != "MPSEmbedding" else f"{len(spec['ranks'])} kinds"
+        each = spec["ranks"] if spec["kind"] == "MPSEmbedding" else [spec["ranks"]]
+        ranks = " ".join(map(str, each[0])) if len(each) == 1 else f"{len(each)} different"
         cells = [f"`{name}`", spec["kind"], ranks, f"{about['relative_error']:.4f}", BITS_SAID[about["agrees"]]]
         rows.append("| " + " | ".join([*cells, f"`{about['source']['sha256']}`"]) + " |")
     said = (

@@ -27,7 +27,7 @@ from ..ttmatrix import TTMatrix
 BITS, TOLERANCE, DIFFERS = "bits", "tolerance", "differs"
 # Largest error of a row, relative to its norm or to that of rows on average, between processors. Cores are rounded to
 # their dtype once, in the end; int8 cores may fall on the next integer where they lie between two.
-ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.05}
+ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 0.05}
 ALLOWED_INT8 = 1e-2
 AT_ONCE = 4096  # rows compared together
 GROUP = 64  # numbers that share a scale in TTConv2d.from_conv, unless another is asked for

@@ -24,7 +24,7 @@ except ModuleNotFoundError:  # Windows, which knows no locks of folders
     fcntl = None
 
 PART, OLD = "part", "old"  # a folder that is being written or removed; a whole one that was moved aside
-MOST_WAIT = 5.0  # seconds for another save's renames; a folder on a server may know no locks at all
+MOST_WAIT = 5.0  # seconds for another save's renames
 
 
 @contextmanager
@@ -44,7 +44,8 @@ def replacing(folder: str | Path) -> Iterator[Path]:
         with _turn(target.parent):
             _tidy(target)
             fresh.mkdir()
-            lock = _locked(fresh)
+            with suppress(OSError):
+                lock = _locked(fresh)
         yield fresh
         for file in sorted(fresh.iterdir()):
             with file.open("rb") as held:
@@ -109,7 +110,8 @@ def _tidy(target: Path) -> None:
     for old in _left(target, OLD):
         _discard(old, target)
     for part in _left(target, PART):
-        if fcntl is not None and (lock := _locked(part)) is not None:
+        with suppress(OSError):
+            lock = _locked(part)
             shutil.rmtree(part, ignore_errors=True)
             os.close(lock)
 
@@ -149,29 +151,37 @@ def _turn(parent: Path) -> Iterator[None]:
     """One process after another, for the renames in a folder, which take milliseconds."""
     lock, until = None, time.monotonic() + MOST_WAIT
     try:
-        while (lock := _locked(parent)) is None and fcntl is not None and time.monotonic() < until:
-            time.sleep(0.01)
+        while lock is None:
+            try:
+                lock = _locked(parent)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.01)
+            except OSError:
+                break
         yield
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A lock on a folder, which the system frees when this process dies; None if another holds it."""
+def _locked(folder: Path) -> int:
+    """A lock on a folder, which the system frees when this process dies.
+
+    Raises:
+        BlockingIOError: Another holds it.
+        OSError: There are no locks here.
+    """
     if fcntl is None:
-        return None
-    number = None
+        raise OSError(errno.ENOTSUP, "this system has no locks of folders")
+    number = os.open(folder, os.O_RDONLY)
     try:
-        number = os.open(folder, os.O_RDONLY)
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return number
-    except BaseException as error:
-        if number is not None:
-            os.close(number)
-        if isinstance(error, OSError):
-            return None
+    except BaseException:
+        os.close(number)
         raise
+    return number
 
 
 def _settle(folder: Path) -> None:
