@@ -5,7 +5,7 @@ measures what the record lacks, so a run that was stopped continues; names choos
 speed`` times the searches, which wants a machine that does nothing else. Some 20 minutes on two cores, most of them for
 the times; five to encode the texts, once. The parts ``questions`` and ``answers``, another fifteen
 minutes, ask the reference of the running Python: see ``rag.py``. ``tables`` encodes all texts once for each way to keep
-the encoder's token table, most of an hour. ``overlaps`` and ``ranks`` take seconds.
+the encoder's token table: 25 minutes on one core. ``overlaps`` and ``ranks`` take seconds.
 """
 
 from __future__ import annotations
