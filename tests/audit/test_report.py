@@ -32,6 +32,13 @@ def test_the_text_fits_and_answers_first(found):
     assert "wpe.weight (tt): rows in blocks" in " ".join(lines) or "wpe.weight (tt): TT-matrix" in " ".join(lines)
 
 
+def test_a_name_cannot_give_a_terminal_orders(tmp_path):
+    name = "evil\x1b[2J\n\u202e.wpe.weight"
+    found = audit(saved({name: small_model()["wpe.weight"]}, tmp_path))
+    assert found.rows[0]["name"] == name and "tt" in str(found)
+    assert all(one.isprintable() for one in str(found).replace("\n", "")) and str(found).count("evil") == 2
+
+
 def test_a_checkpoint_without_matrices_has_nothing_to_compare(tmp_path):
     import torch
 

@@ -3,11 +3,20 @@
 import pytest
 import torch
 from small_checkpoints import noise, saved
-from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from ttref.audit import audit
 from ttref.audit.reading import open_checkpoint
-from ttref.audit.seen import BATCH, TEXTS, roots_of
+from ttref.audit.seen import BATCH, TEXTS, _gguf_names, _layer, roots_of
 from ttref.command import main
 from ttref.fitting import collect_gram
 
@@ -69,6 +78,17 @@ def test_gram_matrices_are_those_of_the_layers(tmp_path, texts, name):
     [entry] = [entry for entry in roots if f"{layer}.weight".endswith(entry)]
     torch.testing.assert_close(roots[entry] @ roots[entry], gram, rtol=1e-5, atol=1e-5 * gram.max().item())
     assert not any("embeddings" in entry or "wte" in entry for entry in roots)
+
+
+def test_layers_of_a_llama_have_their_names_in_gguf():
+    sizes = {"vocab_size": 15, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = _gguf_names(model, layers)
+    assert len(names) == len(layers) == 15
+    assert _layer("blk.1.ffn_down.weight", names) == "model.layers.1.mlp.down_proj"
+    assert _layer("blk.0.attn_output.weight", names) == "model.layers.0.self_attn.o_proj"
+    assert _layer("token_embd.weight", names) is None
 
 
 def test_rows_have_both_norms(tmp_path, texts):

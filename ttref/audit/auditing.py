@@ -80,8 +80,12 @@ def audit(
 
     Cost:
         An eigenproblem for each cut of a matrix, 4 times with the noise: for MiniLM (22.7 million numbers) some 20
-        seconds of one core, for SmolLM2 (135 million) some three minutes. Memory: five times the largest matrix in
-        float32, and the eigenproblem; with ``data`` the model and a Gram matrix for each layer too.
+        seconds of one core, for SmolLM2 (135 million) some 130; with ``sample`` a fifth or less. Memory: some times
+        the largest matrix in float32, and its eigenproblem; with ``data`` the model and Gram matrices too.
+
+    Accuracy:
+        Of a sample: the middle 4,096 rows of a table tell its gain to some per cent. At an error of 30% SVD makes them
+        1.35 times smaller in MiniLM's token table and 1.46 times in SmolLM2's, and all rows 1.40 and 1.47 times.
 
     Source:
         Dwass (1957), Modified randomization tests for nonparametric hypotheses: the draws of noise are a Monte Carlo

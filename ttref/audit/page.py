@@ -17,13 +17,14 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--ground);
   color: var(--ink); }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-p, figcaption { max-width: 48rem; } figure { margin: 1rem 0; } figcaption, caption { color: var(--pale); }
+p, figcaption { max-width: 48rem; overflow-wrap: anywhere; } figure { margin: 1rem 0; }
+figcaption, caption { color: var(--pale); }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 .box { overflow-x: auto; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; } caption { text-align: left; padding: .5rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-.left { text-align: left; } .name { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; text-align: left;
+.left { text-align: left; } .name { white-space: normal; overflow-wrap: anywhere; min-width: 13rem; text-align: left;
   font-weight: normal; } .why { white-space: normal; min-width: 18rem; text-align: left; }
 tbody tr:nth-child(even) { background: var(--row); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid var(--tt); }
@@ -37,7 +38,8 @@ svg .leave { fill: var(--leave); } svg .line { stroke: var(--line); } svg .even 
 SCRIPT = """
 const table = document.querySelector("table.rows"), body = table.tBodies[0];
 table.tHead.querySelectorAll("button").forEach((button, k) => button.addEventListener("click", () => {
-  const head = button.parentElement, was = head.getAttribute("aria-sort"), numeric = k > 2 && k < 9;
+  const head = button.parentElement, was = head.getAttribute("aria-sort");
+  const numeric = body.rows.length && body.rows[0].cells[k].dataset.value !== undefined;
   const up = was ? was === "descending" : !numeric;
   table.tHead.querySelectorAll("th").forEach(one => one.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -115,8 +117,8 @@ def _gains(rows: Sequence[Mapping[str, Any]], k: int, eps: float) -> str:
     return _figure(
         "Gain of the best train beside that of noise",
         [*lines, *dots, _axis("noise: numbers of the matrix for each number of its train"), _up("the matrix itself")],
-        f"Each point is a matrix at an error of {eps:.0%}; on the line, it compresses as noise does. Blue points are "
-        "matrices for which a tensor train pays.",
+        f"Each point is a matrix at an error of {eps:.0%}; on the line, it compresses as noise does. Blue: a tensor "
+        "train pays. Purple: two factors pay.",
     )
 
 
@@ -168,7 +170,8 @@ def _up(words: str) -> str:
 
 def _table(found: Mapping[str, Any], k: int) -> str:
     """A row for each tensor; a button in each head sorts."""
-    heads = ["name", "verdict", "part", "numbers", "bytes", "train", "SVD", "noise", "int8 error", "reason"]
+    heads = ["name", "verdict", "part", "numbers", "bytes", "train", "SVD", "noise", "int8 error", "int4 error"]
+    heads += ["entropy", "reason"]
     left = {"name", "verdict", "part", "reason"}
     head = "".join(
         f'<th scope="col"{" class=left" if one in left else ""}><button type="button">{one}</button></th>'
@@ -177,7 +180,7 @@ def _table(found: Mapping[str, Any], k: int) -> str:
     body = "\n".join(_line(row, k) for row in found["rows"])
     caption = (
         f"At an error of {found['eps'][k]:.0%}. Train, SVD and noise: numbers of the matrix for each number stored. "
-        "A head sorts when it is pressed."
+        "Entropy: of the train's bonds, in bits, and what noise has there. A head sorts when it is pressed."
     )
     return (
         f'<div class="box" role="region" tabindex="0" aria-label="Table: every matrix">\n<table class="rows">\n'
@@ -190,7 +193,9 @@ def _line(row: Mapping[str, Any], k: int) -> str:
     gains = (
         [(row[key][k], number(row[key][k])) for key in ("train", "svd", "noise")] if row["looked"] else [(0, "")] * 3
     )
-    gains.append((row["int8"], f"{row['int8']:.2%}") if row["looked"] else (0, ""))
+    for key in ("int8", "int4"):
+        gains.append((row[key], f"{row[key]:.2%}") if row["looked"] else (0, ""))
+    gains.append(_entropy(row) if row["looked"] else (0, ""))
     sizes = [(row["numbers"], f"{row['numbers']:,}"), (row["nbytes"], f"{row['nbytes']:,}")]
     cells = "".join(f'<td data-value="{value!r}">{shown}</td>' for value, shown in [*sizes, *gains])
     return (
@@ -199,6 +204,12 @@ def _line(row: Mapping[str, Any], k: int) -> str:
         f'<td class="left">{html.escape(row["part"])}</td>{cells}'
         f'<td class="why">{html.escape(_why(row))}</td></tr>'
     )
+
+
+def _entropy(row: Mapping[str, Any]) -> tuple[float, str]:
+    """The entropies of the bonds as text; to sort by, their share of those of noise."""
+    of, noise = (", ".join(f"{value:.1f}" for value in row[key]) for key in ("entropy", "entropy_noise"))
+    return sum(row["entropy"]) / max(sum(row["entropy_noise"]), 1e-9), f"{of} ({noise})"
 
 
 def _why(row: Mapping[str, Any]) -> str:

@@ -211,7 +211,11 @@ def _state_dict(path: Path) -> list[Entry]:
             held = held[key]
     if not isinstance(held, dict) or not held:
         raise ValueError(f"{path} holds a {type(held).__name__}, no state dict: names with tensors")
-    tensors = {str(name): one for name, one in held.items() if isinstance(one, Tensor) and not one.is_quantized}
+    tensors = {
+        str(name): one
+        for name, one in held.items()
+        if isinstance(one, Tensor) and one.layout == torch.strided and not one.is_quantized
+    }
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     return [

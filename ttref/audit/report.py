@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from ..atomic import replace
 from ..printed import html_table, text_table
 from .page import page
 from .sampling import PART, total
-from .words import number
+from .words import number, printable
 
 __all__ = ["Audit"]
 
@@ -104,7 +103,7 @@ class Audit:
     def _ratio(self, after: Any) -> tuple[float, float]:
         """How many times smaller the checkpoint is if each row takes so many bytes; two standard errors of that."""
         saved, error = total(self.rows, lambda row: row["nbytes"] - after(row))
-        ratio = self.nbytes / (self.nbytes - saved) if self.nbytes > saved else math.inf
+        ratio = self.nbytes / (self.nbytes - saved) if self.nbytes > saved else 1.0  # of nothing at all
         return ratio, 2 * error * ratio**2 / max(self.nbytes, 1)
 
     @property
@@ -128,10 +127,11 @@ class Audit:
             f"{sums['int8_error']:.1%} at most. All verdicts followed: {_times(sums['followed'][middle])}."
         )
         if self.sampled:
-            off = sums["followed_error"][middle]
+            off = [max(sums[f"{key}_error"][middle], 0.01) for key in ("trains", "svd", "followed")]
             text.append(
-                f"Counted from {len(self.rows)} of {self._count()} tensors, and of tables from their middle {PART:,} "
-                f"rows: off by {off:.2f} either way (two standard errors over layers), tables not counted."
+                f"Counted from {len(self.rows)} of {self._count()} tensors: trains are off by {off[0]:.2f}, SVD by "
+                f"{off[1]:.2f}, all verdicts by {off[2]:.2f} either way (two standard errors over layers). Of tables "
+                f"the middle {PART:,} rows were looked at, which is not in that."
             )
         if seen := self._seen():
             counts = Counter(row["verdict"] for row in seen)
@@ -176,7 +176,7 @@ class Audit:
             lines += ["", *textwrap.wrap(f"{row['name']} ({row['verdict']}): {row['reason']}.", WIDTH)]
         if len(winners) > MOST_NAMED:
             lines += ["", f"And {len(winners) - MOST_NAMED} more; the rows have them all."]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
         label = "Table: audit of each part of the checkpoint"

@@ -50,5 +50,6 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def _told(error: Exception | str, code: int) -> int:
-    print(f"ttref: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())  # and nothing that a terminal would obey: names come from files
+    print(f"ttref: {''.join(one if one.isprintable() else '?' for one in line)}", file=sys.stderr)
     return code
