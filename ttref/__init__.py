@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import fixedpoint as fixedpoint
 from .lazy import lazy_names
+from .when_imported import when_imported
 
 if TYPE_CHECKING:  # what type checkers and editors read; a test holds the three lists of this file together
     from .advice import advise, does_a_train_pay
@@ -109,3 +110,6 @@ _HOME = {
 }
 if not TYPE_CHECKING:  # a checker that saw it would take any name for granted
     __getattr__, __dir__ = lazy_names(__name__, _HOME)
+
+# Then transformers reads and writes compressed models by itself; it is not imported for that.
+when_imported("transformers.quantizers.auto", f"{__name__}.release.quantizer")

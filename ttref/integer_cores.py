@@ -69,6 +69,10 @@ class IntegerCores(nn.Module):
     def __iter__(self) -> Iterator[Tensor]:
         return (part.core(self.scales0.dtype) for part in self.parts())
 
+    def forward(self) -> list[Tensor]:
+        """All cores; a package that moves codes to the processor when a module is called asks for them so."""
+        return list(self)
+
     def parts(self) -> list[IntegerCore]:
         """Codes and scales."""
         return [IntegerCore(getattr(self, f"codes{k}"), getattr(self, f"scales{k}")) for k in range(self.count)]

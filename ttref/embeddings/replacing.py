@@ -59,10 +59,12 @@ def replace_embedding(
         table.
 
     Saving:
-        ``save_pretrained``, and with it the checkpoints of a Trainer, writes a compressed table once, under names that
-        ``from_pretrained`` does not know. ``load_state_dict(..., strict=False)`` reads such a file into a model
-        prepared in the same way. For a file that others can read, save the table with ``embedding.save(path)`` and the
-        model with its dense table put back; then load both and replace again.
+        ``save_pretrained``, and with it the checkpoints of a Trainer, writes a compressed table once. To have a folder
+        that ``from_pretrained`` loads once ``ttref`` is imported, first set ``model.config.quantization_config =
+        TensorTrainConfig(describe_model(model))`` (from ``ttref.release.quantizer`` and ``ttref.release.placing``), or
+        write it with ``ttref.release.save_release``. Without, ``load_state_dict(..., strict=False)`` reads the file
+        into a model prepared in the same way. For a file that anybody can read, save the model with its dense table
+        put back.
 
     PEFT:
         ``modules_to_save`` with the name of the table trains a copy of it, and a tied head scores with that copy while

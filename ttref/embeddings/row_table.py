@@ -53,7 +53,11 @@ class RowTable(CompressedTable):
             FileNotFoundError, OSError: No such folder; a folder, a full disk, missing permissions. The old file stays.
             ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         """
-        header = {
+        write(path, KIND, *self._content(), self._restore)
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and header of a file."""
+        return self.store.named(), {
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
             "shape": self.shape,
@@ -66,7 +70,6 @@ class RowTable(CompressedTable):
             "sparse": self.store.sparse,
             "trainable": any(parameter.requires_grad for parameter in self.parameters()),
         }
-        write(path, KIND, self.store.named(), header, self._restore)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

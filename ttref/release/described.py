@@ -160,17 +160,11 @@ def _of_conv(layer: TTConv2d) -> dict[str, Any]:
 
 
 def _of_rows(table: MPSEmbedding) -> dict[str, Any]:
-    store = table.store
-    alike = ("num_embeddings", "embedding_dim", "shape", "core_bits", "padding_idx", "sparse")
-    return {name: getattr(table, name) for name in alike} | {
-        "ranks": [bucket.layout.ranks for bucket in store.buckets],
-        "dtype": str(table.dtype)[6:],
-        "eps": store.eps,
-        "by_row": store.by_row,
-        "trainable": any(parameter.requires_grad for parameter in table.parameters()),
-        "pieces": [[len(piece) for piece in bucket.pieces] for bucket in store.buckets],
-        "mean": store.frame.mean is not None,
-        "rotation": store.frame.rotation is not None,
+    frame = table.store.frame
+    return table._content()[1] | {
+        "pieces": [[len(piece) for piece in bucket.pieces] for bucket in table.store.buckets],
+        "mean": frame.mean is not None,
+        "rotation": frame.rotation is not None,
     }
 
 
