@@ -181,6 +181,7 @@ def test_other_things_are_not_replaced(tmp_path):
         (lambda: compressed(dense()), {"source": "nowhere"}, FileNotFoundError, "nowhere"),
         (lambda: compressed(dense()), {"recipe": 3}, TypeError, "recipe must be a dict"),
         (lambda: compressed(dense()), {"base_model": 3}, TypeError, "base_model must be the name"),
+        (lambda: compressed(dense()), {"report": {"accepted": True}}, TypeError, "what AcceptanceSuite.*run returned"),
         (lambda: compressed(dense()), {"seed": 0.5}, TypeError, "seed must be an integer"),
         (lambda: compressed(dense()).to("meta"), {}, ValueError, "meta device"),
     ],

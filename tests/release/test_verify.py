@@ -13,7 +13,9 @@ from torch import nn
 
 from book.tools.notebooks import ROOT
 from ttref import MPSEmbedding, TTConv2d, TTLinear, TTMEmbedding
+from ttref.convolving import patches
 from ttref.fitting import Gram
+from ttref.kernel_modes import RIDGE, SWEEPS
 from ttref.release import save_release, verify
 
 TABLES = {
@@ -32,11 +34,26 @@ LAYERS = {
     "modes": lambda layer: TTLinear.from_linear(layer, rank=(1, 5, 1), in_shape=(3, 4), out_shape=(12, 1)),
     "exact": lambda layer: TTLinear.from_linear(layer, eps=0),
 }
+
+
+def three_cores(conv):
+    """As a search makes them that prefers Tucker's modes."""
+    from ttref.fitting import fit_cores
+
+    matrix, shapes = patches(conv.weight.detach(), True), ((12, 1, 1), (1, 9, 1))
+    cores = fit_cores(matrix.double(), torch.eye(9).double(), *shapes, rank=4, sweeps=SWEEPS, ridge=RIDGE)
+    cores = [core.to(conv.weight.dtype) for core in cores]
+    return TTConv2d.from_cores(cores, conv.bias, kernel_size=3, padding=1, taps_first=True).eval()
+
+
 MODES = {"row_shape": (12, 1), "col_shape": (1, 9), "taps_first": True}
 CONVOLUTIONS = {
     "rank": lambda conv: TTConv2d.from_conv(conv, rank=4, **MODES),
     "eps": lambda conv: TTConv2d.from_conv(conv, eps=0.3, row_shape=(4, 3), col_shape=(3, 3)),
     "integers": lambda conv: TTConv2d.from_conv(conv, rank=4, core_bits=4, **MODES),
+    "searched": lambda conv: TTConv2d.from_conv(conv, params=80),
+    "searched integers": lambda conv: TTConv2d.from_conv(conv, params=80, core_bits=8),
+    "three cores": three_cores,
 }
 KINDS = {"words": TABLES, "hidden": LAYERS, "conv": CONVOLUTIONS}
 CASES = {f"{kind} {name}": (kind, make) for kind, made in KINDS.items() for name, make in made.items()}

@@ -106,6 +106,8 @@ def _layers(manifest: dict[str, Any]) -> str:
         f"Where each layer comes from; `{MANIFEST}` has all of it. An error is that of the weight in the Frobenius "
         "norm, not of the model."
     )
+    if manifest["changed"]:
+        said += f" Other tensors that are not the source's: {', '.join(f'`{name}`' for name in manifest['changed'])}."
     return "\n".join(["## Layers", "", said, "", *rows])
 
 

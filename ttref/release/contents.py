@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ..surgery.wrappers import bare, bare_state
 from .described import build
+from .manifest import USING
 from .placing import describe_model
-
-USING = {"TiedHead": "look_up", "Shared": "with"}  # kinds without numbers of their own, and what names the table
 
 
 class Contents(NamedTuple):

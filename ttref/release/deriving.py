@@ -18,7 +18,9 @@ from ..conv import TTConv2d
 from ..convolving import patches
 from ..embeddings import MPSEmbedding
 from ..embeddings.tables import CompressedTable
+from ..fitting.als import fit_cores
 from ..integer_cores import quantize_cores
+from ..kernel_modes import RIDGE, SWEEPS
 from ..matrices import ttm_svd, ttm_to_matrix
 from ..modules import cores_of
 from ..rows.packed import RowLayout
@@ -86,13 +88,14 @@ def methods(layer: nn.Module) -> Iterator[dict[str, Any]]:
         elif (caps := _caps(layer)) is not None:
             yield how | {"row_ranks": caps}
     else:
-        how = {"function": "ttm_svd", "row_shape": list(layer.row_shape), "col_shape": list(layer.col_shape)}
-        how |= {"rank": list(layer.ranks)}
+        how = {"row_shape": list(layer.row_shape), "col_shape": list(layer.col_shape)}
         if isinstance(layer, TTConv2d):
             how |= {"taps_first": layer.taps_first}
             if layer.core_bits < 32:
                 how |= {"then": "quantize_cores", "bits": layer.core_bits, "group": GROUP}
-        yield how
+        yield {"function": "ttm_svd", "rank": list(layer.ranks)} | how
+        if isinstance(layer, TTConv2d):  # as where modes are searched, without a Gram matrix
+            yield {"function": "fit_cores", "rank": max(layer.ranks), "sweeps": SWEEPS, "ridge": RIDGE} | how
 
 
 def remade(layer: nn.Module, method: dict[str, Any], weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -102,13 +105,17 @@ def remade(layer: nn.Module, method: dict[str, Any], weight: Tensor) -> tuple[di
         made = MPSEmbedding.from_embedding(dense, **{k: value for k, value in method.items() if k != "function"})
         return _numbers(made), made.dense()
     matrix = patches(weight, layer.taps_first) if isinstance(layer, TTConv2d) else weight
-    rows, cols = (math.prod(modes) for modes in (layer.row_shape, layer.col_shape))
-    padded = F.pad(matrix, (0, cols - matrix.shape[1], 0, rows - matrix.shape[0]))
-    cores = ttm_svd(padded, method["row_shape"], method["col_shape"], rank=method["rank"])
+    inputs, shapes = torch.eye(matrix.shape[1], dtype=torch.float64), (method["row_shape"], method["col_shape"])
+    if method["function"] == "ttm_svd":
+        rows, cols = map(math.prod, shapes)
+        padded = F.pad(matrix, (0, cols - matrix.shape[1], 0, rows - matrix.shape[0]))
+        cores = ttm_svd(padded, *shapes, rank=method["rank"])
+    else:
+        how = {name: method[name] for name in ("rank", "sweeps", "ridge")}
+        cores = [core.to(weight.dtype) for core in fit_cores(matrix.double(), inputs, *shapes, **how)]
     if "then" not in method:
         numbers = {f"cores.{k}": core for k, core in enumerate(cores)}
     else:
-        inputs = torch.eye(matrix.shape[1], dtype=torch.float64)
         codes, scales, cores = quantize_cores(cores, matrix, inputs, method["bits"], group=method["group"])
         numbers = {f"cores.codes{k}": part for k, part in enumerate(codes)}
         numbers |= {f"cores.scales{k}": part.to(weight.dtype) for k, part in enumerate(scales)}

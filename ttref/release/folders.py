@@ -70,13 +70,16 @@ def recovered(folder: str | Path) -> Path:
 
 def opened(folder: Path, name: str) -> BinaryIO:
     """A file of the folder for reading; ValueError for links, folders, pipes and devices."""
+    linked = f"{name} is a link, and a release has none; copy the file itself"
+    if (folder / name).is_symlink():  # Windows cannot refuse it while it opens it
+        raise ValueError(linked)
     try:
         number = os.open(folder / name, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
     except FileNotFoundError:
         raise ValueError(f"{name} is missing") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(f"{name} is a link, and a release has none; copy the file itself") from None
+            raise ValueError(linked) from None
         raise
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)

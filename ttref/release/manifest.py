@@ -23,6 +23,7 @@ MANIFEST, MODEL, ROLLBACK, ACCEPTANCE = "manifest.json", "model.safetensors", "r
 MOST = 64 << 20  # bytes of a manifest; that of a model of some thousand layers takes a few
 # Files that tools around a release may add; nothing here reads them.
 BESIDE = {".git", ".gitattributes", ".cache", "model.sig"}
+USING = {"TiedHead": "look_up", "Shared": "with"}  # kinds without numbers of their own, and what names the table
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TOP: dict[str, tuple[type, ...]] = {
@@ -190,6 +191,9 @@ def _check(manifest: Any) -> None:
     for about in manifest["layers"].values():
         check_header(about, _LAYER)
         check_header(about["source"], SOURCE)
+    for name, spec in manifest["users"].items():
+        if spec.get("kind") not in USING or spec.get(USING[spec["kind"]]) not in manifest["layers"]:
+            raise ValueError(f"{reprlib.repr(name)} uses no table of the model")
     for about in manifest["changed"].values():
         check_header(about, SOURCE)
     for name, about in manifest["files"].items():

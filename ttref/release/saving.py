@@ -67,7 +67,7 @@ def save_release(
         sha256 of the manifest, which names this release: noted elsewhere, it can be asked for when it is loaded.
 
     Raises:
-        TypeError: A model or source that is none.
+        TypeError: A model, a source or a report that is none.
         ValueError: A suite that did not accept, or none, without override; an override where none is needed; no
             compressed layer; a source that lacks a dense weight, or has it in another shape; numbers that are on the
             meta device; a state that holds more than tensors.
@@ -140,6 +140,11 @@ def _check_accepted(report: Any, override: str | None) -> None:
         raise ValueError(
             "nothing says that the model is good enough: give report=AcceptanceSuite(...).run(dense, model), or "
             "override='why it is released without one', which is recorded"
+        )
+    if report is not None and not all(hasattr(report, name) for name in ("accepted", "as_dict", "card", "data_hash")):
+        raise TypeError(
+            f"report must be what AcceptanceSuite(...).run returned, got {type(report).__name__}; the report of "
+            "partial_tensorize says how layers were chosen: recipe=report"
         )
     if report is not None and not report.accepted and override is None:
         raise ValueError(

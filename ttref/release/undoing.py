@@ -18,10 +18,10 @@ from ..layers import TTLinear
 from ..surgery.edit import edit
 from ..surgery.ties import declare, declares
 from ..surgery.wrappers import bare, put
-from .contents import USING, fill, own
+from .contents import fill, own
 from .folders import recovered, replacing
 from .loading import check_class, checked
-from .manifest import ACCEPTANCE, MANIFEST, MODEL, ROLLBACK, read_tensors, refused
+from .manifest import ACCEPTANCE, MANIFEST, MODEL, ROLLBACK, USING, read_tensors, refused
 from .sources import Source
 
 __all__ = ["rollback"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..bars import bar
 from ..files import digest
 from ..printed import text_table
-from .contents import USING, own, standing
+from .contents import own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
 from .folders import recovered
-from .manifest import MODEL, ROLLBACK, damaged_tensors, damages, differing, read_manifest, read_tensors
+from .manifest import MODEL, ROLLBACK, USING, damaged_tensors, damages, differing, read_manifest, read_tensors
 from .sources import Source
 
 __all__ = ["VerifyReport", "verify"]
@@ -227,8 +227,8 @@ def _tied(manifest: dict[str, Any], dense: Source) -> Iterator[str]:
         if there is not None and dense.hash(there) != manifest["tensors"].get(first):
             yield f"{name} is tied to {first}, which is not its tensor in the source"
     for name, spec in users.items():
-        look_up, there = spec.get(USING.get(spec.get("kind"), "")), dense.find(f"{name}.weight")
-        if look_up not in layers or (there and dense.hash(there) != layers[look_up]["source"]["sha256"]):
+        look_up, there = spec[USING[spec["kind"]]], dense.find(f"{name}.weight")
+        if there is not None and dense.hash(there) != layers[look_up]["source"]["sha256"]:
             yield f"{name} uses the table of {look_up}, which is not its own in the source"
 
 
