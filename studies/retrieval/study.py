@@ -116,7 +116,7 @@ MEASURES = dict(
 def recorded() -> dict:
     """The sections of the record."""
     before = results.read(NAME)
-    return {name: before[name] for name in (*SECTIONS, "optional", "seconds") if name in before}
+    return {name: before[name] for name in (*SECTIONS, "optional", "seconds", "processors") if name in before}
 
 
 def keep(values: dict) -> Path:
@@ -124,7 +124,9 @@ def keep(values: dict) -> Path:
     return results.write(
         NAME,
         brief(values | summed_up(values))
-        | {"machine": results.here() | {"threads": 1}},  # rows of times have their own
+        | {
+            "machine": results.here() | {"threads": 1}
+        },  # of the last part; "processors" has all
         models=["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct (for the answers)"],
         data=[
             *data.READERS,
@@ -145,7 +147,13 @@ def run(part: str, folder: Path) -> None:
         return
     values = recorded()
     values["optional"] = values.get("optional", {}) | {name: version(name) for name in OPTIONAL if available(name)}
-    add_rows(values, section, part, lambda before: MEASURES[section](name, folder, before), keep)
+
+    def measured(before: dict[str, dict]) -> Iterator[dict]:
+        for row in MEASURES[section](name, folder, before):
+            values["processors"] = values.get("processors", {}) | {part: results.here()["processor"]}
+            yield row
+
+    add_rows(values, section, part, measured, keep)
 
 
 def main(*names: str) -> None:
