@@ -98,6 +98,9 @@ def test_tied_tables_of_transformers_both_ways(make, tmp_path):
         for loaded in (load_release(tmp_path / "r"), load_release(tmp_path / "r", make().eval())):
             assert torch.equal(loaded(**given).logits, expected)
             assert loaded.get_output_embeddings().table is loaded.get_input_embeddings()
+            loaded.save_pretrained(tmp_path / "again")
+            again = type(model).from_pretrained(tmp_path / "again")
+            assert torch.equal(again(**given).logits, expected)
 
 
 def test_in_a_fresh_process_transformers_alone_reads_it(tmp_path):

@@ -74,6 +74,10 @@ def load_release(
             placing.complete(inner)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be loaded into this {type(inner).__name__}: {error}") from error
+    if hasattr(inner, "config") and hasattr(inner, "save_pretrained"):  # so that save_pretrained writes it again
+        from .quantizer import TensorTrainConfig
+
+        inner.config.quantization_config = TensorTrainConfig(specs)
     return model
 
 

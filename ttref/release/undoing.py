@@ -90,6 +90,8 @@ def rollback(
         raise ValueError(f"{folder} cannot be undone in this {type(inner).__name__}: {error}") from error
     if getattr(inner, "hf_quantizer", None) is not None:
         inner.hf_quantizer.remove_quantization_config(inner)
+    elif getattr(getattr(inner, "config", None), "quantization_config", None) is not None:
+        del inner.config.quantization_config
     return target
 
 
