@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from language_models import gpt2
 from releases import copied, dense, forged, released, resealed, same_state, small_dense, small_layers
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -213,6 +214,24 @@ def test_a_method_that_is_left_out_is_not_proved(release, tmp_path):
     forged(copy, change)
     report = verify(copy, model, progress=False)
     assert report.names("by hash") == ["1"] and not report.proved
+
+
+@pytest.mark.parametrize(
+    "setting", [{"layer_norm_epsilon": 0.5}, {"model_type": "evil"}, {"auto_map": {"AutoModel": "x.Y"}}]
+)
+def test_another_configuration_is_not_proved(setting, tmp_path):
+    model = gpt2()
+    layer = TTLinear.from_linear(model.transformer.h[0].mlp.c_fc, rank=2)
+    released(tmp_path / "r", model, layers={"transformer.h.0.mlp.c_fc": layer})
+    model.save_pretrained(tmp_path / "dense")
+    for source in (model, tmp_path / "dense", tmp_path / "dense" / MODEL):
+        assert verify(tmp_path / "r", source, progress=False).proved
+    config = json.loads((tmp_path / "r" / "config.json").read_bytes())
+    (tmp_path / "r" / "config.json").write_text(json.dumps(config | setting))
+    change_manifest(tmp_path / "r", lambda manifest: None)
+    for source in (model, tmp_path / "dense"):
+        report = verify(tmp_path / "r", source, progress=False)
+        assert report.names("changed") == ["config.json"] and not report.proved
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_a_layer_of_gpt2_is_turned_as_it_was(tmp_path):
     for name in ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_fc"):  # a square one, and a wide one
         swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
     save_release(small, tmp_path / "r", source=model, override=WHY)
+    assert verify(tmp_path / "r", model, progress=False).names("equal")[-1] == "config.json"
     assert verify(tmp_path / "r", model, progress=False).proved
     assert bit_for_bit(rollback(tmp_path / "r", small), model)
     assert type(small.get_submodule(name)).__name__ == "Conv1D"

@@ -12,8 +12,8 @@
 ============  ==========================================================================================
 
 Behind them: `manifest` (what is in the folder), `folders` (written whole or not at all), `sources` (dense tensors by
-name), `deriving` (a layer made again and compared), `contents` (what a model holds), `placing` (layers put into a
-model without numbers) and `card` (the model card).
+name), `deriving` (a layer made again and compared), `configs` (configurations compared), `contents` (what a model
+holds), `placing` (layers put into a model without numbers) and `card` (the model card).
 """
 
 from __future__ import annotations

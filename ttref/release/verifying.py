@@ -13,6 +13,7 @@ from torch import Tensor
 from ..bars import bar
 from ..files import digest
 from ..printed import text_table
+from .configs import CONFIG, same_configuration
 from .contents import own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
 from .folders import recovered
@@ -41,8 +42,8 @@ class VerifyReport:
     Attributes:
         sha256: Of the manifest's file: it names the release.
         problems: A sentence for each thing that is wrong; empty if nothing is.
-        rows: One dictionary for each compressed layer and each other tensor: its ``name``; ``status``: "bits" or
-            "tolerance" (derived again from the source), "equal" (the source's tensor, bit for bit), "by hash",
+        rows: One dictionary for each compressed layer, each other tensor and the configuration: its ``name``;
+            ``status``: "bits" or "tolerance" (derived again from the source), "equal" (as in the source), "by hash",
             "changed" or "not in the source" (nothing but the manifest vouches for it), or "differs"; of layers the
             largest ``error`` of a row against the layer derived again, the error ``allowed``, and ``relative_error``,
             that of the weight against the source. What does not apply is None.
@@ -126,7 +127,8 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         they agree to the bit, or are checked by their hash.
 
     What is checked by hash alone:
-        Configuration, tokenizer and card: whoever changes them and the manifest is found out by ``sha256`` only.
+        Tokenizer and card: whoever changes them and the manifest is found out by ``sha256`` only. So is whoever changes
+        the configuration, unless the source has one: a transformers model, or a folder with ``config.json``.
 
     What cannot be derived:
         Layers that were fitted to a Gram matrix, or trained: nothing here has their data. The report says so, and
@@ -175,6 +177,8 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         rows.append(_row(tensor, _status(tensor, manifest, dense)))
         if rows[-1]["status"] == DIFFERS:
             problems.append(f"{tensor} is not the source's, and the manifest does not say that it was changed")
+    if CONFIG in manifest["files"] and (same := same_configuration(folder, source)) is not None:
+        rows.append(_row(CONFIG, EQUAL if same else CHANGED))
     problems += [*_tied(manifest, dense), *_way_back(manifest, old, dense)]
     return VerifyReport(name, problems, rows)
 

@@ -1,0 +1,49 @@
+"""The configuration of a transformers model in a release, compared with the source's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..surgery.wrappers import bare
+
+CONFIG = "config.json"
+# What a release changes or adds, and what tells who wrote the file and when.
+_OTHERS = {"architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version"}
+
+
+def same_configuration(folder: Path, source: Any) -> bool | None:
+    """True if the configuration of a release is that of its source; None where the source has none to compare.
+
+    Settings that one of the two leaves at their defaults count as equal; dtype and the compressed layers do not count.
+
+    Args:
+        folder: The release, with a ``config.json``.
+        source: The dense model, or the path of its folder or of a file in it.
+    """
+    wanted = None
+    if isinstance(source, nn.Module) and hasattr(bare(source), "config"):
+        wanted = bare(source).config.to_dict()
+    elif isinstance(source, (str, Path)):
+        beside = Path(source) / CONFIG if Path(source).is_dir() else Path(source).with_name(CONFIG)
+        wanted = json.loads(beside.read_bytes()) if beside.is_file() else None
+    if wanted is None:
+        return None
+    try:
+        return _whole(json.loads((folder / CONFIG).read_bytes())) == _whole(wanted)
+    except (ValueError, KeyError, TypeError, AttributeError):  # settings that no model of transformers has
+        return False
+
+
+def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, those left out at their defaults, as JSON has them."""
+    from transformers import CONFIG_MAPPING
+
+    plain = {name: value for name, value in settings.items() if name not in _OTHERS and not name.startswith("_")}
+    made = CONFIG_MAPPING[settings["model_type"]](**{name: plain[name] for name in plain if name != "model_type"})
+    found = json.loads(json.dumps(made.to_dict(), default=str))
+    return {name: value for name, value in found.items() if name not in _OTHERS and not name.startswith("_")}
