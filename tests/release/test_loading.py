@@ -277,6 +277,7 @@ def test_what_tools_leave_in_a_folder_does_no_harm(release, tmp_path):
     copy_of = copied(release[2], tmp_path / "copy")
     (copy_of / ".gitattributes").write_text("*.safetensors filter=lfs")
     (copy_of / ".cache").mkdir()
+    (copy_of / "model.sig").write_text("a signature of model-signing")
     assert same_state(load_release(copy_of, dense(1)), release[1])
 
 

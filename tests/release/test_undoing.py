@@ -82,6 +82,9 @@ def test_transformers_models_with_tied_heads(make, head, tmp_path):
     replace_embedding(small, MPSEmbedding.from_embedding(table, rank=2), head=head)
     given = {"input_ids": TOKENS} | ({"decoder_input_ids": TOKENS} if make is t5 else {})
     save_release(small, tmp_path / "r", source=model, override=WHY)
+    model.save_pretrained(tmp_path / "source")  # as it is on the Hub, without the tied head
+    for source in (model, tmp_path / "source"):
+        assert verify(tmp_path / "r", source, progress=False).proved
     rollback(tmp_path / "r", tmp_path / "dense")
     again = type(model).from_pretrained(tmp_path / "dense")
     loaded = load_release(tmp_path / "r")
