@@ -16,7 +16,7 @@ import torch
 from benchmarks.live import Live
 
 from .speeds import ids_of
-from .variants import FORMS, folder, load
+from .variants import FORMS, folder, load, skeleton
 
 RUNS = {"minilm": ((1, 32), (64, 128)), "smollm2": ((1, 1), (1, 512))}
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,29 +40,31 @@ def alone(model: str, form: str) -> dict:
 
 
 def inside(model: str, form: str, made: Path) -> dict:
-    """Bytes of this process after its imports, after loading, and at most while it computes."""
-    import transformers
-
-    transformers.AutoModel.from_config  # noqa: B018  the import is late otherwise
+    """Bytes of this process after imports, while and after it loads, at most in each run; and of tensors made in it."""
+    skeleton(model, made)  # imports come with it
     found = {"imported": status("VmRSS")}
     net = load(model, form, made)
     found |= {"loading": status("VmHWM"), "loaded": status("VmRSS")}
-    tensors = [*net.parameters(), *net.buffers()]
+    tensors, options = [*net.parameters(), *net.buffers()], {"logits_to_keep": 1} if model == "smollm2" else {}
     with torch.no_grad():
         for batch, length in RUNS[model]:
-            ids = ids_of(net, batch, length)
-            options = {"logits_to_keep": 1} if model == "smollm2" else {}
+            ids, key = ids_of(net, batch, length), f"{batch} x {length}"
+            begin()
             net(ids, **options)
-            key = f"{batch} x {length}"
-            found[f"running {key}"] = status("VmRSS")
+            found[f"running {key}"] = status("VmHWM")
             with Live(ids, *tensors) as live:
                 net(ids, **options)
-            found[f"peak {key}"] = live.peak
-    return found | {"highest": status("VmHWM")}
+            found[f"made {key}"] = live.peak
+    return found
+
+
+def begin() -> None:
+    """The most that this process held counts from here on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def status(name: str) -> int:
-    """Bytes by the system's account of this process: ``VmRSS`` now, ``VmHWM`` at most since it began (Linux)."""
+    """Bytes by the system's account of this process: ``VmRSS`` now, ``VmHWM`` at most (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])

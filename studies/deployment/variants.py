@@ -135,8 +135,8 @@ def folder(model: str, form: str) -> Path:
     return built_once(f"deployment-{RECIPE}-{model}-{kind}", build, source_sha256=SHA256[model])
 
 
-def load(model: str, form: str, made: Path) -> nn.Module:
-    """A form of a model from its folder, in eval mode; no dense weight is read that the form does not have."""
+def skeleton(model: str, made: Path) -> nn.Module:
+    """The dense model without numbers."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     kind = AutoModel if model == "minilm" else AutoModelForCausalLM
@@ -144,6 +144,12 @@ def load(model: str, form: str, made: Path) -> nn.Module:
         net = kind.from_config(AutoConfig.from_pretrained(made))
     if model == "minilm":
         net.pooler = None
+    return net
+
+
+def load(model: str, form: str, made: Path) -> nn.Module:
+    """A form of a model from its folder, in eval mode; no dense weight is read that the form does not have."""
+    net = skeleton(model, made)
     tensors = load_file(made / "model.safetensors")
     for name in linears(model, net):
         own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
