@@ -89,7 +89,7 @@ def audit(
 
     Source:
         Dwass (1957), Modified randomization tests for nonparametric hypotheses: the draws of noise are a Monte Carlo
-        test, exact for any number of them.
+        test, valid for any number of them. It is cautious, because equal gains, which are common, count for the noise.
 
     Example:
         >>> import tempfile, torch
