@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .configs import CONFIG
 from .manifest import ACCEPTANCE, MANIFEST, MODEL
 
 BITS_SAID = {
@@ -112,7 +113,7 @@ def _layers(manifest: dict[str, Any]) -> str:
 
 
 def _of_transformers(manifest: dict[str, Any]) -> bool:
-    return "config.json" in manifest["files"]
+    return CONFIG in manifest["files"]
 
 
 def _hash(manifest: dict[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The configuration of a transformers model in a release, compared with the source's."""
+"""The configuration of a transformers model: whether a model has one, and whether a release's is that of its source."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ CONFIG = "config.json"
 _OTHERS = {"architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version"}
 
 
+def of_transformers(model: nn.Module) -> bool:
+    """True for a model that transformers saves and loads, told without importing transformers."""
+    return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_diff_dict")
+
+
 def same_configuration(folder: Path, source: Any) -> bool | None:
     """True if the configuration of a release is that of its source; None where the source has none to compare.
 
@@ -26,7 +31,7 @@ def same_configuration(folder: Path, source: Any) -> bool | None:
         source: The dense model, or the path of its folder or of a file in it.
     """
     wanted = None
-    if isinstance(source, nn.Module) and hasattr(bare(source), "config"):
+    if isinstance(source, nn.Module) and of_transformers(bare(source)):
         wanted = bare(source).config.to_dict()
     elif isinstance(source, (str, Path)):
         beside = Path(source) / CONFIG if Path(source).is_dir() else Path(source).with_name(CONFIG)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare
+from .configs import CONFIG, of_transformers
 from .contents import fill
 from .folders import recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
@@ -74,7 +75,7 @@ def load_release(
             placing.complete(inner)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be loaded into this {type(inner).__name__}: {error}") from error
-    if hasattr(inner, "config") and hasattr(inner, "save_pretrained"):  # so that save_pretrained writes it again
+    if of_transformers(inner):  # so that save_pretrained writes it again
         from .quantizer import TensorTrainConfig
 
         inner.config.quantization_config = TensorTrainConfig(specs)
@@ -101,7 +102,7 @@ def check_class(folder: Path, model: nn.Module, manifest: dict[str, Any]) -> Non
 def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     """The model as transformers makes it, of the class that was saved."""
     wanted = manifest["model"]["class"]
-    if "config.json" not in manifest["files"]:
+    if CONFIG not in manifest["files"]:
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
     import transformers
 

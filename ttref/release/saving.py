@@ -17,6 +17,7 @@ from ..checks import whole
 from ..files import digest, sealed
 from ..surgery.wrappers import bare
 from .card import card
+from .configs import CONFIG, of_transformers
 from .contents import Contents, contents, own, standing
 from .deriving import derived, oriented
 from .folders import replacing
@@ -25,7 +26,7 @@ from .sources import Source, about
 
 __all__ = ["save_release"]
 
-CONFIG, README = "config.json", "README.md"
+README = "README.md"
 
 
 @torch.no_grad()
@@ -105,9 +106,9 @@ def save_release(
         "override": override,
         "rollback": ROLLBACK if keep_dense else "source",
     }
-    manifest["layers"], replaced = _origins(found, dense)
-    manifest["changed"], changed = _changes(found, dense)
     manifest["tensors"] = {name: digest(tensor) for name, tensor in found.tensors.items()}
+    manifest["layers"], replaced = _origins(found, dense)
+    manifest["changed"], changed = _changes(manifest["tensors"], found, dense)
     with replacing(folder) as fresh:
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
@@ -209,12 +210,12 @@ def _origins(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, 
     return layers, replaced
 
 
-def _changes(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _changes(hashes: dict[str, str], found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The other tensors that are no longer what they are in the source."""
     changes, changed = {}, {}
-    for name, tensor in found.tensors.items():
+    for name, held in hashes.items():
         own_name = None if own(name, found.layers) else dense.find(name)
-        if own_name is not None and dense.hash(own_name) != digest(tensor):
+        if own_name is not None and dense.hash(own_name) != held:
             changed[name] = dense.tensor(own_name).cpu().contiguous()
             changes[name] = about(own_name, changed[name])
     return changes, changed
@@ -223,7 +224,7 @@ def _changes(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, 
 def _write_config(fresh: Path, model: nn.Module, found: Contents) -> None:
     """The configuration of a transformers model, with what its loader needs to know of the compressed layers."""
     inner = bare(model)
-    if not (hasattr(inner, "config") and hasattr(inner, "save_pretrained")):
+    if not of_transformers(inner):
         return
     config = copy.deepcopy(inner.config)
     config.architectures, config.dtype = [type(inner).__name__], inner.dtype

@@ -18,6 +18,7 @@ from ..layers import TTLinear
 from ..surgery.edit import edit
 from ..surgery.ties import declare, declares
 from ..surgery.wrappers import bare, put
+from .configs import CONFIG
 from .contents import fill, own
 from .folders import recovered, replacing
 from .loading import check_class, checked
@@ -26,8 +27,7 @@ from .sources import Source
 
 __all__ = ["rollback"]
 
-CONFIG, README = "config.json", "README.md"
-_LEFT_OUT = {MANIFEST, MODEL, ROLLBACK, ACCEPTANCE, CONFIG, README}
+_LEFT_OUT = {MANIFEST, MODEL, ROLLBACK, ACCEPTANCE, CONFIG, "README.md"}
 
 
 @torch.inference_mode(False)
