@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from .checks import check_input, several, whole
 from .linears import numbers_of
 from .matrices import ttm_to_matrix
+from .plans import NOMINAL_BATCH
 from .steps import Shape, from_right, halved, joins, merged
+from .tracing import exported
 from .walks import merge
 
 PAYS = 2 / 3  # of the multiply-adds of rebuilding: two convolutions move more numbers and sort axes between them
@@ -117,6 +119,7 @@ def stages(cols: int, geometry: Geometry) -> Stages | None:
 def plan_conv(shapes: Sequence[Shape], geometry: Geometry, batch: int, size: Sequence[int]) -> ConvPlan:
     """Two stages where they take at most two thirds of the multiply-adds, else the kernel rebuilt."""
     _, rows, cols, _ = merged(shapes)
+    batch = NOMINAL_BATCH if exported(batch) else batch
     spots = batch * _area(geometry.output(size))
     dense = spots * rows * cols
     rebuilt = dense + sum(entries * bond for entries, bond, _ in joins(shapes, from_right(shapes)))

@@ -42,8 +42,8 @@ class TTLinear(TTLayer):
         in_features, out_features, in_shape, out_shape, ranks: Widths, modes and ranks.
         params, nbytes, dense_nbytes, ratio: Numbers and bytes of the cores, bytes of the dense weight in their dtype,
             and its numbers for each number in the cores; the bias is in none of them.
-        order: "auto", or the order that ``forward`` must contract in (see :func:`plan_contraction`). Name one before
-            exporting with a dynamic batch: with "auto" the graph would hold only for the batch sizes of one order.
+        order: "auto", or the order that ``forward`` must contract in (see :func:`plan_contraction`). A graph that
+            ``torch.export`` makes for any batch size has one order; with "auto" that of 32 vectors.
         recompute: False. If True, a training step computes intermediate results twice instead of keeping them: less
             memory, more time, as ``plan`` tells. Without effect while a compiler traces.
 

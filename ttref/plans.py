@@ -22,6 +22,7 @@ from .checks import check_matrix_train, whole
 from .costs import WORKING_BYTES, Plan, cheaper, cost, price
 from .modules import listed
 from .steps import Shape
+from .tracing import exported
 
 __all__ = ["plan_contraction"]
 
@@ -90,12 +91,12 @@ def plan_for(shapes: Sequence[Shape], batch: int, device: str, order: str = "aut
     """The plan of a module for a batch of vectors on a device of this type: the cheapest order, or the named one.
 
     While a compiler traces, a named order is planned for a nominal batch: only the order and the cut are used there,
-    and a symbolic batch size must stay symbolic.
+    and a symbolic batch size must stay symbolic. So is any order while ``torch.export`` leaves the batch size open.
     """
     if order not in ("auto", *ORDERS):
         raise ValueError(f"order must be 'auto' or one of {ORDERS}, got {order!r}")
     if torch.compiler.is_compiling():  # it follows the arithmetic itself, and cannot look into a cache
-        batch = max(batch, 1) if order == "auto" else NOMINAL_BATCH
+        batch = max(batch, 1) if order == "auto" and not exported(batch) else NOMINAL_BATCH
         return cheapest.__wrapped__(shapes, batch, working_bytes(device), order)
     return cheapest(shapes, max(int(batch), 1), working_bytes(device), order, recompute)  # to a tracer, a tensor
 

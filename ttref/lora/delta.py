@@ -21,6 +21,7 @@ from ..plans import NOMINAL_BATCH, ORDERS, working_bytes
 from ..precision import computable, full_precision
 from ..shapes import tt_ranks
 from ..steps import Shape, joins
+from ..tracing import exported
 from ..trains import middle, tt_svd, tt_to_tensor
 from .modes import folded, paired
 from .saved_delta import SavedDelta
@@ -150,7 +151,7 @@ class TTDelta(SavedDelta):
         first = self.cores[0]
         options = working_bytes(first.device.type), order, added, torch.is_grad_enabled() and first.requires_grad
         if torch.compiler.is_compiling():  # it traces the arithmetic itself, and cannot read a cache
-            batch = batch if order == "auto" else NOMINAL_BATCH
+            batch = batch if order == "auto" and not exported(batch) else NOMINAL_BATCH
             return _cheapest.__wrapped__(self._shapes, self._macs, batch, *options)
         return _cheapest(self._shapes, self._macs, int(batch), *options)  # to a tracer, sizes are tensors
 

@@ -48,8 +48,8 @@ class TTLoRALinear(nn.Module):
             straddles the boundary.
         merged: True while the base weight contains the update.
         order: "auto", or the order that ``forward`` must multiply in (see :func:`plan_contraction`); "dense" adds the
-            update to the weight where possible. Name one before exporting with a dynamic batch: with "auto" the graph
-            would hold only for the batch sizes of one order.
+            update to the weight where possible. A graph that ``torch.export`` makes for any batch size has one order;
+            with "auto" that of 32 vectors.
 
     Raises:
         TypeError: A base layer that is parametrized, pruned, already adapted or of another kind; wrong types.
