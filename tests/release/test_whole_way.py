@@ -8,6 +8,7 @@ import torch
 from releases import same_state
 from torch import nn
 
+from ttref import TTLinear, swap_layer
 from ttref.release import AcceptanceSuite, Metric, load_release, rollback, save_release, verify
 from ttref.release.manifest import ACCEPTANCE, MANIFEST
 from ttref.surgery import partial_tensorize
@@ -39,6 +40,10 @@ def test_search_accept_release_load_undo(tmp_path):
     suite = AcceptanceSuite(Metric("accuracy", right, margin=0.05), data=x, turns=0)
     report = suite.run(dense, small)
     assert report.accepted
+    other = copy.deepcopy(dense)
+    swap_layer(other, "0", TTLinear.from_linear(dense[0], rank=5))
+    with pytest.raises(ValueError, match="the report is of another model"):
+        save_release(other, tmp_path / "r", source=dense, report=report)
     name = save_release(small, tmp_path / "r", source=dense, report=report, recipe=found, base_model="a/b")
     manifest = json.loads((tmp_path / "r" / MANIFEST).read_bytes())
     assert manifest["recipe"]["settings"]["candidate"] == "TT eps 0.05"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checks import whole
 from ..files import digest, sealed
 from ..surgery.wrappers import bare
+from .accepting.costs import nbytes_of
 from .card import card
 from .configs import CONFIG, of_transformers
 from .contents import Contents, contents, own, standing
@@ -69,9 +70,9 @@ def save_release(
 
     Raises:
         TypeError: A model, a source or a report that is none.
-        ValueError: A suite that did not accept, or none, without override; an override where none is needed; no
-            compressed layer; a source that lacks a dense weight, or has it in another shape; numbers that are on the
-            meta device; a state that holds more than tensors.
+        ValueError: A suite that did not accept, or none, without override; an override where none is needed; a report
+            of a model of another size; no compressed layer; a source that lacks a dense weight, or has it in another
+            shape; numbers that are on the meta device; a state that holds more than tensors.
         FileExistsError: A folder with other files in it.
         FileNotFoundError, OSError: No such place, a full disk, missing permissions. An older release stays as it was.
 
@@ -93,6 +94,7 @@ def save_release(
     _check_name(base_model)
     _check_free(Path(folder))
     found, dense = contents(model), Source.of(source)
+    _check_scored(report, model)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -154,6 +156,16 @@ def _check_accepted(report: Any, override: str | None) -> None:
         )
     if report is not None and report.accepted and override is not None:
         raise ValueError("the acceptance suite accepted the model, so there is nothing to override; leave override out")
+
+
+def _check_scored(report: Any, model: nn.Module) -> None:
+    """Refuse a report of a model of another size: it was not this one that was accepted."""
+    memory = None if report is None else report.as_dict().get("costs", {}).get("memory")
+    if memory is not None and memory["compressed"] != (size := nbytes_of(model)):
+        raise ValueError(
+            f"the report is of another model: that took {memory['compressed']:,} bytes, and this one takes {size:,}; "
+            "run the suite on the model that is saved"
+        )
 
 
 def _check_free(folder: Path) -> None:
