@@ -6,6 +6,7 @@ from .elsewhere import study as elsewhere
 from .embeddings import study as embeddings
 from .fitting import study as fitting
 from .fpga import study as fpga
+from .fusion import study as fusion
 from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
 from .retrieval import study as retrieval
@@ -24,6 +25,7 @@ STUDIES = (
     partial_tensorization,
     convolutions,
     retrieval,
+    fusion,
 )
 
 if __name__ == "__main__":

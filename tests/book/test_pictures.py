@@ -86,7 +86,7 @@ def test_recorded_reshapes_keep_what_the_page_says():
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == [
-        *"adapters advise convolutions elsewhere embeddings fits fitting fpga integers layers memory overview".split(),
+        *"adapters advise convolutions elsewhere embeddings fits fitting fpga fusion integers layers memory overview".split(),
         *"partial_tensorization reshapes retrieval".split(),
         *"speed tables toy_classifier tt_lora".split(),
     ]
