@@ -10,11 +10,14 @@ from torch import nn
 
 import ttref
 from ttref.audit import audit, follow
+from ttref.surgery import partial_tensorize
+from ttref.surgery.candidates import integer, svd, tensor_train
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.wpe = nn.Embedding(512, 96)
         self.fc1 = nn.Linear(96, 256)
         self.fc2 = nn.Linear(96, 64)
@@ -89,3 +92,41 @@ def test_what_is_no_audit_is_refused(found):
     part["rows"] = [row for row in part["rows"] if row["name"] == "fc2.weight"]
     with pytest.raises(ValueError, match="neither a train nor factors pay"):
         follow(Net(), part)
+
+
+def searched(tmp_path, model, candidate, **settings):
+    """What a search over the linear layers saves."""
+    report = partial_tensorize(model, lambda model: 0.9, candidate=candidate, progress=False, **settings)
+    report.save(tmp_path / "search.json")
+    report.undo()
+    return report, json.loads((tmp_path / "search.json").read_text())
+
+
+@pytest.mark.parametrize("candidate", [tensor_train(eps=0.3), svd(rank=4)])
+def test_what_a_search_accepted_is_made_again(tmp_path, candidate):
+    report, held = searched(tmp_path, Net(), candidate)
+    assert report.names("accepted")
+    model, other = Net(), Net()
+    follow(model, held)
+    with ttref.edit(other) as change:
+        change.put({name: candidate.make(other.get_submodule(name)) for name in report.names("accepted")})
+    for name in report.names("accepted"):
+        made, wanted = model.get_submodule(name), other.get_submodule(name)
+        assert type(made) is type(wanted) and made.modes == wanted.modes and made.ranks == wanted.ranks
+        torch.testing.assert_close(
+            made.dense(), wanted.dense(), rtol=1e-4, atol=1e-5 * wanted.dense().abs().max().item()
+        )
+
+
+def test_a_search_that_cannot_be_made_again_is_refused(tmp_path):
+    _, held = searched(tmp_path, Net(), integer(8))
+    with pytest.raises(ValueError, match="only plain trains and SVD"):
+        follow(Net(), held)
+    _, held = searched(tmp_path, Net(), tensor_train(eps=0.3, core_bits=8))
+    with pytest.raises(ValueError, match="only plain trains and SVD"):
+        follow(Net(), held)
+    _, held = searched(tmp_path, Net(), tensor_train(eps=0.3))
+    with pytest.raises(ValueError, match="belongs to an audit"):
+        follow(Net(), held, eps=0.3)
+    with pytest.raises(ValueError, match="accepted no layer"):
+        follow(Net(), held | {"rows": []})

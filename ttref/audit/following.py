@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,24 +17,38 @@ from .report import WINNERS, Audit
 
 __all__ = ["follow"]
 
+SEARCH = "ttref.partial"  # what a file of partial_tensorize says of itself
+
+
+class Step(NamedTuple):
+    """A layer to replace: the name of its weight or its own, modes of its rows and columns, and a rank or an error."""
+
+    name: str
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+    size: dict[str, Any]
+
 
 def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | None = None) -> dict[str, nn.Module]:
-    """Put into a model what an audit of its checkpoint found to pay: trains and factors, by the modes and ranks told.
+    """Put into a model what an audit of its checkpoint found to pay, or what a search accepted: trains and factors.
 
     Nothing changes if any of them does not fit. Verdicts of integers are not followed: integers are another format, for
     which others have the kernels. Whether the model bears the error only the model can tell, so measure it afterwards.
 
     Args:
         model: The model, with the weights that were audited; changed in place.
-        found: The audit, or what :meth:`Audit.save` wrote, read again.
-        eps: Which of its errors; left out, the middle one.
+        found: The audit; or what :meth:`Audit.save`, or ``save`` of the report of :func:`partial_tensorize`, wrote as
+            JSON, read again. Of a search its accepted layers are made, if they are plain trains or SVD; what was fitted
+            to data needs the data.
+        eps: Which error of the audit; left out, the middle one.
 
     Returns:
         The dense layers that were replaced, by their names in the model; put back, they undo it.
 
     Raises:
-        ValueError: An error that was not asked about; nothing that pays; a matrix whose layer is not in the model, is
-            neither linear nor a table, or is tied to another; one that was judged by a part of its rows.
+        ValueError: An error that was not asked about; nothing that pays or was accepted; a matrix whose layer is not in
+            the model, is neither linear nor a table, or is tied to another; one that was judged by a part of its rows;
+            a search with another kind of layers; a damaged file.
 
     Cost:
         One decomposition for each layer.
@@ -53,23 +68,47 @@ def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | N
     """
     held = found.as_dict() if isinstance(found, Audit) else found
     try:
-        errors, rows = list(held["eps"]), list(held["rows"])
-        eps = errors[len(errors) // 2] if eps is None else eps
-        if eps not in errors:
-            raise ValueError(f"eps={eps:g} was not asked about, only {', '.join(f'{one:g}' for one in errors)}")
-        k = errors.index(eps)
-        winners = [row for row in rows if row["verdicts"][k] in WINNERS]
-        if not winners:
-            raise ValueError(f"neither a train nor factors pay for any matrix at an error of {eps:.0%}")
-        modules = bare_modules(model, remove_duplicate=False)
-        made = {}
-        for row in winners:
-            name = _module(row["name"], modules)
-            made[name] = _layer(row, k, eps, modules[name])
+        steps = _searched(held, eps) if held.get("format") == SEARCH else _audited(held, eps)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"this is no audit, or is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"this is no audit and no search, or is damaged ({type(error).__name__}: {error})") from None
+    modules = bare_modules(model, remove_duplicate=False)
+    made = {name: _layer(step, modules[name]) for step in steps for name in [_module(step.name, modules)]}
     with edit(model) as change:
         return change.put(made)
+
+
+def _audited(held: Mapping[str, Any], eps: float | None) -> list[Step]:
+    """What pays at an error of an audit."""
+    errors = list(held["eps"])
+    eps = errors[len(errors) // 2] if eps is None else eps
+    if eps not in errors:
+        raise ValueError(f"eps={eps:g} was not asked about, only {', '.join(f'{one:g}' for one in errors)}")
+    k, steps = errors.index(eps), []
+    for row in [row for row in held["rows"] if row["verdicts"][k] in WINNERS]:
+        if row["verdicts"][k] == "tt":
+            steps.append(Step(row["name"], row["row_shape"][k], row["col_shape"][k], {"rank": row["ranks"][k]}))
+        else:
+            steps.append(Step(row["name"], (), (), {"eps": eps}))
+    if not steps:
+        raise ValueError(f"neither a train nor factors pay for any matrix at an error of {eps:.0%}")
+    return steps
+
+
+def _searched(held: Mapping[str, Any], eps: float | None) -> list[Step]:
+    """What a search accepted."""
+    if eps is not None:
+        raise ValueError("eps belongs to an audit; a search has one candidate")
+    candidate = held["settings"]["candidate"]
+    if not candidate.startswith(("TT ", "SVD ")) or candidate.endswith("cores"):
+        raise ValueError(f"the search replaced layers by {candidate}, and only plain trains and SVD can be made again")
+    steps = [
+        Step(row["name"], *zip(*row["modes"], strict=True), {"rank": row["ranks"]})
+        for row in held["rows"]
+        if row["decision"] == "accepted"
+    ]
+    if not steps:
+        raise ValueError("the search accepted no layer")
+    return steps
 
 
 def _module(weight: str, modules: Mapping[str, nn.Module]) -> str:
@@ -83,21 +122,17 @@ def _module(weight: str, modules: Mapping[str, nn.Module]) -> str:
     return fits[0]
 
 
-def _layer(row: Mapping[str, Any], k: int, eps: float, layer: nn.Module) -> nn.Module:
-    """The compressed layer of a row."""
-    begin, end = row["rows"]
+def _layer(step: Step, layer: nn.Module) -> nn.Module:
+    """The compressed layer of a step; without modes, two factors."""
     table = isinstance(layer, nn.Embedding)
     if not (table or isinstance(layer, nn.Linear) or conv1d_of(layer)):
-        raise ValueError(f"{row['name']} is the weight of a {type(layer).__name__}, neither a linear layer nor a table")
+        raise ValueError(f"{step.name} is the weight of a {type(layer).__name__}, neither a linear layer nor a table")
     m, n = layer.weight.shape if table or not conv1d_of(layer) else layer.weight.shape[::-1]
-    if (begin, end) != (0, m):
+    rows, cols = (step.rows, step.cols) if step.rows else ((m, 1), (1, n))
+    if (math.prod(rows), math.prod(cols)) != (m, n):
         raise ValueError(
-            f"{row['name']} was judged by its rows {begin} to {end} of {m}: its modes are not those of all"
+            f"{step.name} is {m} x {n}, and its train {math.prod(rows)} x {math.prod(cols)}: a part of it?"
         )
-    if row["verdicts"][k] == "tt":
-        rows, cols, size = row["row_shape"][k], row["col_shape"][k], {"rank": row["ranks"][k]}
-    else:
-        rows, cols, size = (m, 1), (1, n), {"eps": eps}
     if table:
-        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, **size)
-    return TTLinear.from_linear(layer, out_shape=rows, in_shape=cols, **size)
+        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, **step.size)
+    return TTLinear.from_linear(layer, out_shape=rows, in_shape=cols, **step.size)

@@ -1,4 +1,4 @@
-"""``ttref compress MODEL RELEASE``: an audit followed (:func:`ttref.audit.follow`), and a release saved."""
+"""``ttref compress MODEL RELEASE``: an audit or a search followed (:func:`ttref.audit.follow`), and a release saved."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DESCRIPTION = """
-Put the trains and factors that an audit found to pay into a model that transformers can run, and save a release: a
-folder from which it can be loaded, checked against its source, and undone.
+Put the trains and factors that an audit found to pay, or that a search of partial_tensorize accepted, into a model that
+transformers can run, and save a release: a folder from which it can be loaded, checked against its source, and undone.
 """
 EPILOG = """
 No acceptance suite is run here, so a reason has to be given, which the release records; with a suite, call
@@ -21,11 +21,16 @@ missing; 130, stopped.
 
 def add(commands: Any) -> None:
     """Give the command line this command."""
-    parser = commands.add_parser("compress", help="follow an audit", description=DESCRIPTION, epilog=EPILOG)
+    parser = commands.add_parser("compress", help="follow an audit or a search", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("model", metavar="MODEL", help="a folder as Hugging Face has them, with safetensors")
     parser.add_argument("release", metavar="RELEASE", help="a new folder, or an older release, which is replaced")
-    parser.add_argument("--recipe", metavar="FILE", required=True, help="what ttref audit --json wrote for this model")
-    parser.add_argument("--eps", type=float, metavar="E", help="which of its errors (default: the middle one)")
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        required=True,
+        help="what ttref audit --json wrote for this model, or save of a report of partial_tensorize",
+    )
+    parser.add_argument("--eps", type=float, metavar="E", help="which error of the audit (default: the middle one)")
     parser.add_argument("--override", metavar="WHY", required=True, help="why it is saved though no suite accepted it")
     parser.set_defaults(run=run)
 
@@ -43,13 +48,12 @@ def run(chosen: argparse.Namespace) -> int:
         raise ValueError(f"{chosen.recipe} is no audit saved as JSON ({error})") from None
     model, tokenizer = model_of(open_checkpoint(chosen.model), dtype="auto")
     dense = follow(model, recipe, eps=chosen.eps)
-    about = {"audit": recipe["checkpoint"], "eps": chosen.eps or recipe["eps"][len(recipe["eps"]) // 2]}
     sha256 = save_release(
         model,
         chosen.release,
         source=chosen.model,
         override=chosen.override,
-        recipe=about | {"layers": list(dense)},
+        recipe={"file": Path(chosen.recipe).name, "eps": chosen.eps, "layers": list(dense)},
         tokenizer=tokenizer,
     )
     print(f"saved {chosen.release} with {len(dense)} layers compressed; sha256 of its manifest: {sha256}")
