@@ -1,6 +1,7 @@
 """Every train is derived again from its source, every other tensor is the source's; what cannot be is said."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,14 @@ def test_every_way_to_make_a_layer_is_found(case, dtype, tmp_path):
     assert row["status"] in ("bits", "tolerance") and row["error"] <= row["allowed"]
     others = [one for one in verify(tmp_path / "r", model, progress=False).rows if one["name"] != name]
     assert {one["status"] for one in others} == {"equal"} and len(others) >= 10
+
+
+def test_the_method_is_recorded(tmp_path):
+    model = dense()
+    for make, function in ((three_cores, "fit_cores"), (CONVOLUTIONS["rank"], "ttm_svd")):
+        released(tmp_path / "r", model, layers={"conv": make(model.conv)})
+        method = json.loads((tmp_path / "r" / "manifest.json").read_bytes())["layers"]["conv"]["method"]
+        assert method["function"] == function and method["taps_first"] is True
 
 
 def test_the_error_of_the_weight_is_that_of_the_dense_twin(tmp_path):
@@ -156,8 +165,6 @@ def test_on_another_processor_the_trains_agree_within_the_tolerance(tmp_path):
 
 
 def test_the_report_can_be_read_and_stored(tmp_path):
-    import json
-
     model, _, folder = released(tmp_path / "r")
     report = verify(folder, model, progress=False)
     assert json.loads(json.dumps(report.as_dict()))["proved"] is True

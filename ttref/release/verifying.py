@@ -29,7 +29,7 @@ SAYS = {
     BITS: "derived again, bit for bit",
     "tolerance": "derived again, to rounding",
     EQUAL: "as in the source, bit for bit",
-    BY_HASH: "by its hash alone: TT-SVD of the source gives another (fitted to data, or trained)",
+    BY_HASH: "by its hash alone: no method gives it from the source (fitted, trained, or integers rounded elsewhere)",
     CHANGED: "by its hash alone: another than in the source",
     NEW: "by its hash alone: the source has none",
     DIFFERS: "differs",
@@ -143,8 +143,9 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         they agree to the bit, or are checked by their hash.
 
     What is checked by hash alone:
-        Tokenizer and card: whoever changes them and the manifest is found out by ``sha256`` only. So is whoever changes
-        the configuration, unless the source has one: a transformers model, or a folder with ``config.json``.
+        Tokenizer, card, and the factor of a look-up that scales: whoever changes them and the manifest is found out by
+        ``sha256`` only. So is whoever changes the configuration, unless the source has one: a transformers model, or a
+        folder with ``config.json``.
 
     What cannot be derived:
         Layers that were fitted to a Gram matrix, or trained: nothing here has their data. The report says so, and
