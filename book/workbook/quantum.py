@@ -31,7 +31,7 @@ def ranks_for(x: Tensor, *, params: int, by: str) -> tuple[int, ...]:
     - ``"entropy"``: ranks in proportion to ``e^S`` with S the entropy of the bond in nats, the number of Schmidt values
       that matter.
     - ``"eps"``: at every bond the smallest rank that discards no more than the same share of the squared norm: what
-      :func:`ttref.suggest_ranks` answers for the smallest ``eps`` that the budget affords.
+      :func:`~ttref.entanglement.suggest_ranks` answers for the smallest ``eps`` that the budget affords.
 
     Args:
         x: Tensor in its modes ``(n_1, ..., n_d)``, d at least 2.
@@ -42,11 +42,11 @@ def ranks_for(x: Tensor, *, params: int, by: str) -> tuple[int, ...]:
         ``(1, r_1, ..., r_{d-1}, 1)``.
 
     Raises:
-        TypeError, ValueError: As :func:`ttref.schmidt_values`; ValueError for another rule, and for a budget that does
-            not hold ranks of 1, with the smallest that does.
+        TypeError, ValueError: As :func:`~ttref.entanglement.schmidt_values`; ValueError for another rule, and for a
+            budget that does not hold ranks of 1, with the smallest that does.
 
     Cost:
-        d - 1 times :func:`ttref.schmidt_values`.
+        d - 1 times :func:`~ttref.entanglement.schmidt_values`.
 
     Example:
         >>> pair = torch.eye(4).reshape(4, 4, 1) * torch.ones(4)  # modes 1 and 2 depend on each other, 3 on none
@@ -186,7 +186,7 @@ def measured(cores: Sequence[Tensor], count: int, *, generator: torch.Generator)
         int64 ``(count, d)``, a digit for each mode.
 
     Raises:
-        TypeError, ValueError, IndexError: As :func:`ttref.tt_orthogonalize`.
+        TypeError, ValueError, IndexError: As :func:`~ttref.canonical.tt_orthogonalize`.
 
     Cost:
         O(count d n r^2) multiply-adds.
