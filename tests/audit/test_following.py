@@ -83,9 +83,11 @@ def test_nothing_changes_if_one_does_not_fit(found, make):
 
 
 def test_what_is_no_audit_is_refused(found):
-    for wrong in ({}, {"eps": [0.1], "rows": [{}]}, {"eps": 3, "rows": []}):
+    for wrong in ({}, {"eps": [0.1], "rows": [{}], "sampled": False}, {"eps": 3, "rows": [], "sampled": False}):
         with pytest.raises(ValueError, match="no audit"):
             follow(Net(), wrong)
+    with pytest.raises(ValueError, match="a sample tells of some layers only"):
+        follow(Net(), found.as_dict() | {"sampled": True})
     with pytest.raises(ValueError, match="was not asked about"):
         follow(Net(), found, eps=0.2)
     part = found.as_dict()

@@ -79,6 +79,8 @@ def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | N
 
 def _audited(held: Mapping[str, Any], eps: float | None) -> list[Step]:
     """What pays at an error of an audit."""
+    if held["sampled"]:
+        raise ValueError("a sample tells of some layers only, and others would stay as they are; audit all of them")
     errors = list(held["eps"])
     eps = errors[len(errors) // 2] if eps is None else eps
     if eps not in errors:
