@@ -3,11 +3,12 @@
 MiniLM and SmolLM2 with half the numbers in the matrices of their blocks, in six forms, and a roofline beside each time.
 ``python -m studies.deployment make`` makes the files, which takes minutes and needs no quiet machine, and so do
 ``memory`` and ``exports``; ``python -m studies.deployment`` measures what the record lacks, so a run that was stopped
-continues. To take all times anew, remove the record.
+continues. To take all times anew, remove the record. About ten minutes on one core, six of them for the times.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,13 @@ SECTIONS: dict[str, Callable] = {
     "graph_layers": graphs.layers,
     "graph_models": graphs.models,
 }
+TIMED = ("minilm", "smollm2", "graph_layers", "graph_models")
 
 
 def recorded() -> dict:
     """The sections of the record."""
     before = results.read(NAME)
-    return {name: before[name] for name in ("machine", "ratio", *SECTIONS, "seconds") if name in before}
+    return {name: before[name] for name in ("machine", "ratio", "int8_engine", *SECTIONS, "seconds") if name in before}
 
 
 def keep(values: dict) -> Path:
@@ -51,19 +53,19 @@ def keep(values: dict) -> Path:
     )
 
 
-def begun() -> dict:
-    """The record, with this machine's limits; a record of another machine or with other limits is not continued."""
-    values = recorded()
-    if "machine" not in values:
-        limits = machine()
-        values = {"machine": limits | {"int8_ops_per_s": speeds.int8_speed(limits)}, "ratio": RATIO} | values
-        keep(values)
-    elif values["machine"]["processor"] != results.here()["processor"]:
+def begun(values: dict, timed: bool) -> dict:
+    """The record, with this machine's limits before times are taken; one of another machine is not continued."""
+    known = values.get("machine", results.here())
+    if known["processor"] != results.here()["processor"]:
         raise ValueError(
-            f"book/results/{NAME}.json was begun on {values['machine']['processor']}; times of two processors do not "
-            "belong into one record: remove it to take them all here"
+            f"book/results/{NAME}.json was begun on {known['processor']}; times of two processors do not belong into "
+            "one record: remove it to take them all here"
         )
-    return values
+    if not timed or "bytes_per_s" in known:
+        return values
+    limits = machine()
+    limits |= {"int8_ops_per_s": speeds.int8_speed(limits)}
+    return values | {"machine": limits, "ratio": RATIO, "int8_engine": torch.backends.quantized.engine}
 
 
 def main(*names: str) -> None:
@@ -75,9 +77,9 @@ def main(*names: str) -> None:
             for form in FORMS:
                 print(f"-- {model} {form}: {folder(model, form).name}", flush=True)
         return
-    values = begun()
-    limits = values["machine"]
+    values = recorded()
     for name in names or SECTIONS:
         print(f"-- {name}", flush=True)
-        measure = SECTIONS[name]
-        add_rows(values, name, name, lambda before, measure=measure: measure(limits, before), keep)
+        values = begun(values, name in TIMED)
+        measure, limits = SECTIONS[name], values.get("machine", {})
+        add_rows(values, name, name, functools.partial(measure, limits), keep)

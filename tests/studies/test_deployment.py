@@ -143,6 +143,7 @@ def test_a_matrix_of_the_encoder_answers_the_same_in_onnxruntime(form):
 @pytest.mark.skipif(not RECORD.is_file(), reason="python -m studies.deployment has not been run")
 def test_the_record_is_whole():
     record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert record["ratio"] == 2 and record["int8_engine"] in torch.backends.quantized.supported_engines
     assert {row["key"] for row in record["exports"]} == {*CASES, *CANNOT}
     for row in record["exports"]:
         assert "reason" in row or max(row["torch.export"], row["onnxruntime"]) < 2e-5

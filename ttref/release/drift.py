@@ -53,8 +53,8 @@ class Shadow:
         A test at level alpha that is made 200 times gives a false alarm nearly for certain where the margin is just
         lost. Here each look has the level ``alpha / looks``. So the chance of **any** false alarm in all these looks is
         at most alpha, by the union bound, however the looks overlap, and whenever the watch is ended. That is exact
-        for scores 0 and 1, and for others as far as a mean of their differences is Gaussian. When all looks are spent,
-        a new shadow begins a new watch, with an alpha of its own.
+        for scores 0 and 1 of examples drawn independently, and for others as far as a mean of their differences is
+        Gaussian. When all looks are spent, a new shadow begins a new watch, with an alpha of its own.
 
     Args:
         dense: The model as it was.
