@@ -136,6 +136,8 @@ FACTORIES = {  # of FAISS
     "PQ48x8": "product quantization",
     "OPQ96,PQ96x8": "product quantization",
     "OPQ48,PQ48x8": "product quantization",
+    "OPQ24,PQ24x8": "product quantization",
+    "OPQ16,PQ16x8": "product quantization",
     "PQ192x4fs": "product quantization",
     "OPQ192,PQ192x4fs": "product quantization",
     "RaBitQ": "RaBitQ",

@@ -149,8 +149,9 @@ def run(part: str, folder: Path) -> None:
     values["optional"] = values.get("optional", {}) | {name: version(name) for name in OPTIONAL if available(name)}
 
     def measured(before: dict[str, dict]) -> Iterator[dict]:
+        processors, here = values.setdefault("processors", {}).setdefault(part, []), results.here()["processor"]
         for row in MEASURES[section](name, folder, before):
-            values["processors"] = values.get("processors", {}) | {part: results.here()["processor"]}
+            processors.extend([here] * (here not in processors))
             yield row
 
     add_rows(values, section, part, measured, keep)
