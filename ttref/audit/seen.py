@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,13 @@ def model_of(checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32
 @contextmanager
 def _quiet(logs: Any) -> Iterator[None]:
     """Neither bars nor advice of transformers on stderr, where one line is to say what went wrong."""
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    level = logs.get_verbosity()
     logs.set_verbosity_error()
-    logs.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
 
 
 def _gguf_names(model: Any, layers: Iterable[str]) -> dict[str, str]:
