@@ -2,6 +2,7 @@
 
 from .advise import study as advise
 from .convolutions import study as convolutions
+from .deployment import study as deployment
 from .elsewhere import study as elsewhere
 from .embeddings import study as embeddings
 from .fitting import study as fitting
@@ -26,6 +27,7 @@ STUDIES = (
     convolutions,
     retrieval,
     fusion,
+    deployment,
 )
 
 if __name__ == "__main__":
