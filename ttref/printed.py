@@ -47,3 +47,8 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, label: st
         f"<table>\n<caption>{html.escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
+
+
+def printable(line: str) -> str:
+    """A line without characters that a terminal would obey: a name in a file may hold any."""
+    return "".join(one if one.isprintable() else "?" for one in line)

@@ -8,7 +8,7 @@ import torch
 from strategies import gaussian
 
 from ttref import does_a_train_pay, gaussian_null, quantize_integer, tt_svd, ttm_svd
-from ttref.advice.check import FORMS, _verdict, modes_of
+from ttref.advice.check import FORMS, judged, modes_of
 
 
 def noise(m, n, seed=0):
@@ -89,7 +89,7 @@ def test_a_matrix_and_its_transpose_are_judged_alike():
     ],
 )
 def test_the_rule(train, svd, integers, verdict):
-    assert _verdict(train, svd, integers) == verdict
+    assert judged(train, svd, integers) == verdict
 
 
 def test_what_is_smaller_follows_the_verdict():

@@ -73,6 +73,14 @@ def test_a_state_dict_is_read_only_where_it_is_asked_for(tmp_path, wrap):
         same(found.entries, state)
 
 
+@pytest.mark.parametrize("length", [128, 384])
+def test_no_length_of_a_header_makes_a_pickle_of_a_file(tmp_path, length):
+    tensors, path = {"w": noise(16, 16)}, tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [16, 16], "data_offsets": [0, 1024]}}).ljust(length)
+    path.write_bytes(struct.pack("<Q", length) + header.encode() + tensors["w"].numpy().tobytes())
+    same(open_checkpoint(path).entries, tensors)
+
+
 class Bomb:
     def __reduce__(self):
         return (print, ("boom",))

@@ -9,7 +9,7 @@ from book.tools.notebooks import ROOT
 
 def test_the_examples_run():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    train, advice, layer, table, adapter, index, integers = re.findall(r"(?s)```python\n(.*?)```", readme)
+    train, advice, layer, table, adapter, index, shipped, integers = re.findall(r"(?s)```python\n(.*?)```", readme)
     shapes, numbers, close = run(train)
     assert {max(shape) for shape in eval(shapes)} == {2}
     assert numbers == "72"
@@ -29,6 +29,7 @@ def test_the_examples_run():
     assert any("shape=(8, 8, 6, 4, 6, 8, 8)" in line and "params=576" in line for line in printed)
     assert trained == str(2 * 576 + 384 * 2 + 2)
     assert run(index) == ["[0, 1, 2] 98", "tensor([2000])"]
+    assert run(shipped) == ["True", "True"]
     made, shape, bound, taken = run(integers)
     assert made.startswith("QuantizedTT(64 -> 64, ranks (1, 4, 4, 1), weights 8 bits, activations 16 bits, 3072 bits)")
     assert shape == "(10, 64)"

@@ -110,7 +110,7 @@ def does_a_train_pay(weight: Tensor, eps: float = 0.2, *, rows: int = ROWS) -> C
     check_real("eps", eps)
     if not 0 < eps < 1:
         raise ValueError(f"eps is the relative error allowed and must lie between 0 and 1, got {eps}")
-    begin, end = _middle(len(weight), whole("rows", rows, least=1))
+    begin, end = middle_rows(len(weight), whole("rows", rows, least=1))
     part = weight.detach()[begin:end].float()
     forms = {form: modes for form in FORMS if (modes := modes_of(form, *part.shape))}
     ratios = {form: _ratio(part, modes, eps) for form, modes in forms.items()}
@@ -120,7 +120,7 @@ def does_a_train_pay(weight: Tensor, eps: float = 0.2, *, rows: int = ROWS) -> C
     tried = ((bits, quantize_integer(part, bits)) for bits in BITS)
     bits, made = next(((bits, made) for bits, made in tried if made.relative_error(part) <= eps), (0, None))
     integers = 4 * part.numel() / made.nbytes if made else 1.0
-    return Check(_verdict(train, svd, integers), train, svd, noise, integers, bits, form, eps, (begin, end))
+    return Check(judged(train, svd, integers), train, svd, noise, integers, bits, form, eps, (begin, end))
 
 
 FORMS = ("SVD", "rows in blocks", "columns in blocks", "TT-matrix, 2 modes", "TT-matrix, 3 modes")
@@ -141,7 +141,7 @@ def modes_of(form: str, m: int, n: int) -> Modes | None:
         return None
 
 
-def _middle(m: int, rows: int) -> tuple[int, int]:
+def middle_rows(m: int, rows: int) -> tuple[int, int]:
     """Consecutive rows around the middle, a multiple of the block where there are a few blocks."""
     count = min(m, rows)
     if count > 4 * BLOCK:
@@ -154,7 +154,7 @@ def _ratio(matrix: Tensor, modes: Modes, eps: float) -> float:
     return matrix.numel() / sum(core.numel() for core in ttm_svd(matrix, *modes, eps=eps))
 
 
-def _verdict(train: float, svd: float, integers: float) -> str:
+def judged(train: float, svd: float, integers: float) -> str:
     best = max(train, svd)
     if IN_INT8 * best < MARGIN_INTEGERS * integers or best <= 1:
         return "integers" if integers > 1 else "none"

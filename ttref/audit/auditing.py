@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..advice.check import _middle
+from ..advice.check import middle_rows
 from ..advice.kinds import INTEGERS, SMALL
 from ..advice.weights import weights_of
 from ..bars import bar
@@ -169,7 +169,7 @@ def _row(
     weight = weights_of({entry.known: tensor})[0]
     if weight.matrix is None:
         return row | left(row, errors, "too small: 8 rows and columns at least are worth a look")
-    begin, end = _middle(len(weight.matrix), PART if sample else len(weight.matrix))
+    begin, end = middle_rows(len(weight.matrix), PART if sample else len(weight.matrix))
     matrix = weight.matrix[begin:end].float().contiguous()
     del tensor
     seed = zlib.crc32(entry.name.encode())

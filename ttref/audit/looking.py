@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..advice.check import BITS, Check, _verdict
+from ..advice.check import BITS, Check, judged
 from ..baselines import gaussian_null, quantize_integer
 from ..codes import packed_size
 from ..precision import full_precision
@@ -64,7 +64,7 @@ def look(
     best, svd = [spectra.best(eps) for eps in errors], [spectra.svd(eps) for eps in errors]
     lost = _lost(matrix, seen)
     integers = [_integers(lost, eps, matrix) for eps in errors]
-    words = [_verdict(gain, svd[k], integers[k][0]) for k, (_, gain) in enumerate(best)]
+    words = [judged(gain, svd[k], integers[k][0]) for k, (_, gain) in enumerate(best)]
     # Only what would win has to be better than that much noise; SVD needs only its own spectrum of it.
     more = range(seed + 1 + DRAWS, seed + 1 + NULLS)
     if "train" in words:
@@ -109,7 +109,7 @@ def _judged(train: float, svd: float, integers: float, p: float, p_svd: float) -
 
     Then a train falls back to SVD, and SVD to integers.
     """
-    word = _verdict(train if p <= LEVEL else min(train, svd), svd, integers)
+    word = judged(train if p <= LEVEL else min(train, svd), svd, integers)
     if word == "SVD" and p_svd > LEVEL:
         return "integers" if integers > 1 else "none"
     return word

@@ -103,11 +103,12 @@ def open_checkpoint(path: str | Path, *, state_dict: bool = False) -> Checkpoint
     if path.name.endswith(SHARDS[1:]):
         return Checkpoint(path, "sharded safetensors", _sharded(path))
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(9)
     if start[:4] == gguf.MAGIC:
         found = [Entry(*about, True, read) for *about, read in gguf.tensors(path)]
         return Checkpoint(path, "GGUF", found)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    # A header of 128 bytes, or 384, begins as a pickle does; but after its length comes a brace.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:9] != b"{"):
         if not state_dict:
             raise ValueError(
                 f"{path} is a pickle, which can run code when it is opened; ask for a state dict (--state-dict, "

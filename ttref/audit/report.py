@@ -13,10 +13,10 @@ from typing import Any
 
 from ..advice.kinds import KINDS
 from ..atomic import replace
-from ..printed import html_table, text_table
+from ..printed import html_table, printable, text_table
 from .page import page
 from .sampling import PART, total
-from .words import number, printable
+from .words import number
 
 __all__ = ["Audit"]
 

@@ -44,8 +44,3 @@ def reason(row: Mapping[str, Any], errors: Sequence[float], k: int) -> str:
 def number(value: float) -> str:
     """Two digits behind the point for small numbers, one for others."""
     return f"{value:.2f}" if value < 9.95 else f"{value:,.1f}"
-
-
-def printable(line: str) -> str:
-    """A line without characters that a terminal would obey: a name in a file may hold any."""
-    return "".join(one if one.isprintable() else "?" for one in line)

@@ -12,6 +12,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from ..printed import printable
+
 COMMANDS = ("audit", "compress", "verify", "rollback")
 EPILOG = __doc__.partition("Exit codes: ")[2]
 
@@ -50,6 +52,5 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def _told(error: Exception | str, code: int) -> int:
-    line = " ".join(str(error).split())  # and nothing that a terminal would obey: names come from files
-    print(f"ttref: {''.join(one if one.isprintable() else '?' for one in line)}", file=sys.stderr)
+    print(f"ttref: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code
