@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.live import Live
+from ttref.release.accepting.live import Live
 
 from .speeds import ids_of
 from .variants import FORMS, folder, load, skeleton
@@ -52,7 +52,7 @@ def inside(model: str, form: str, made: Path) -> dict:
             begin()
             net(ids, **options)
             found[f"running {key}"] = status("VmHWM")
-            with Live(ids, *tensors) as live:
+            with Live((ids, *tensors)) as live:
                 net(ids, **options)
             found[f"made {key}"] = live.peak
     return found

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from benchmarks.live import Live
+from ttref.release.accepting.live import Live
 from ttref.surgery import edit
 
 from .loops import load
@@ -30,7 +30,7 @@ def measured(model: nn.Module) -> dict:
             start = time.perf_counter()
             model(ids)
             times.append(time.perf_counter() - start)
-        with Live(ids, *model.parameters(), *model.buffers()) as live:
+        with Live((ids, *model.parameters(), *model.buffers())) as live:
             model(ids)
         found |= {f"ms_{batch}": 1e3 * median(times), f"least_ms_{batch}": 1e3 * min(times), f"peak_{batch}": live.peak}
     return found

@@ -124,9 +124,7 @@ def keep(values: dict) -> Path:
     return results.write(
         NAME,
         brief(values | summed_up(values))
-        | {
-            "machine": results.here() | {"threads": 1}
-        },  # of the last part; "processors" has all
+        | {"machine": results.here() | {"threads": 1}},  # of the last part; "processors" has all
         models=["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct (for the answers)"],
         data=[
             *data.READERS,
