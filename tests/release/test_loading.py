@@ -27,7 +27,7 @@ from torch import nn
 
 from book.tools.notebooks import ROOT
 from ttref import MPSEmbedding, TTLinear, replace_embedding, swap_layer
-from ttref.release import load_release, save_release
+from ttref.release import load_release, loading, save_release
 from ttref.release.manifest import MANIFEST, MODEL, encoded
 
 
@@ -101,6 +101,42 @@ def test_tied_tables_of_transformers_both_ways(make, tmp_path):
             loaded.save_pretrained(tmp_path / "again")
             again = type(model).from_pretrained(tmp_path / "again")
             assert torch.equal(again(**given).logits, expected)
+
+
+def small_gpt2(folder, seed):
+    """A model with one compressed layer, and its release."""
+    torch.manual_seed(seed)
+    model = gpt2().eval()
+    small = copy.deepcopy(model)
+    name = "transformer.h.0.mlp.c_fc"
+    swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
+    save_release(small, folder, source=model, override=WHY)
+    return small
+
+
+@pytest.mark.parametrize("name", [MODEL, "config.json", "generation_config.json"])
+def test_what_was_hashed_is_what_is_loaded(name, tmp_path, monkeypatch):
+    """A file that another takes the place of, after the check and before it is read, is refused."""
+    small_gpt2(tmp_path / "r", 0)
+    small_gpt2(tmp_path / "other", 1)
+    other = (tmp_path / "other" / name).read_bytes() + (b"" if name == MODEL else b" ")
+
+    def checked_then_changed(folder, manifest, damages=loading.damages):
+        found = damages(folder, manifest)
+        (folder / name).write_bytes(other)
+        return found
+
+    monkeypatch.setattr(loading, "damages", checked_then_changed)
+    with pytest.raises(ValueError, match=f"{name} is not what was written"):
+        load_release(tmp_path / "r")
+
+
+def test_what_from_pretrained_is_asked_for_is_done(tmp_path):
+    small = small_gpt2(tmp_path / "r", 0)
+    loaded, found = load_release(tmp_path / "r", dtype=torch.bfloat16, output_loading_info=True, n_embd=16)
+    assert {held.dtype for held in loaded.parameters()} == {torch.bfloat16} and not found["missing_keys"]
+    assert loaded.name_or_path == loaded.config.name_or_path == str(tmp_path / "r")
+    assert loaded.generation_config.to_dict() == small.generation_config.to_dict()
 
 
 def test_in_a_fresh_process_transformers_alone_reads_it(tmp_path):

@@ -12,7 +12,7 @@ from saved_beside import names
 from torch import nn
 
 from ttref import MPSEmbedding, TTLinear, replace_embedding, swap_layer
-from ttref.release import load_release, rollback, save_release, verify
+from ttref.release import load_release, loading, rollback, save_release, verify
 from ttref.release.manifest import MODEL, ROLLBACK
 
 
@@ -97,6 +97,24 @@ def test_transformers_models_with_tied_heads(make, head, tmp_path):
     for target in (loaded, rollback(tmp_path / "r", load_release(tmp_path / "r", make().eval()))):
         target.save_pretrained(tmp_path / "saved")
         assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_file_that_is_changed_after_the_check_is_not_copied(name, tmp_path, monkeypatch):
+    model = gpt2()
+    small = copy.deepcopy(model)
+    swap_layer(small, "transformer.h.0.mlp.c_fc", TTLinear.from_linear(small.transformer.h[0].mlp.c_fc, rank=2))
+    save_release(small, tmp_path / "r", source=model, override=WHY)
+
+    def checked_then_changed(folder, manifest, damages=loading.damages):
+        found = damages(folder, manifest)
+        (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+        return found
+
+    monkeypatch.setattr(loading, "damages", checked_then_changed)
+    with pytest.raises(ValueError, match=f"{name} is not what was written"):
+        rollback(tmp_path / "r", tmp_path / "dense")
+    assert names(tmp_path) == ["r"]
 
 
 def test_a_layer_of_gpt2_is_turned_as_it_was(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from ..surgery.edit import edit
 from ..surgery.wrappers import bare
 from .configs import CONFIG, of_transformers
 from .contents import fill
-from .folders import recovered
+from .folders import opened, recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
 from .placing import Placing
 
 __all__ = ["load_release"]
+
+GENERATION = "generation_config.json"
 
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be trained
@@ -31,7 +35,7 @@ def load_release(
             if anything is wrong. Left out for a transformers model, which is then made by ``from_pretrained``.
         sha256: The sha256 of the manifest, as :func:`save_release` returned it: any other release is refused. Without
             it, the hashes tell that nothing was damaged, and not who wrote them; :func:`verify` tells more.
-        options: For ``from_pretrained``.
+        options: For ``from_pretrained``, which gets the numbers as they were hashed, and no path.
 
     Returns:
         The model, with the numbers of the release in the dtypes they were saved in.
@@ -43,7 +47,7 @@ def load_release(
         TypeError: Options beside a model.
 
     Cost:
-        The folder is read twice. With a model, the compressed numbers take their memory twice meanwhile.
+        The folder is read twice, and the compressed numbers take their memory twice meanwhile.
 
     Example:
         >>> import copy, tempfile, ttref
@@ -90,6 +94,19 @@ def checked(folder: Path, sha256: str | None) -> dict[str, Any]:
     return manifest
 
 
+def content_of(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
+    """A small file of a release, hashed as it is read: whatever takes its place after the check is refused."""
+    about = manifest["files"][name]
+    try:
+        with opened(folder, name) as file:
+            content = file.read(about["bytes"] + 1)
+    except ValueError as error:
+        raise refused(folder, str(error)) from error
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise refused(folder, f"{name} is not what was written: its sha256 differs")
+    return content
+
+
 def check_class(folder: Path, model: nn.Module, manifest: dict[str, Any]) -> None:
     """Refuse a model of another class than the one that was saved."""
     if not isinstance(model, nn.Module):
@@ -111,4 +128,17 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
     kind = getattr(transformers, wanted, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
-    return kind.from_pretrained(folder, **options)
+    tensors = read_tensors(folder, manifest, MODEL)
+    with tempfile.TemporaryDirectory() as private:  # transformers reads by path: only what was hashed lies there
+        for name in {CONFIG, GENERATION} & manifest["files"].keys():
+            (Path(private) / name).write_bytes(content_of(folder, manifest, name))
+        given = {"config": private} | options
+        if GENERATION in manifest["files"]:
+            given.setdefault("generation_config", transformers.GenerationConfig.from_pretrained(private))
+        try:
+            made = kind.from_pretrained(None, state_dict=tensors, **given)
+        except ValueError as error:
+            raise ValueError(f"{folder} cannot be loaded: {error}") from error
+    model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return made

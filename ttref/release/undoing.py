@@ -21,7 +21,7 @@ from ..surgery.wrappers import bare, put
 from .configs import CONFIG
 from .contents import fill, own
 from .folders import recovered, replacing
-from .loading import check_class, checked
+from .loading import check_class, checked, content_of
 from .manifest import ACCEPTANCE, MANIFEST, MODEL, ROLLBACK, USING, read_tensors, refused
 from .sources import Source
 
@@ -188,9 +188,9 @@ def _write(
     """The dense model as a folder, with the files of the release that are about neither."""
     with replacing(target) as fresh:
         for name in manifest["files"].keys() - _LEFT_OUT:
-            (fresh / name).write_bytes((folder / name).read_bytes())
+            (fresh / name).write_bytes(content_of(folder, manifest, name))
         if CONFIG in manifest["files"]:
-            config = json.loads((folder / CONFIG).read_bytes())
+            config = json.loads(content_of(folder, manifest, CONFIG))
             config.pop("quantization_config", None)
             (fresh / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         with (fresh / MODEL).open("wb") as file:
