@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from language_models import IDS as TOKENS
-from language_models import gpt2, t5
+from language_models import gpt2, llama, masked_bert, t5
 from releases import (
     WHY,
     Net,
@@ -27,7 +27,7 @@ from torch import nn
 
 from book.tools.notebooks import ROOT
 from ttref import MPSEmbedding, TTLinear, replace_embedding, swap_layer
-from ttref.release import load_release, loading, save_release
+from ttref.release import load_release, loading, rollback, save_release, undoing
 from ttref.release.manifest import MANIFEST, MODEL, encoded
 
 
@@ -44,6 +44,46 @@ def test_a_dense_model_becomes_the_one_that_was_saved(device, release):
     assert load_release(folder, fresh) is fresh
     assert same_state(fresh, small) and torch.equal(output(fresh), output(small))
     assert fresh.words.padding_idx == 0 and not fresh.training and fresh.hidden.cores[0].requires_grad
+
+
+@pytest.mark.parametrize("change, module", [(load_release, loading), (rollback, undoing)])
+def test_layers_go_to_the_devices_of_those_they_replace(change, module, release, monkeypatch):
+    """There is no GPU here: the model is said to have one layer there, and what is sent there is noted."""
+    _, small, folder = release
+    gpu, sent, to = torch.device("cuda"), [], torch.Tensor.to
+    target = dense(4) if change is load_release else copy.deepcopy(small)
+    here = module.devices_of(target)
+    assert here["hidden"] == here["words"] == torch.device("cpu") and "" in here
+
+    def noted(tensor, where, **options):
+        sent.append((tuple(tensor.shape), where))
+        return to(tensor, "cpu" if where == gpu else where, **options)
+
+    monkeypatch.setattr(module, "devices_of", lambda model: here | {"hidden": gpu})
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    change(folder, target)
+    hidden = target.hidden.state_dict()
+    there = [shape for shape, where in sent if where == gpu]
+    assert sorted(there) == sorted(tuple(tensor.shape) for tensor in hidden.values()) and len(sent) > len(there)
+
+
+@pytest.mark.parametrize("make", [llama, masked_bert], ids=["llama", "bert"])
+def test_what_stays_on_the_meta_device_is_refused(make, tmp_path):
+    """Buffers that no state holds would come out of it as any numbers."""
+    model = make().eval()
+    small = copy.deepcopy(model)
+    name = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
+    save_release(small, tmp_path / "r", source=model, override=WHY)
+    with torch.device("meta"):
+        fresh = make().eval()
+    for change in (load_release, rollback):
+        with pytest.raises(ValueError, match=r"(inv_freq|_ids) is on the meta device, and no state holds it"):
+            change(tmp_path / "r", fresh)
+        assert all(held.is_meta for held in fresh.parameters()) and isinstance(fresh.get_submodule(name), nn.Linear)
+    loaded = load_release(tmp_path / "r")
+    with torch.no_grad():
+        assert torch.equal(loaded(TOKENS).logits, small(TOKENS).logits)
 
 
 def test_it_can_be_trained_on_and_saved_again(release, tmp_path):

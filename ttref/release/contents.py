@@ -75,11 +75,30 @@ def standing(name: str, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     return layer
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> None:
+def devices_of(model: nn.Module) -> dict[str, torch.device]:
+    """The device of each module that has numbers, by its name; to be asked before layers are put in place."""
+    held = {
+        name: next((tensor.device for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta), None)
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    return {name: device for name, device in held.items() if device is not None}
+
+
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str], devices: Mapping[str, torch.device]
+) -> None:
     """Give a model its numbers, those on the meta device too; parameters that modules share stay shared.
 
+    Args:
+        model: The model, with new layers in place that have no numbers.
+        tensors: The numbers by name.
+        ties: From the other names of shared tensors to the one among these.
+        devices: Of the modules as they were, from :func:`devices_of`; what was on the meta device goes to where its
+            parent is, and to the CPU if no part of the model is anywhere.
+
     Raises:
-        ValueError: A tensor that the model lacks, has besides, or has in another shape: it is another model.
+        ValueError: A tensor that the model lacks, has besides, or has in another shape: it is another model. A buffer
+            on the meta device that no state holds.
     """
     wanted = model.state_dict(keep_vars=True)
     given = {name: tensors[ties.get(name, name)] for name in wanted if ties.get(name, name) in tensors}
@@ -96,12 +115,21 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 shared.setdefault(id(parameter), []).append((module, leaf))
-    devices = {name: "cpu" if wanted[name].is_meta else wanted[name].device for name in given}
-    state = {name: tensor.to(devices[name], copy=True) for name, tensor in given.items()}
+    homes = {name: _home(name, devices) if wanted[name].is_meta else wanted[name].device for name in given}
+    state = {name: tensor.to(homes[name], copy=True) for name, tensor in given.items()}
     model.load_state_dict(state, assign=True)
     for (first, name), *others in shared.values():
         for module, leaf in others:
             module._parameters[leaf] = first._parameters[name]
+    if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise ValueError(f"{empty[0]} is on the meta device, and no state holds it: make the model on the CPU")
+
+
+def _home(name: str, devices: Mapping[str, torch.device]) -> torch.device:
+    """The device of the innermost module around a tensor that had one."""
+    while name not in devices and name:
+        name = name.rpartition(".")[0]
+    return devices.get(name, torch.device("cpu"))
 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:

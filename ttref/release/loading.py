@@ -13,7 +13,7 @@ from torch import nn
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare
 from .configs import CONFIG, of_transformers
-from .contents import fill
+from .contents import devices_of, fill
 from .folders import opened, recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
 from .placing import Placing
@@ -32,7 +32,8 @@ def load_release(
     Args:
         folder: The release.
         model: A model of the dense class, with any weights or on the meta device; changed in place, or left as it was
-            if anything is wrong. Left out for a transformers model, which is then made by ``from_pretrained``.
+            if anything is wrong. Layers stay on their devices, and go from meta to the CPU. Left out for a transformers
+            model, which is then made by ``from_pretrained``.
         sha256: The sha256 of the manifest, as :func:`save_release` returned it: any other release is refused. Without
             it, the hashes tell that nothing was damaged, and not who wrote them; :func:`verify` tells more.
         options: For ``from_pretrained``, which gets the numbers as they were hashed, and no path.
@@ -43,7 +44,8 @@ def load_release(
     Raises:
         FileNotFoundError: No such folder, or no release.
         ValueError: A file that is missing, changed, a link, or not in the manifest; another release than the one asked
-            for; a model of another class, or with other layers. Nothing has reached the model then.
+            for; a model of another class, with other layers, or with buffers on the meta device that no file holds.
+            Nothing has reached the model then.
         TypeError: Options beside a model.
 
     Cost:
@@ -74,8 +76,9 @@ def load_release(
     specs = {name: about["spec"] for name, about in manifest["layers"].items()} | manifest["users"]
     try:
         with edit(inner):
+            devices = devices_of(inner)
             placing = Placing(inner, specs)
-            fill(inner, tensors, manifest["ties"])
+            fill(inner, tensors, manifest["ties"], devices)
             placing.complete(inner)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be loaded into this {type(inner).__name__}: {error}") from error

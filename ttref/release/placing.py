@@ -146,7 +146,7 @@ class Placing:
             for inner, held in layer.named_parameters():
                 held.requires_grad_(inner not in self._frozen[name])
             if isinstance(getattr(layer, "embed_scale", None), Tensor):
-                layer.embed_scale.fill_(self._specs[name]["scale"])
+                layer.embed_scale = layer.embed_scale.to(layer.table.device).fill_(self._specs[name]["scale"])
         for name, first in self._shared.items():
             _put(model, name, model.get_submodule(first))
         _declare(model)

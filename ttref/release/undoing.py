@@ -19,7 +19,7 @@ from ..surgery.edit import edit
 from ..surgery.ties import declare, declares
 from ..surgery.wrappers import bare, put
 from .configs import CONFIG
-from .contents import fill, own
+from .contents import devices_of, fill, own
 from .folders import recovered, replacing
 from .loading import check_class, checked, content_of
 from .manifest import ACCEPTANCE, MANIFEST, MODEL, ROLLBACK, USING, read_tensors, refused
@@ -84,8 +84,9 @@ def rollback(
     inner = bare(target)
     try:
         with edit(inner):
+            devices = devices_of(inner)
             _put_dense(inner, manifest)
-            fill(inner, tensors, ties)
+            fill(inner, tensors, ties, devices)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be undone in this {type(inner).__name__}: {error}") from error
     if getattr(inner, "hf_quantizer", None) is not None:
