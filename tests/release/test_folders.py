@@ -1,5 +1,6 @@
 """A release is replaced as a whole: killed at any line, interrupted, on a full disk, one of the two is there."""
 
+import errno
 import os
 import signal
 import sys
@@ -206,3 +207,19 @@ def test_a_release_that_is_saved_again_is_whole_whenever_the_process_dies(name, 
         if not died:
             break
     assert at > 0 and same_state(loaded, states[0])
+
+
+def test_files_are_flushed_as_windows_wants_it(folder, monkeypatch):
+    """There, files that are open for reading only cannot be flushed, and folders neither be locked nor flushed."""
+    fcntl, flush, flushed = folders.fcntl, os.fsync, []
+
+    def fsync(number):
+        if fcntl is not None and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(number)
+        flush(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(folders, "fcntl", None)
+    filled(folder, NEW)
+    assert content(folder) == NEW and len(flushed) == len(NEW)

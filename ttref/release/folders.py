@@ -48,7 +48,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
                 lock = _locked(fresh)
         yield fresh
         for file in sorted(fresh.iterdir()):
-            with file.open("rb") as held:
+            with file.open("r+b") as held:  # Windows flushes only what is open for writing
                 os.fsync(held.fileno())
         _settle(fresh)
         with _turn(target.parent):
