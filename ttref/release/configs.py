@@ -1,4 +1,4 @@
-"""The configuration of a transformers model: whether a model has one, and whether a release's is that of its source."""
+"""The configuration of a transformers model: if it has one, what a release adds, and whether it is the source's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,28 @@ _OTHERS = {"architectures", "dtype", "torch_dtype", "quantization_config", "tran
 def of_transformers(model: nn.Module) -> bool:
     """True for a model that transformers saves and loads, told without importing transformers."""
     return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_diff_dict")
+
+
+def quantization(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration says of the compressed layers, for ``from_pretrained``, from their descriptions."""
+    return {"quant_method": "tensor_train", "version": 1, "layers": dict(described)}
+
+
+def check_config(config: Any, manifest: Mapping[str, Any]) -> None:
+    """Refuse a configuration that does not describe the compressed layers as the manifest does.
+
+    Args:
+        config: What ``config.json`` of the release holds.
+        manifest: Of the release.
+
+    Raises:
+        ValueError: Another description, or none.
+    """
+    found = config.get("quantization_config") if isinstance(config, Mapping) else None
+    described = {name: about["spec"] for name, about in manifest["layers"].items()} | manifest["users"]
+    one, other = (json.dumps(each, sort_keys=True) for each in (found, quantization(described)))
+    if one != other:  # as texts: to Python 1, 1.0 and True are equal
+        raise ValueError(f"the quantization_config in {CONFIG} is not that of the layers in the manifest")
 
 
 def same_configuration(folder: Path, source: Any) -> bool | None:

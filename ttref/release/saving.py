@@ -18,7 +18,7 @@ from ..files import digest, sealed
 from ..surgery.wrappers import bare
 from .accepting.costs import nbytes_of
 from .card import card
-from .configs import CONFIG, of_transformers
+from .configs import CONFIG, of_transformers, quantization
 from .contents import Contents, contents, own, standing
 from .deriving import derived, oriented
 from .folders import replacing
@@ -240,9 +240,8 @@ def _write_config(fresh: Path, model: nn.Module, found: Contents) -> None:
         return
     config = copy.deepcopy(inner.config)
     config.architectures, config.dtype = [type(inner).__name__], inner.dtype
-    layers = {"quant_method": "tensor_train", "version": 1, "layers": found.layers | found.users}
     content = {name: value for name, value in config.to_diff_dict().items() if not name.startswith("_")}
-    _write(fresh / CONFIG, _json(content | {"quantization_config": layers}))
+    _write(fresh / CONFIG, _json(content | {"quantization_config": quantization(found.layers | found.users)}))
     if getattr(inner, "generation_config", None) is not None:
         inner.generation_config.save_pretrained(fresh)
 
