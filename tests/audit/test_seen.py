@@ -16,7 +16,7 @@ from transformers import (
 
 from ttref.audit import audit
 from ttref.audit.reading import open_checkpoint
-from ttref.audit.seen import BATCH, TEXTS, _gguf_names, _layer, roots_of
+from ttref.audit.seen import BATCH, TEXTS, _gguf_names, _layers, roots_of
 from ttref.command import main
 from ttref.fitting import collect_gram
 
@@ -86,9 +86,21 @@ def test_layers_of_a_llama_have_their_names_in_gguf():
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     names = _gguf_names(model, layers)
     assert len(names) == len(layers) == 15
-    assert _layer("blk.1.ffn_down.weight", names) == "model.layers.1.mlp.down_proj"
-    assert _layer("blk.0.attn_output.weight", names) == "model.layers.0.self_attn.o_proj"
-    assert _layer("token_embd.weight", names) is None
+    assert _layers(["blk.1.ffn_down.weight", "blk.0.attn_output.weight", "token_embd.weight"], names) == {
+        "blk.1.ffn_down.weight": "model.layers.1.mlp.down_proj",
+        "blk.0.attn_output.weight": "model.layers.0.self_attn.o_proj",
+    }
+
+
+def test_a_weight_does_not_take_the_layer_of_another_whose_name_ends_alike():
+    called = {name: name for name in ("body.head", "body.fc", "head")}
+    assert _layers(["head.weight", "body.head.weight", "body.fc.weight"], called) == {
+        f"{name}.weight": name for name in called
+    }
+    assert _layers(["fc.weight", "dense.head.weight", "head.weight"], called) == {
+        "fc.weight": "body.fc",
+        "head.weight": "body.head",
+    }
 
 
 def test_rows_have_both_norms(tmp_path, texts):

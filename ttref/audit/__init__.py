@@ -2,8 +2,9 @@
 
 `reading` and `gguf` list the tensors of a checkpoint, `forms` knows the trains a matrix could be and reads their sizes
 off its spectra, `looking` compares one matrix with SVD, integers and noise, `sampling` says which matrices stand for
-others, `seen` runs the model for the norm of its layers' outputs, `words` gives reasons, `report` and `page` show and
-save the result, and `following` puts what pays into a model. ``python -m ttref audit CHECKPOINT`` calls :func:`audit`.
+others, `seen` runs the model for the norm of its layers' outputs, `naming` finds a file's names in a model, `words`
+gives reasons, `report` and `page` show and save the result, and `following` puts what pays into a model. ``python -m
+ttref audit CHECKPOINT`` calls :func:`audit`.
 """
 
 from .auditing import audit

@@ -13,6 +13,7 @@ from ..layers import TTLinear
 from ..linears import conv1d_of
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare_modules
+from .naming import matched
 from .report import WINNERS, Audit
 
 __all__ = ["follow"]
@@ -47,8 +48,8 @@ def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | N
 
     Raises:
         ValueError: An error that was not asked about; nothing that pays or was accepted; a matrix whose layer is not in
-            the model, is neither linear nor a table, or is tied to another; one that was judged by a part of its rows;
-            a search with another kind of layers; a damaged file.
+            the model, is neither linear nor a table, or is tied to another; names that fit several parts of the model;
+            one that was judged by a part of its rows; a search with another kind of layers; a damaged file.
 
     Cost:
         One decomposition for each layer.
@@ -72,7 +73,8 @@ def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | N
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"this is no audit and no search, or is damaged ({type(error).__name__}: {error})") from None
     modules = bare_modules(model, remove_duplicate=False)
-    made = {name: _layer(step, modules[name]) for step in steps for name in [_module(step.name, modules)]}
+    names = _modules(steps, modules)
+    made = {name: _layer(step, modules[name]) for step, name in zip(steps, names, strict=True)}
     with edit(model) as change:
         return change.put(made)
 
@@ -113,15 +115,14 @@ def _searched(held: Mapping[str, Any], eps: float | None) -> list[Step]:
     return steps
 
 
-def _module(weight: str, modules: Mapping[str, nn.Module]) -> str:
-    """The module whose weight has this name in the file, which may lack or add the name of the whole."""
-    name = weight.removesuffix(".weight")
-    fits = [one for one in modules if one and (one == name or one.endswith(f".{name}") or name.endswith(f".{one}"))]
-    if name in fits:
-        return name
-    if len(fits) != 1:
-        raise ValueError(f"the model has no layer of the name {name}" if not fits else f"several layers end in {name}")
-    return fits[0]
+def _modules(steps: list[Step], modules: Mapping[str, nn.Module]) -> list[str]:
+    """The module of each step; the file may lack the name of the whole, or add one, but alike for all names."""
+    names = [step.name.removesuffix(".weight") for step in steps]
+    found = matched(names, filter(None, modules))
+    for name in names:
+        if name not in found:
+            raise ValueError(f"the model has no layer of the name {name}")
+    return [found[name] for name in names]
 
 
 def _layer(step: Step, layer: nn.Module) -> nn.Module:

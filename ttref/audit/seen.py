@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..fitting.collecting import collect_gram
 from ..linears import conv1d_of
+from .naming import matched
 from .reading import Checkpoint, Entry
 
 TEXTS, TOKENS, BATCH = 256, 128, 8  # texts at most, tokens of each at most, texts that run together
@@ -40,7 +41,8 @@ def roots_of(checkpoint: Checkpoint, data: str | Path, entries: Iterable[Entry],
     batches = list(_batches(texts, tokenizer))
     called = _called(model, batches[0])
     called = _gguf_names(model, called) if checkpoint.format == "GGUF" else {name: name for name in called}
-    layers = {entry.name: layer for entry in entries if (layer := _layer(entry.name, called))}
+    known = _layers((entry.name for entry in checkpoint.entries), called)
+    layers = {entry.name: known[entry.name] for entry in entries if entry.name in known}
     if not layers:
         raise ValueError(
             f"no layer of {type(model).__name__} that the texts reach has the name of a matrix in the file"
@@ -147,13 +149,10 @@ def _called(model: nn.Module, batch: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _layer(entry: str, called: Mapping[str, str]) -> str | None:
-    """The layer whose weight has this name in the file, which may lack or add the name of the whole."""
-    for name, layer in called.items():
-        weight = f"{name}.weight"
-        if entry == weight or entry.endswith(f".{weight}") or weight.endswith(f".{entry}"):
-            return layer
-    return None
+def _layers(entries: Iterable[str], called: Mapping[str, str]) -> dict[str, str]:
+    """Layers by the names of their weights in the file, which may lack the name of the whole, or add one."""
+    found = matched(entries, (f"{name}.weight" for name in called))
+    return {entry: called[weight.removesuffix(".weight")] for entry, weight in found.items()}
 
 
 def _root(gram: Tensor) -> Tensor:
