@@ -171,6 +171,28 @@ def test_what_was_hashed_is_what_is_loaded(name, tmp_path, monkeypatch):
         load_release(tmp_path / "r")
 
 
+def test_a_configuration_with_other_layers_than_the_manifest_is_refused(tmp_path):
+    """transformers makes the layers from it, and would make one without its bias."""
+    small_gpt2(tmp_path / "r", 0)
+    manifest = json.loads((tmp_path / "r" / MANIFEST).read_bytes())
+    config = json.loads((tmp_path / "r" / "config.json").read_bytes())
+    for spec in config["quantization_config"]["layers"].values():
+        spec["bias"] = None
+    (tmp_path / "r" / "config.json").write_text(json.dumps(config))
+    resealed(tmp_path / "r", manifest)
+    for target in (None, gpt2()):
+        with pytest.raises(ValueError, match="quantization_config in config.json is not that of the layers"):
+            load_release(tmp_path / "r", target)
+    with pytest.raises(ValueError, match="quantization_config in config.json is not that of the layers"):
+        rollback(tmp_path / "r", tmp_path / "dense")
+    for content in (b"[1]", b"{", b"[" * 100_000):
+        (tmp_path / "r" / "config.json").write_bytes(content)
+        resealed(tmp_path / "r", manifest)
+        with pytest.raises(ValueError, match="is no release of ttref") as error:
+            load_release(tmp_path / "r")
+        assert "\n" not in str(error.value)
+
+
 def test_what_from_pretrained_is_asked_for_is_done(tmp_path):
     small = small_gpt2(tmp_path / "r", 0)
     loaded, found = load_release(tmp_path / "r", dtype=torch.bfloat16, output_loading_info=True, n_embd=16)
@@ -180,11 +202,7 @@ def test_what_from_pretrained_is_asked_for_is_done(tmp_path):
 
 
 def test_in_a_fresh_process_transformers_alone_reads_it(tmp_path):
-    model = gpt2().eval()
-    small = copy.deepcopy(model)
-    name = "transformer.h.0.mlp.c_fc"
-    swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
-    save_release(small, tmp_path / "r", source=model, override=WHY)
+    small = small_gpt2(tmp_path / "r", 0)
     torch.save(small(TOKENS).logits, tmp_path / "logits.pt")
     code = (
         "import sys, torch, ttref.release.quantizer; from transformers import AutoModelForCausalLM;"
@@ -326,11 +344,7 @@ def test_a_hostile_folder_is_refused(name, release, tmp_path):
 
 
 def test_no_class_but_those_of_transformers_is_made(tmp_path):
-    model = gpt2()
-    small = copy.deepcopy(model)
-    name = "transformer.h.0.mlp.c_fc"
-    swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
-    save_release(small, tmp_path / "r", source=model, override=WHY)
+    small_gpt2(tmp_path / "r", 0)
     for kind in ("AutoConfig", "logging", "os.system", "Nothing"):
         in_manifest(lambda manifest, kind=kind: manifest["model"].update({"class": kind}))(tmp_path / "r")
         with pytest.raises(ValueError, match="transformers has no class"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare
-from .configs import CONFIG, of_transformers
+from .configs import CONFIG, check_config, of_transformers
 from .contents import devices_of, fill
 from .folders import opened, recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
@@ -94,6 +95,11 @@ def checked(folder: Path, sha256: str | None) -> dict[str, Any]:
     manifest, _ = read_manifest(folder, sha256)
     if problems := damages(folder, manifest):
         raise refused(folder, "; ".join(problems[:3]))
+    if CONFIG in manifest["files"]:
+        try:
+            check_config(json.loads(content_of(folder, manifest, CONFIG)), manifest)
+        except (ValueError, RecursionError) as error:
+            raise refused(folder, " ".join(str(error).split())) from error
     return manifest
 
 
