@@ -74,14 +74,17 @@ def test_a_wrong_command_line_is_two(words, capsys):
 
 
 def test_a_missing_package_is_four_and_a_stop_is_130(monkeypatch, folder, capsys):
-    for error, code in ((ModuleNotFoundError("needs x; install it"), 4), (KeyboardInterrupt(), 130)):
+    faults = (ModuleNotFoundError("needs x; install it"), 4), (KeyboardInterrupt(), 130)
+    faults += (MemoryError(), 3), (OverflowError("too large"), 3), (RecursionError("too deep"), 3)  # 1 is a difference
+    for error, code in faults:
 
         def fail(*args, error=error, **settings):
             raise error
 
         monkeypatch.setattr("ttref.audit.audit", fail)
         assert main(["audit", str(folder)]) == code
-        assert capsys.readouterr().err.count("\n") == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and len(err) > len("ttref: ") + 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,8 +1,9 @@
 """The command line, ``python -m ttref`` or ``ttref``: one module for each command, which calls one function of ttref.
 
 Exit codes: 0, it was done; 1, what was asked about is not so (``verify`` found a difference); 2, the command line is
-wrong; 3, a file is missing, truncated, damaged or foreign, or cannot be written; 4, a package is missing; 130, stopped
-by Ctrl-C. Whatever goes wrong is told in one line on stderr; results go to stdout.
+wrong; 3, a file is missing, truncated, damaged or foreign, takes more memory than there is, or cannot be written; 4, a
+package is missing; 5, nothing is wrong, but not everything is proved (``verify``); 130, stopped by Ctrl-C. Whatever
+goes wrong is told in one line on stderr; results go to stdout.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return chosen.run(chosen)
     except ModuleNotFoundError as error:
         return _told(error, 4)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         return _told(error, 3)
+    except MemoryError as error:
+        return _told(f"it takes more memory than there is {error}", 3)
     except KeyboardInterrupt:
         return _told("stopped", 130)
 
