@@ -124,6 +124,19 @@ def test_damage_ties_and_masks_have_a_row_or_none(tmp_path):
     assert "ids" not in {row["name"] for row in found.rows}
 
 
+@pytest.mark.parametrize("stored", ["in x out", "out x in"])
+@pytest.mark.parametrize("only", [None, "*c_proj*"])
+def test_a_square_layer_of_gpt2_is_turned_where_its_other_layers_are(tmp_path, stored, only):
+    """Alone it does not tell which way it is stored; a train is another one for its transpose."""
+    square = waves(64, 64)[:, torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    known = noise(192, 64, 1) if stored == "out x in" else noise(64, 192, 1)
+    path = saved({"h.0.attn.c_attn.weight": known, "h.0.attn.c_proj.weight": square}, tmp_path)
+    row = audit(path, only=only).row("h.0.attn.c_proj.weight")
+    plain, turned = (audit(saved({"w": one}, tmp_path / "w")).rows[0] for one in (square, square.T))
+    assert plain["train"] != turned["train"]
+    assert row["train"] == (plain if stored == "out x in" else turned)["train"]
+
+
 def test_what_is_stored_in_fewer_bits_is_left(tmp_path):
     """In bfloat16 int4 is smaller still; beside numbers of five bits nothing is at an error of a tenth."""
     import gguf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,13 @@ class Weight(NamedTuple):
     tied: bool = False
 
 
-def weights_of(model: nn.Module | Mapping[str, Tensor]) -> list[Weight]:
+def weights_of(model: nn.Module | Mapping[str, Tensor], *, in_by_out: bool | None = None) -> list[Weight]:
     """Every weight once, in the model's order. The model is read, never changed.
+
+    Args:
+        model: A model or a state dict.
+        in_by_out: True if a state dict has layers with GPT-2's names in x out; left out, its shapes tell. To be given
+            with a part of one, whose shapes may not.
 
     Raises:
         TypeError: No model and no state dict.
@@ -54,7 +59,7 @@ def weights_of(model: nn.Module | Mapping[str, Tensor]) -> list[Weight]:
     if isinstance(model, nn.Module):
         found = list(_of_module(model))
     elif isinstance(model, Mapping):
-        found = list(_of_state(model))
+        found = list(_of_state(model, in_by_out))
     elif isinstance(model, Tensor):
         raise TypeError("model is one tensor; does_a_train_pay(weight) looks at a single matrix")
     else:
@@ -94,7 +99,7 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
             yield from _parts(part)
 
 
-def _of_state(state: Mapping[str, Tensor]) -> Iterator[Weight]:
+def _of_state(state: Mapping[str, Tensor], in_by_out: bool | None) -> Iterator[Weight]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) and "_packed_params" not in str(name):
             raise TypeError(
@@ -102,7 +107,8 @@ def _of_state(state: Mapping[str, Tensor]) -> Iterator[Weight]:
                 "(of a checkpoint often checkpoint['state_dict']), arrays through torch.from_numpy"
             )
     seen: dict[tuple, str] = {}
-    in_by_out = _has_conv1d(state)
+    if in_by_out is None:
+        in_by_out = stored_in_by_out({name: one.shape for name, one in state.items() if isinstance(one, Tensor)})
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or (tensor.dtype in (torch.int64, torch.bool)):
             continue  # indices, counters, masks
@@ -111,12 +117,12 @@ def _of_state(state: Mapping[str, Tensor]) -> Iterator[Weight]:
             yield _weight(name, tensor, None, in_by_out and bool(re.search(_IN_BY_OUT, plain(name))), False)
 
 
-def _has_conv1d(state: Mapping[str, Tensor]) -> bool:
+def stored_in_by_out(shapes: Mapping[str, Sequence[int]]) -> bool:
     """True if GPT-2's layers are stored in x out: in 1 x 3 and 1 x 4 they are wide, their square ones tell nothing."""
-    for name, tensor in state.items():
+    for name, shape in shapes.items():
         known = re.search(r"\.(c\.attn|c\.fc|mlp\.c\.proj)\.", plain(name))
-        if known and isinstance(tensor, Tensor) and tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1]:
-            return (tensor.shape[0] < tensor.shape[1]) == (known[1] != "mlp.c.proj")
+        if known and len(shape) == 2 and shape[0] != shape[1]:
+            return (shape[0] < shape[1]) == (known[1] != "mlp.c.proj")
     return True
 
 

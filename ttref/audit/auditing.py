@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..advice.check import middle_rows
 from ..advice.kinds import INTEGERS, SMALL
-from ..advice.weights import weights_of
+from ..advice.weights import stored_in_by_out, weights_of
 from ..bars import bar
 from ..checks import check_real, several
 from ..precision import full_precision
@@ -113,9 +113,10 @@ def audit(
     stands_for = chosen(large) if sample else {entry.name: 1 for entry in large}
     wanted = [entry for entry in large if entry.name in stands_for]
     roots = {} if data is None else roots_of(held, data, wanted, progress)
+    in_by_out = stored_in_by_out({entry.known: entry.shape for entry in held.entries})
     rows, before = [], _Before()
     for entry in bar(wanted, progress, "audit"):
-        row = _row(entry, errors, sample, roots, before)
+        row = _row(entry, errors, sample, roots, in_by_out, before)
         rows.append(row | {"stands_for": stands_for[entry.name]})
     numbers, nbytes = (sum(getattr(entry, key) for entry in entries) for key in ("numbers", "nbytes"))
     return Audit(str(checkpoint), held.format, errors, rows, numbers, nbytes, sample, data is not None)
@@ -151,7 +152,12 @@ class _Before:
 
 
 def _row(
-    entry: Entry, errors: tuple[float, ...], sample: bool, roots: Mapping[str, Tensor], before: _Before
+    entry: Entry,
+    errors: tuple[float, ...],
+    sample: bool,
+    roots: Mapping[str, Tensor],
+    in_by_out: bool,
+    before: _Before,
 ) -> dict[str, Any]:
     """What there is to say of one tensor."""
     row = {"name": entry.name, "part": entry.kind, "shape": list(entry.shape), "dtype": entry.dtype}
@@ -166,7 +172,7 @@ def _row(
         return row | left(row, errors, f"{bad:,} entries are NaN or infinite: a training that went wrong, or damage")
     if earlier := before.same(entry, tensor):
         return row | left(row, errors, f"the same numbers as {earlier}: tied, and counted there")
-    weight = weights_of({entry.known: tensor})[0]
+    weight = weights_of({entry.known: tensor}, in_by_out=in_by_out)[0]
     if weight.matrix is None:
         return row | left(row, errors, "too small: 8 rows and columns at least are worth a look")
     begin, end = middle_rows(len(weight.matrix), PART if sample else len(weight.matrix))
