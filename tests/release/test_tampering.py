@@ -13,7 +13,7 @@ from torch import nn
 from ttref import TTLinear
 from ttref.release import load_release, rollback, verify
 from ttref.release.deriving import row_error
-from ttref.release.manifest import MANIFEST, MODEL, ROLLBACK
+from ttref.release.manifest import MANIFEST, MODEL, ROLLBACK, encoded
 from ttref.release.sources import Source
 
 TRIES = 1000
@@ -263,3 +263,15 @@ def test_the_way_back_is_checked_too(release, tmp_path):
     assert verify(copy, model, progress=False).problems == [f"0.weight in {ROLLBACK} is not the source's"]
     with pytest.raises(ValueError, match="0.weight in rollback.safetensors is not the tensor that was replaced"):
         rollback(copy, small_dense(3))
+
+
+@pytest.mark.parametrize("size", [10**14, 10**30])
+def test_a_size_that_no_memory_has_is_a_size_that_differs(size, release, tmp_path):
+    source, folder, _ = release
+    held = copied(folder, tmp_path / "r")
+    manifest = json.loads((held / MANIFEST).read_bytes())
+    manifest["files"][MODEL]["bytes"] = size
+    (held / MANIFEST).write_bytes(encoded(manifest))
+    with pytest.raises(ValueError, match="model.safetensors is not what was written: its size differs"):
+        load_release(held, small_dense())
+    assert verify(held, source, progress=False).problems == [f"{MODEL} is not what was written: its size differs"]
