@@ -141,3 +141,42 @@ def test_a_search_that_cannot_be_made_again_is_refused(tmp_path):
         follow(Net(), held, eps=0.3)
     with pytest.raises(ValueError, match="accepted no layer"):
         follow(Net(), held | {"rows": []})
+
+
+def test_a_layer_that_errs_by_more_than_its_audit_found_is_refused(found):
+    """Its weight was trained further since it was audited; nothing changes."""
+    model = Net()
+    with torch.no_grad():
+        model.wpe.weight.copy_(noise(512, 96))
+    with pytest.raises(ValueError, match=r"wpe\.weight would err by [01].*, and the audit found 0\.3 at most"):
+        follow(model, found)
+    assert type(model.wpe) is nn.Embedding and type(model.fc1) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rounding_to_the_dtype_of_a_model_is_no_such_error(found, dtype):
+    assert sorted(follow(Net().to(dtype), found, eps=0.1)) == ["fc1", "wpe"]
+
+
+def square():
+    """Smooth along the rows alone: its transpose has another train."""
+    return waves(128, 128)[:, torch.randperm(128, generator=torch.Generator().manual_seed(0))]
+
+
+class Block(nn.Module):
+    """nanoGPT's names: those of GPT-2, in plain linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.c_attn, self.c_proj = nn.Linear(128, 384, bias=False), nn.Linear(128, 128, bias=False)
+        with torch.no_grad():
+            self.c_attn.weight.copy_(noise(384, 128))
+            self.c_proj.weight.copy_(square())
+
+
+def test_square_layers_with_names_of_gpt2_keep_the_error(tmp_path):
+    model = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"attn": Block()})])})
+    save_model(model, str(tmp_path / "model.safetensors"))
+    assert list(follow(model, audit(tmp_path), eps=0.1)) == ["h.0.attn.c_proj"]
+    made = model.get_submodule("h.0.attn.c_proj").dense()
+    assert (made - square()).norm() <= 0.1001 * square().norm()

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..embeddings import TTMEmbedding
 from ..layers import TTLinear
-from ..linears import conv1d_of
+from ..linears import conv1d_of, weight_and_bias
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare_modules
 from .naming import matched
@@ -19,15 +20,18 @@ from .report import WINNERS, Audit
 __all__ = ["follow"]
 
 SEARCH = "ttref.partial"  # what a file of partial_tensorize says of itself
+ROUNDING = 1e-5  # of an error in float32 arithmetic
+AT_ONCE = 4096  # rows compared together
 
 
 class Step(NamedTuple):
-    """A layer to replace: the name of its weight or its own, modes of its rows and columns, and a rank or an error."""
+    """A layer to replace: its weight's or its own name, modes of rows and columns, a rank or an error, one promised."""
 
     name: str
     rows: tuple[int, ...]
     cols: tuple[int, ...]
     size: dict[str, Any]
+    eps: float | None = None
 
 
 def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | None = None) -> dict[str, nn.Module]:
@@ -49,10 +53,11 @@ def follow(model: nn.Module, found: Audit | Mapping[str, Any], *, eps: float | N
     Raises:
         ValueError: An error that was not asked about; nothing that pays or was accepted; a matrix whose layer is not in
             the model, is neither linear nor a table, or is tied to another; names that fit several parts of the model;
+            a layer that errs by more than its audit found, because its weight is another or lies the other way round;
             one that was judged by a part of its rows; a search with another kind of layers; a damaged file.
 
     Cost:
-        One decomposition for each layer.
+        One decomposition for each layer, and of an audit its dense matrix again, to measure its error.
 
     Example:
         >>> import tempfile, torch
@@ -90,9 +95,9 @@ def _audited(held: Mapping[str, Any], eps: float | None) -> list[Step]:
     k, steps = errors.index(eps), []
     for row in [row for row in held["rows"] if row["verdicts"][k] in WINNERS]:
         if row["verdicts"][k] == "tt":
-            steps.append(Step(row["name"], row["row_shape"][k], row["col_shape"][k], {"rank": row["ranks"][k]}))
+            steps.append(Step(row["name"], row["row_shape"][k], row["col_shape"][k], {"rank": row["ranks"][k]}, eps))
         else:
-            steps.append(Step(row["name"], (), (), {"eps": eps}))
+            steps.append(Step(row["name"], (), (), {"eps": eps}, eps))
     if not steps:
         raise ValueError(f"neither a train nor factors pay for any matrix at an error of {eps:.0%}")
     return steps
@@ -137,5 +142,25 @@ def _layer(step: Step, layer: nn.Module) -> nn.Module:
             f"{step.name} is {m} x {n}, and its train {math.prod(rows)} x {math.prod(cols)}: a part of it?"
         )
     if table:
-        return TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, **step.size)
-    return TTLinear.from_linear(layer, out_shape=rows, in_shape=cols, **step.size)
+        made = TTMEmbedding.from_embedding(layer, row_shape=rows, col_shape=cols, **step.size)
+    else:
+        made = TTLinear.from_linear(layer, out_shape=rows, in_shape=cols, **step.size)
+    if step.eps is not None:
+        _check_error(step, made, layer.weight if table else weight_and_bias(layer)[0])
+    return made
+
+
+@torch.no_grad()
+def _check_error(step: Step, made: nn.Module, weight: Tensor) -> None:
+    """Refuse what errs by more than was promised, and than rounding to the dtype of the weight adds to it."""
+    lost = total = 0.0
+    for one, other in zip(made.dense().split(AT_ONCE), weight.split(AT_ONCE), strict=True):
+        lost += (one.double() - other.double()).square().sum().item()
+        total += other.double().square().sum().item()
+    allowed = math.hypot(step.eps, 4 * torch.finfo(weight.dtype).eps) + ROUNDING
+    if not math.sqrt(lost) <= allowed * math.sqrt(total):  # NaN too
+        raise ValueError(
+            f"{step.name} would err by {math.sqrt(lost / total) if total else math.inf:.3g}, and the audit found "
+            f"{step.eps:g} at most: the weight is not the one that was audited, or lies the other way round; audit the "
+            "checkpoint of this model again"
+        )
