@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from saved_beside import names
 from torch import nn
 
-from ttref import MPSEmbedding, TTLinear, replace_embedding, swap_layer
+from ttref import MPSEmbedding, TTConv2d, TTLinear, replace_embedding, swap_layer
 from ttref.release import load_release, loading, rollback, save_release, verify
 from ttref.release.manifest import MODEL, ROLLBACK
 
@@ -127,6 +127,24 @@ def test_a_layer_of_gpt2_is_turned_as_it_was(tmp_path):
     assert verify(tmp_path / "r", model, progress=False).proved
     assert bit_for_bit(rollback(tmp_path / "r", small), model)
     assert type(small.get_submodule(name)).__name__ == "Conv1D"
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_layer_in_two_places_is_one_layer_again(kind, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 12) if kind == "linear" else nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU())
+    small = copy.deepcopy(model)
+    if kind == "linear":
+        short = TTLinear.from_linear(layer, rank=2)
+    else:
+        short = TTConv2d.from_conv(layer, rank=2, row_shape=(4, 1), col_shape=(9, 4), taps_first=True)
+    small[0] = small[2] = short
+    save_release(small, tmp_path / "r", source=model, override=WHY)
+    for target in (small, load_release(tmp_path / "r", copy.deepcopy(model)), copy.deepcopy(model)):
+        assert bit_for_bit(rollback(tmp_path / "r", target), model) and target[0] is target[2]
+    rollback(tmp_path / "r", tmp_path / "dense")
+    assert load_file(tmp_path / "dense" / MODEL).keys() == {"0.weight", "0.bias"}
 
 
 def test_without_dense_tensors_the_source_is_needed_and_checked(tmp_path):

@@ -139,7 +139,7 @@ def _put_dense(model: nn.Module, manifest: dict[str, Any]) -> None:
             dense = nn.Linear(width, rows, bias=biased[name], device="meta", dtype=shared.weight.dtype)
             dense.weight = shared.weight
             put(model, name, dense.train(users[name].training))
-        elif isinstance(users[name], (CompressedTable, ScaledTable)):
+        elif isinstance(users[name], (TTLinear, TTConv2d, CompressedTable, ScaledTable)):
             put(model, name, shared)
     if declares(model):
         declare(model, model.get_input_embeddings(), untied=False)
