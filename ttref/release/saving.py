@@ -93,7 +93,8 @@ def save_release(
     _check_accepted(report, override)
     _check_name(base_model)
     _check_free(Path(folder))
-    found, dense = contents(model), Source.of(source)
+    found = contents(model)
+    dense = Source.of(source).fitted([f"{name}.weight" for name in found.layers], found.tensors)
     _check_scored(report, model)
     manifest = {
         "format": FORMAT,
@@ -119,7 +120,7 @@ def save_release(
             _write(fresh / ACCEPTANCE, _json(report.as_dict()))
         _write(fresh / MODEL, *sealed({**found.ties, "format": "pt"}, found.tensors))
         if keep_dense:
-            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, replaced | changed))
+            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, _apart(replaced | changed)))
         manifest["bytes"] = _sizes(found, dense, replaced, fresh)
         names = _named(fresh)
         manifest["files"] = {name: _file(fresh / name) for name in names}
@@ -231,6 +232,16 @@ def _changes(hashes: dict[str, str], found: Contents, dense: Source) -> tuple[di
             changed[name] = dense.tensor(own_name).cpu().contiguous()
             changes[name] = about(own_name, changed[name])
     return changes, changed
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors each in its own memory, as a file has them: layers of the source may have shared theirs."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
 
 
 def _write_config(fresh: Path, model: nn.Module, found: Contents) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Source:
     def __init__(self, read: Mapping[str, Callable[[], Tensor]], nbytes: int, kind: str) -> None:
         self._read, self.nbytes, self.kind = read, nbytes, kind
         self._hashes: dict[str, str] = {}
+        self._before, self._after = "", ""  # beginnings of all names in a model, and of the same names here
 
     @classmethod
     def of(cls, source: Any) -> Source:
@@ -59,12 +60,44 @@ class Source:
     def __iter__(self) -> Iterator[str]:
         return iter(self._read)
 
+    def fitted(self, weights: Collection[str], others: Collection[str] = ()) -> Source:
+        """The same tensors, found by the names of a model that may begin otherwise: all with a prefix more or less.
+
+        A file of BERT has ``encoder...`` for what a model with a head calls ``bert.encoder...``. One prefix holds for
+        all names, so no tensor is ever found under the name of another; equal names come first.
+
+        Args:
+            weights: Names in the model of dense weights that the source must have.
+            others: Names of other tensors, which decide between prefixes that fit all weights.
+
+        Cost:
+            O(number of names), times that of prefixes that fit the first weight.
+        """
+
+        def fits(prefixes: tuple[str, str]) -> tuple[int, int]:
+            return tuple(sum(_renamed(name, *prefixes) in self._read for name in names) for names in (weights, others))
+
+        first = next(iter(weights), "")
+        tried = [("", own.removesuffix(first)) for own in self._read if own.endswith(f".{first}")]
+        tried += [(first.removesuffix(own), "") for own in self._read if first.endswith(f".{own}")]
+        found = sorted(tried, key=fits, reverse=True)[:2]
+        clear = len(found) == 1 or (len(found) == 2 and fits(found[0]) > fits(found[1]))
+        better = clear and fits(found[0]) > fits(("", ""))
+        made = Source(self._read, self.nbytes, self.kind)
+        made._hashes = self._hashes
+        made._before, made._after = found[0] if better else ("", "")
+        return made
+
     def find(self, name: str) -> str | None:
-        """The name here of a tensor: the same, or the only one of which one name is the end of the other."""
-        if name in self._read:
-            return name
-        ends = [own for own in self._read if own.endswith(f".{name}") or name.endswith(f".{own}")]
-        return ends[0] if len(ends) == 1 else None
+        """The name here of a tensor that the model calls so; None if there is none."""
+        there = _renamed(name, self._before, self._after)
+        return there if there in self._read else None
+
+    def names(self) -> Iterator[str]:
+        """What the model calls these tensors; those outside of the part that the model is are left out."""
+        for own in self._read:
+            if own.startswith(self._after):
+                yield self._before + own.removeprefix(self._after)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of this name, on its own device."""
@@ -81,6 +114,11 @@ def about(name: str, tensor: Tensor) -> dict[str, Any]:
     """Name, hash, dtype and shape of a dense tensor, for the manifest."""
     shape = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     return {"name": name, "sha256": digest(tensor)} | shape
+
+
+def _renamed(name: str, before: str, after: str) -> str | None:
+    """A name with another beginning; None if it has not this one."""
+    return after + name.removeprefix(before) if name.startswith(before) else None
 
 
 def _flat(named: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -180,6 +180,7 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         old = read_tensors(folder, manifest, ROLLBACK) if manifest["rollback"] == ROLLBACK else {}
     except ValueError as error:
         return VerifyReport(name, [str(error)])
+    dense = dense.fitted([f"{layer}.weight" for layer in manifest["layers"]], tensors)
     problems = [f"{tensor} is not the tensor of the manifest" for tensor in differing(manifest, tensors)]
     rows = []
     for layer in bar(manifest["layers"], progress, "deriving"):
