@@ -124,6 +124,17 @@ def test_damage_ties_and_masks_have_a_row_or_none(tmp_path):
     assert "ids" not in {row["name"] for row in found.rows}
 
 
+@pytest.mark.parametrize("large", [1e300, 1e39, -1e300])
+def test_numbers_beyond_float32_are_told_in_their_row_and_the_others_are_kept(tmp_path, large):
+    huge = noise(16, 16).double()
+    huge[2, :3] = large
+    path = saved({"a.weight": noise(64, 96), "huge.weight": huge, "z.weight": noise(64, 32)}, tmp_path)
+    found = audit(path)
+    assert [row["looked"] for row in found.rows] == [row["name"] != "huge.weight" for row in found.rows]
+    row = found.row("huge.weight")
+    assert row["verdict"] == "leave" and "3 entries are beyond float32" in row["reason"]
+
+
 @pytest.mark.parametrize("stored", ["in x out", "out x in"])
 @pytest.mark.parametrize("only", [None, "*c_proj*"])
 def test_a_square_layer_of_gpt2_is_turned_where_its_other_layers_are(tmp_path, stored, only):

@@ -167,9 +167,8 @@ def _row(
         why = "integers already: what they stand for is not in the tensor" if known else "indices or a mask, no weights"
         return row | {"part": INTEGERS if known else SMALL} | left(row, errors, why)
     tensor = entry.read()
-    # In pieces, here and below: what is computed of a whole table takes its memory again.
-    if bad := sum(len(piece) - int(piece.isfinite().sum()) for piece in tensor.flatten().split(ENTRIES)):
-        return row | left(row, errors, f"{bad:,} entries are NaN or infinite: a training that went wrong, or damage")
+    if why := _incomparable(tensor):
+        return row | left(row, errors, why)
     if earlier := before.same(entry, tensor):
         return row | left(row, errors, f"the same numbers as {earlier}: tied, and counted there")
     weight = weights_of({entry.known: tensor}, in_by_out=in_by_out)[0]
@@ -188,6 +187,17 @@ def _row(
     except ValueError as error:  # numbers beyond float32, or beyond the scales of integers
         return left(row, errors, str(error))
     return row | {"looked": True}
+
+
+def _incomparable(tensor: Tensor) -> str | None:
+    """Why the numbers of a tensor cannot be compared; None if they can."""
+    wrong = beyond = 0
+    for piece in tensor.flatten().split(ENTRIES):  # in pieces: what is computed of a whole table takes its memory again
+        wrong += len(piece) - int(piece.isfinite().sum())
+        beyond += len(piece) - int(piece.float().isfinite().sum())
+    if wrong:
+        return f"{wrong:,} entries are NaN or infinite: a training that went wrong, or damage"
+    return f"{beyond:,} entries are beyond float32, in which matrices are compared" if beyond else None
 
 
 def _settled(row: Mapping[str, Any], found: dict[str, Any], errors: tuple[float, ...]) -> dict[str, Any]:
