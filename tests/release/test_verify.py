@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from releases import WHY, compressed, dense, released
-from safetensors.torch import save_file
+from releases import WHY, compressed, dense, forged, released, small_dense, small_layers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from book.tools.notebooks import ROOT
@@ -18,6 +18,7 @@ from ttref.convolving import patches
 from ttref.fitting import Gram
 from ttref.kernel_modes import RIDGE, SWEEPS
 from ttref.release import save_release, verify
+from ttref.release.manifest import ROLLBACK
 
 TABLES = {
     "rank": lambda table: MPSEmbedding.from_embedding(table, rank=2),
@@ -118,6 +119,38 @@ def test_tensors_that_were_trained_and_new_ones_are_named(tmp_path):
     assert report.ok and not report.proved
     assert report.names("changed") == ["out.weight"]
     assert report.names("not in the source") == ["extra.bias", "extra.weight"]
+
+
+def test_what_the_release_has_no_more_is_noticed(tmp_path):
+    """Also where somebody leaves it out and gives new hashes."""
+    model = small_dense()
+
+    def no_bias(tensors, manifest):
+        del tensors["1.bias"]
+        manifest["layers"]["1"]["spec"]["bias"] = None
+
+    def no_layer(tensors, manifest):
+        del tensors["3.weight"], tensors["3.bias"]
+
+    for change, names in ((no_bias, ["1.bias"]), (no_layer, ["3.weight", "3.bias"])):
+        released(tmp_path / "r", model, layers=small_layers(model))
+        forged(tmp_path / "r", change)
+        report = verify(tmp_path / "r", model, progress=False)
+        assert not report.ok and report.names("differs") == names
+        assert all(any(problem.startswith(name) for problem in report.problems) for name in names)
+
+
+def test_what_the_model_lost_is_recorded_and_not_proved(tmp_path):
+    model = small_dense()
+    model.extra = nn.Linear(2, 2)
+    small = compressed(model, **{"1": TTLinear.from_cores(list(TTLinear.from_linear(model[1], rank=3).cores), None)})
+    del small.extra
+    save_release(small, tmp_path / "r", source=model, override=WHY)
+    report = verify(tmp_path / "r", model, progress=False)
+    assert report.ok and not report.proved
+    assert report.names("changed") == ["1.bias"] and report.names("left out") == ["extra.weight", "extra.bias"]
+    assert torch.equal(load_file(tmp_path / "r" / ROLLBACK)["1.bias"], model[1].bias)
+    assert "`extra.bias`" in (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_source_may_be_given_in_any_form(tmp_path):

@@ -109,6 +109,8 @@ def _layers(manifest: dict[str, Any]) -> str:
     )
     if manifest["changed"]:
         said += f" Other tensors that are not the source's: {', '.join(f'`{name}`' for name in manifest['changed'])}."
+    if manifest["absent"]:
+        said += f" Tensors of the source that are left out: {', '.join(f'`{name}`' for name in manifest['absent'])}."
     return "\n".join(["## Layers", "", said, "", *rows])
 
 

@@ -37,6 +37,7 @@ _TOP: dict[str, tuple[type, ...]] = {
     "layers": (dict,),
     "users": (dict,),
     "changed": (dict,),
+    "absent": (dict,),
     "tensors": (dict,),
     "ties": (dict,),
     "acceptance": (dict, type(None)),
@@ -195,7 +196,7 @@ def _check(manifest: Any) -> None:
     for name, spec in manifest["users"].items():
         if spec.get("kind") not in USING or spec.get(USING[spec["kind"]]) not in manifest["layers"]:
             raise ValueError(f"{reprlib.repr(name)} uses no table of the model")
-    for about in manifest["changed"].values():
+    for about in (*manifest["changed"].values(), *manifest["absent"].values()):
         check_header(about, SOURCE)
     for name, about in manifest["files"].items():
         if not plain_name(name) or name == MANIFEST:

@@ -23,7 +23,7 @@ from .contents import Contents, contents, own, standing
 from .deriving import derived, oriented
 from .folders import replacing
 from .manifest import ACCEPTANCE, FORMAT, MANIFEST, MODEL, ROLLBACK, VERSION, encoded, plain_name
-from .sources import Source, about
+from .sources import Source, about, lacking
 
 __all__ = ["save_release"]
 
@@ -112,6 +112,8 @@ def save_release(
     manifest["tensors"] = {name: digest(tensor) for name, tensor in found.tensors.items()}
     manifest["layers"], replaced = _origins(found, dense)
     manifest["changed"], changed = _changes(manifest["tensors"], found, dense)
+    manifest["absent"], gone = _gone(manifest, dense)
+    manifest["changed"] |= {name: about(dense.find(name), tensor) for name, tensor in gone.items()}
     with replacing(folder) as fresh:
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
@@ -120,7 +122,7 @@ def save_release(
             _write(fresh / ACCEPTANCE, _json(report.as_dict()))
         _write(fresh / MODEL, *sealed({**found.ties, "format": "pt"}, found.tensors))
         if keep_dense:
-            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, _apart(replaced | changed)))
+            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, _apart(replaced | changed | gone)))
         manifest["bytes"] = _sizes(found, dense, replaced, fresh)
         names = _named(fresh)
         manifest["files"] = {name: _file(fresh / name) for name in names}
@@ -232,6 +234,18 @@ def _changes(hashes: dict[str, str], found: Contents, dense: Source) -> tuple[di
             changed[name] = dense.tensor(own_name).cpu().contiguous()
             changes[name] = about(own_name, changed[name])
     return changes, changed
+
+
+def _gone(manifest: dict[str, Any], dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the source has besides the model; and biases that compressed layers no longer have, for the way back."""
+    absent, biases = {}, {}
+    for name in lacking(manifest, dense):
+        tensor = dense.tensor(dense.find(name)).cpu().contiguous()
+        if name.removesuffix(".bias") in manifest["layers"] | manifest["users"]:
+            biases[name] = tensor
+        else:
+            absent[name] = about(dense.find(name), tensor)
+    return absent, biases
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -116,6 +116,13 @@ def about(name: str, tensor: Tensor) -> dict[str, Any]:
     return {"name": name, "sha256": digest(tensor)} | shape
 
 
+def lacking(manifest: Mapping[str, Any], dense: Source) -> list[str]:
+    """Names of the source's tensors that a release has no tensor, no tie and no compressed layer for."""
+    there = manifest["tensors"].keys() | manifest["ties"].keys()
+    there |= {f"{name}.weight" for name in manifest["layers"].keys() | manifest["users"].keys()}
+    return [name for name in dense.names() if name not in there]
+
+
 def _renamed(name: str, before: str, after: str) -> str | None:
     """A name with another beginning; None if it has not this one."""
     return after + name.removeprefix(before) if name.startswith(before) else None

@@ -20,17 +20,18 @@ from .contents import own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
 from .folders import recovered
 from .manifest import MODEL, ROLLBACK, USING, damaged_tensors, damages, differing, read_manifest, read_tensors
-from .sources import Source
+from .sources import Source, lacking
 
 __all__ = ["VerifyReport", "verify"]
 
-EQUAL, BY_HASH, NEW, CHANGED = "equal", "by hash", "not in the source", "changed"
+EQUAL, BY_HASH, NEW, CHANGED, ABSENT = "equal", "by hash", "not in the source", "changed", "left out"
 SAYS = {
     BITS: "derived again, bit for bit",
     "tolerance": "derived again, to rounding",
     EQUAL: "as in the source, bit for bit",
     BY_HASH: "by its hash alone: no method gives it from the source (fitted, trained, or integers rounded elsewhere)",
     CHANGED: "by its hash alone: another than in the source",
+    ABSENT: "left out, as the manifest says: the source has it",
     NEW: "by its hash alone: the source has none",
     DIFFERS: "differs",
 }
@@ -52,9 +53,9 @@ class VerifyReport:
         problems: A sentence for each thing that is wrong; empty if nothing is.
         rows: One dictionary for each compressed layer, each other tensor and the configuration: its ``name``;
             ``status``: "bits" or "tolerance" (derived again from the source), "equal" (as in the source), "by hash",
-            "changed" or "not in the source" (nothing but the manifest vouches for it), or "differs"; of layers the
-            largest ``error`` of a row against the layer derived again, the error ``allowed``, and ``relative_error``,
-            that of the weight against the source. What does not apply is None.
+            "changed", "not in the source" or "left out" (nothing but the manifest vouches for it), or "differs"; of
+            layers the largest ``error`` of a row against the layer derived again, the error ``allowed``, and
+            ``relative_error``, that of the weight against the source. What does not apply is None.
 
     Example:
         >>> report = VerifyReport("ab" * 32, [], [{"name": "0", "status": "bits", "error": 0.0}])
@@ -196,6 +197,11 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         rows.append(_row(tensor, _status(tensor, manifest, dense)))
         if rows[-1]["status"] == DIFFERS:
             problems.append(f"{tensor} is not the source's, and the manifest does not say that it was changed")
+    for tensor in lacking(manifest, dense):
+        said = CHANGED if tensor in manifest["changed"] else ABSENT if tensor in manifest["absent"] else DIFFERS
+        rows.append(_row(tensor, said))
+        if said == DIFFERS:
+            problems.append(f"{tensor} of the source is missing, and the manifest does not say that it was left out")
     if CONFIG in manifest["files"] and (same := same_configuration(folder, source)) is not None:
         rows.append(_row(CONFIG, EQUAL if same else CHANGED))
     problems += [*_tied(manifest, dense), *_way_back(manifest, old, dense)]
