@@ -1,5 +1,7 @@
 """The norm of a layer's outputs: a folder's model is run on texts, and its Gram matrices are those of its layers."""
 
+import json
+
 import pytest
 import torch
 from small_checkpoints import alike, noise, saved
@@ -148,3 +150,27 @@ def test_what_cannot_be_run_is_one_line(tmp_path, texts, capsys):
         assert main(["audit", str(given), "--data", str(data)]) == 3
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", [["pipeline"], [7], ["AutoConfig"], ["NoSuchModel"], [["BertModel"]], {"a": 1}, 7])
+def test_an_architecture_that_is_no_model_is_one_line(tmp_path, texts, capsys, named):
+    tokenizer(tmp_path)
+    bert(BertModel, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": named}))
+    capsys.readouterr()  # the bars of transformers
+    assert main(["audit", str(tmp_path), "--data", str(texts)]) == 3
+    err = capsys.readouterr().err
+    assert "no model of transformers" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": 3}, {"vocab_size": -1}, {"hidden_size": "wide"}])
+def test_a_configuration_that_makes_no_model_is_one_line(tmp_path, texts, capsys, change):
+    tokenizer(tmp_path)
+    bert(BertModel, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capsys.readouterr()  # the bars of transformers
+    assert main(["audit", str(tmp_path), "--data", str(texts)]) == 3
+    err = capsys.readouterr().err
+    assert "transformers cannot run" in err and err.count("\n") == 1

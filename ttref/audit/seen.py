@@ -88,13 +88,26 @@ def model_of(checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32
         with _quiet(transformers.utils.logging):
             config = transformers.AutoConfig.from_pretrained(path, **here)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **here)
-            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+            kind = _class_of(config.architectures)
             safe = {} if more else {"use_safetensors": True}
             model = kind.from_pretrained(path, dtype=dtype, **safe, **here).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what a foreign configuration makes transformers raise is of any kind
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"transformers cannot run {checkpoint.path} ({type(error).__name__}: {line})") from None
     return model, tokenizer
+
+
+def _class_of(architectures: Any) -> Any:
+    """The class that a configuration names first; AutoModel where it names none."""
+    import transformers
+
+    if not architectures:
+        return transformers.AutoModel
+    name = architectures[0] if isinstance(architectures, list) else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"its architectures are {architectures!r:.80}, the first of which is no model of transformers")
+    return kind
 
 
 @contextmanager
