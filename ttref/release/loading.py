@@ -40,7 +40,7 @@ def load_release(
         options: For ``from_pretrained``, which gets the numbers as they were hashed, and no path.
 
     Returns:
-        The model, with the numbers of the release in the dtypes they were saved in.
+        The model, with the numbers of the release in the dtypes they were saved in, unless the options ask for another.
 
     Raises:
         FileNotFoundError: No such folder, or no release.
@@ -149,5 +149,8 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
         except ValueError as error:
             raise ValueError(f"{folder} cannot be loaded: {error}") from error
     model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
+    held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    if not {"dtype", "torch_dtype"} & options.keys() and any(held.get(name) != tensors[name].dtype for name in tensors):
+        fill(model, tensors, manifest["ties"], devices_of(model))  # transformers rounds all to the dtype of the whole
     model.name_or_path = model.config.name_or_path = str(folder)
     return made

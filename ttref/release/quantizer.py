@@ -7,7 +7,8 @@ holds the descriptions of its compressed layers (see :mod:`ttref.release.describ
 
 This module registers the method when it is imported, and ``import ttref`` has it imported as soon as transformers is.
 transformers makes the model on the meta device, this quantizer puts the compressed layers in place there, and then the
-numbers are read straight into cores: no dense layer is ever made.
+numbers are read straight into cores: no dense layer is ever made. As always there, all get the dtype of the model, also
+cores that were saved wider; :func:`~ttref.release.load_release` keeps the dtype of each.
 """
 
 from __future__ import annotations
