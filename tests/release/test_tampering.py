@@ -219,7 +219,7 @@ def test_a_method_that_is_left_out_is_not_proved(release, tmp_path):
 @pytest.mark.parametrize(
     "setting", [{"layer_norm_epsilon": 0.5}, {"model_type": "evil"}, {"auto_map": {"AutoModel": "x.Y"}}]
 )
-def test_another_configuration_is_not_proved(setting, tmp_path):
+def test_another_configuration_is_wrong(setting, tmp_path):
     model = gpt2()
     layer = TTLinear.from_linear(model.transformer.h[0].mlp.c_fc, rank=2)
     released(tmp_path / "r", model, layers={"transformer.h.0.mlp.c_fc": layer})
@@ -231,7 +231,22 @@ def test_another_configuration_is_not_proved(setting, tmp_path):
     change_manifest(tmp_path / "r", lambda manifest: None)
     for source in (model, tmp_path / "dense"):
         report = verify(tmp_path / "r", source, progress=False)
-        assert report.names("changed") == ["config.json"] and not report.proved
+        assert report.names("differs") == ["config.json"] and not report.ok
+        assert report.problems == ["config.json has other settings than that of the source"]
+
+
+def test_layers_in_the_configuration_are_those_of_the_manifest(tmp_path):
+    """from_pretrained builds them from it, so verify reads it with any source."""
+    model, name = gpt2(), "transformer.h.0.mlp.c_fc"
+    released(tmp_path / "r", model, layers={name: TTLinear.from_linear(model.get_submodule(name), rank=2)})
+    config = json.loads((tmp_path / "r" / "config.json").read_bytes())
+    config["quantization_config"]["layers"][name]["bias"] = None
+    (tmp_path / "r" / "config.json").write_text(json.dumps(config))
+    change_manifest(tmp_path / "r", lambda manifest: None)
+    for source in (model, model.state_dict()):
+        report = verify(tmp_path / "r", source, progress=False)
+        assert report.names("differs") == ["config.json"] and not report.ok
+        assert "quantization_config in config.json is not that of the layers" in report.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from torch import Tensor
 from ..bars import bar
 from ..files import digest
 from ..printed import html_table, text_table
-from .configs import CONFIG, same_configuration
+from .configs import CONFIG, check_config, same_configuration
 from .contents import own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
-from .folders import recovered
+from .folders import opened, recovered
 from .manifest import MODEL, ROLLBACK, USING, damaged_tensors, damages, differing, read_manifest, read_tensors
 from .sources import Source, lacking
 
@@ -146,7 +147,7 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
     What is checked by hash alone:
         Tokenizer, card, and the factor of a look-up that scales: whoever changes them and the manifest is found out by
         ``sha256`` only. So is whoever changes the configuration, unless the source has one: a transformers model, or a
-        folder with ``config.json``.
+        folder with ``config.json``. What the configuration says of compressed layers is always checked.
 
     What cannot be derived:
         Layers that were fitted to a Gram matrix, or trained: nothing here has their data. The report says so, and
@@ -202,8 +203,10 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         rows.append(_row(tensor, said))
         if said == DIFFERS:
             problems.append(f"{tensor} of the source is missing, and the manifest does not say that it was left out")
-    if CONFIG in manifest["files"] and (same := same_configuration(folder, source)) is not None:
-        rows.append(_row(CONFIG, EQUAL if same else CHANGED))
+    if CONFIG in manifest["files"]:
+        found, wrong = _configuration(folder, manifest, source)
+        rows += found
+        problems += wrong
     problems += [*_tied(manifest, dense), *_way_back(manifest, old, dense)]
     return VerifyReport(name, problems, rows)
 
@@ -226,6 +229,21 @@ def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: 
         "allowed": how.allowed,
         "relative_error": how.relative_error,
     }
+
+
+def _configuration(folder: Path, manifest: dict[str, Any], source: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """The row of the configuration, none where the source has none, and what is wrong with it."""
+    problems = []
+    try:
+        with opened(folder, CONFIG) as file:
+            check_config(json.load(file), manifest)
+    except (ValueError, RecursionError) as error:
+        problems.append(" ".join(str(error).split()))
+    same = same_configuration(folder, source)
+    if same is False:
+        problems.append(f"{CONFIG} has other settings than that of the source")
+    status = DIFFERS if problems else EQUAL
+    return [] if same is None and not problems else [_row(CONFIG, status)], problems
 
 
 def _found(name: str, about: dict[str, Any], dense: Source) -> str:
