@@ -169,6 +169,37 @@ def test_other_things_are_not_replaced(tmp_path):
     assert names(tmp_path) == ["empty", "file", "mine"]
 
 
+@pytest.mark.parametrize("other", [{"name": "an extension"}, {"files": []}, [1], None])
+def test_a_manifest_of_something_else_is_no_release(other, tmp_path):
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / MANIFEST).write_text("no JSON" if other is None else json.dumps(other))
+    (tmp_path / "extension" / "background.js").write_text("years of work")
+    with pytest.raises(FileExistsError, match="name a new folder"):
+        released(tmp_path / "extension")
+    assert names(tmp_path / "extension") == ["background.js", MANIFEST]
+
+
+@pytest.mark.parametrize("name", [".git", ".gitattributes", "notes.txt"])
+def test_a_release_with_other_things_in_it_is_not_replaced(name, tmp_path):
+    _, _, folder = released(tmp_path / "r")
+    if name == ".git":
+        (folder / name).mkdir()
+        (folder / name / "HEAD").write_text("ref")
+    else:
+        (folder / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="name a new folder"):
+        released(folder, dense(1))
+    assert name in names(folder)
+
+
+def test_a_damaged_or_signed_release_is_replaced(tmp_path):
+    model, _, folder = released(tmp_path / "r")
+    (folder / MODEL).write_bytes(b"cut off")
+    (folder / "model.sig").write_text("of the older one")
+    released(folder, model)
+    assert "model.sig" not in names(folder) and (folder / MODEL).stat().st_size > 100
+
+
 @pytest.mark.parametrize(
     "model, options, error, says",
     [

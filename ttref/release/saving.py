@@ -27,7 +27,7 @@ from .sources import Source, about, lacking
 
 __all__ = ["save_release"]
 
-README = "README.md"
+README, SIGNATURE = "README.md", "model.sig"
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def save_release(
         model: The model, with layers of :func:`partial_tensorize`, :func:`swap_layer` or :func:`replace_embedding`; it
             is only read. Of a transformers model, the folder is one that ``from_pretrained`` loads after
             ``import ttref``.
-        folder: A new folder, or an older release, which is replaced as a whole.
+        folder: A new folder, or an older release, which is replaced as a whole; so is its signature.
         source: The dense model that it was made of: the model itself, its state dict, the modules that ``edit.put``
             gave back by their names, or the path of its safetensors (a file, a folder, one with an index).
         report: What :class:`AcceptanceSuite` found.
@@ -73,7 +73,7 @@ def save_release(
         ValueError: A suite that did not accept, or none, without override; an override where none is needed; a report
             of a model of another size; no compressed layer; a source that lacks a dense weight, or has it in another
             shape; numbers that are on the meta device; a state that holds more than tensors.
-        FileExistsError: A folder with other files in it.
+        FileExistsError: A folder with other files in it than those of a release; also a release within ``git``.
         FileNotFoundError, OSError: No such place, a full disk, missing permissions. An older release stays as it was.
 
     Cost:
@@ -172,9 +172,24 @@ def _check_scored(report: Any, model: nn.Module) -> None:
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse to replace a folder that is no release."""
-    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
-        raise FileExistsError(f"{folder} holds other things than a release, which would be lost; name a new folder")
+    """Refuse to replace anything but an empty folder, or a release without files that it does not name."""
+    if not folder.exists():
+        return
+    there = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+    if folder.is_dir() and there >= {path.name for path in folder.iterdir()}:
+        besides = there - _named_in(folder / MANIFEST) if MANIFEST in there else there
+        if not besides:
+            return
+    raise FileExistsError(f"{folder} holds other things than a release, which would be lost; name a new folder")
+
+
+def _named_in(path: Path) -> set[str]:
+    """The names of files that are an older release's own: itself, what it names, and a signature; none of another's."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {MANIFEST, SIGNATURE, *found["files"]} if found["format"] == FORMAT else set()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _versions() -> dict[str, str]:
