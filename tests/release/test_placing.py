@@ -10,6 +10,7 @@ from strategies import agree, gaussian
 from torch import nn
 
 from ttref import MPSEmbedding, TiedHead, TTLinear, TTLoRALinear, swap_layer
+from ttref.embeddings.head import ScaledTable
 from ttref.release.placing import Placing, describe_model
 
 X = gaussian((5, 12), 0, torch.float32)
@@ -121,6 +122,26 @@ def test_a_model_stays_as_it_was_if_one_layer_does_not_fit():
         with pytest.raises(ValueError):
             Placing(plain, described | wrong)
         assert [*plain.modules()] == before
+
+
+def test_a_factor_of_rows_must_be_that_of_the_look_up():
+    """A forger could scale the rows of a table that nothing scales, or scale them by more."""
+    plain = nn.Sequential(nn.Embedding(9, 8))
+    table = MPSEmbedding.from_embedding(plain[0], rank=1)
+    described = describe_model(nn.Sequential(ScaledTable(table, 2.0)))
+    with pytest.raises(
+        ValueError, match="0 does not scale its rows in this model, and is described with a factor of 2"
+    ):
+        Placing(plain, described)
+    for own in (2.0, torch.tensor(2.0), torch.tensor(2.01), torch.tensor(2.0, device="meta")):
+        plain = nn.Sequential(nn.Embedding(9, 8))
+        plain[0].embed_scale = own
+        Placing(plain, described)
+    for own in (50.0, torch.tensor(-2.0), torch.tensor(0.0)):
+        plain = nn.Sequential(nn.Embedding(9, 8))
+        plain[0].embed_scale = own
+        with pytest.raises(ValueError, match="0 scales its rows by .* in this model, and is described with 2"):
+            Placing(plain, described)
 
 
 def test_names_of_the_base_model_are_found_with_and_without_its_prefix():

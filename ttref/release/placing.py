@@ -12,6 +12,7 @@ A table that stands in several places of a model is described where it stands fi
 from __future__ import annotations
 
 import copy
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _COMPRESSED = (TTMatrix, CompressedTable, ScaledTable, TiedHead)
 # Attributes that a layer and the one in its place have in common, with the names that GPT-2's layers give them.
 _ALIKE = {"in_features": "nx", "out_features": "nf", "num_embeddings": "", "embedding_dim": "", "in_channels": ""}
 _ALIKE |= {"out_channels": "", "kernel_size": "", "stride": "", "padding": "", "dilation": ""}
+_FACTOR = 2**-7  # by which bfloat16 may round a factor, relative to it
 
 
 def describe_model(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -233,10 +235,20 @@ def _check_fits(name: str, dense: nn.Module, made: nn.Module) -> None:
     kind = nn.Conv2d if isinstance(made, TTConv2d) else kind
     if not isinstance(dense, kind) and not (kind is nn.Linear and conv1d_of(dense)):
         raise ValueError(f"{name} is a {type(dense).__name__} in this model, and described as a {type(made).__name__}")
+    if isinstance(made, ScaledTable):
+        _check_factor(name, getattr(dense, "embed_scale", None), float(made.embed_scale))
     for width, in_gpt2 in _ALIKE.items():
         before, after = (getattr(one, width, getattr(one, in_gpt2, None)) for one in (dense, made))
         if None not in (before, after) and before not in (after, "same", "valid"):
             raise ValueError(f"{name} has {width} = {before} in this model, and is described with {after}")
+
+
+def _check_factor(name: str, scale: Any, described: float) -> None:
+    """Refuse a factor of rows that the look-up has not, as far as it says one: on the meta device it says no number."""
+    if not isinstance(scale, (int, float, Tensor)):
+        raise ValueError(f"{name} does not scale its rows in this model, and is described with a factor of {described}")
+    if not (isinstance(scale, Tensor) and scale.is_meta) and not math.isclose(float(scale), described, rel_tol=_FACTOR):
+        raise ValueError(f"{name} scales its rows by {float(scale)} in this model, and is described with {described}")
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
