@@ -121,6 +121,39 @@ def test_tensors_that_were_trained_and_new_ones_are_named(tmp_path):
     assert report.names("not in the source") == ["extra.bias", "extra.weight"]
 
 
+class Scaling(nn.Embedding):
+    """A look-up that multiplies its rows, as BART's."""
+
+    embed_scale = 3.0
+
+
+def test_the_factor_of_a_look_up_is_that_of_the_source_or_not_proved(tmp_path):
+    model = small_dense()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+
+    def times(factor):
+        def change(tensors, manifest):
+            for name in [name for name in tensors if name.startswith("0.")]:
+                tensors[f"0.table.{name[2:]}"] = tensors.pop(name)
+            about = manifest["layers"]["0"]
+            about["spec"] = {"kind": "ScaledTable", "table": about["spec"], "scale": factor, "dtype": None}
+
+        return change
+
+    released(tmp_path / "r", model, layers=small_layers(model))
+    forged(tmp_path / "r", times(50.0))
+    report = verify(tmp_path / "r", model, progress=False)
+    assert report.problems == ["0: it multiplies rows by 50, and the source by 1"]
+    report = verify(tmp_path / "r", tmp_path / "model.safetensors", progress=False)
+    assert report.ok and not report.proved and report.names("by hash") == ["0"]
+    model[0].__class__ = Scaling
+    assert not verify(tmp_path / "r", model, progress=False).ok
+    released(tmp_path / "s", small_dense(), layers=small_layers(model))
+    assert verify(tmp_path / "s", model, progress=False).problems == ["0: it multiplies rows by 1, and the source by 3"]
+    forged(tmp_path / "s", times(3.0))
+    assert verify(tmp_path / "s", model, progress=False).proved
+
+
 def test_what_the_release_has_no_more_is_noticed(tmp_path):
     """Also where somebody leaves it out and gives new hashes."""
     model = small_dense()

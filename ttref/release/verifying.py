@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bars import bar
 from ..files import digest
 from ..printed import html_table, text_table
+from ..surgery.wrappers import bare_modules
 from .configs import CONFIG, check_config, same_configuration
 from .contents import own, standing
 from .deriving import BITS, DIFFERS, derived, methods, oriented
@@ -145,9 +146,10 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         they agree to the bit, or are checked by their hash.
 
     What is checked by hash alone:
-        Tokenizer, card, and the factor of a look-up that scales: whoever changes them and the manifest is found out by
-        ``sha256`` only. So is whoever changes the configuration, unless the source has one: a transformers model, or a
-        folder with ``config.json``. What the configuration says of compressed layers is always checked.
+        Tokenizer and card; the configuration, unless the source has one: a transformers model, or a folder with
+        ``config.json``; the factor of a look-up that scales, unless the source is a model, and then the layer is not
+        proved. Whoever changes these and the manifest is found out by ``sha256`` only. What the configuration says of
+        compressed layers is always checked.
 
     What cannot be derived:
         Layers that were fitted to a Gram matrix, or trained: nothing here has their data. The report says so, and
@@ -187,7 +189,7 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
     rows = []
     for layer in bar(manifest["layers"], progress, "deriving"):
         try:
-            rows.append(_layer(layer, manifest["layers"][layer], tensors, dense))
+            rows.append(_layer(layer, manifest["layers"][layer], tensors, dense, source))
         except (ValueError, TypeError, RuntimeError) as error:
             rows.append(_row(layer, DIFFERS))
             problems.append(f"{layer}: {' '.join(str(error).split())}")
@@ -211,17 +213,18 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
     return VerifyReport(name, problems, rows)
 
 
-def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: Source) -> dict[str, Any]:
+def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: Source, source: Any) -> dict[str, Any]:
     """The row of a compressed layer; ValueError for one that is not as described, or of another source."""
     layer = standing(name, about["spec"], tensors)
     weight = dense.tensor(_found(f"{name}.weight", about["source"], dense)).cpu()
     matrix, transposed = oriented(name, layer, weight)
+    known = _same_factor(name, layer, dense, source)
     layer = getattr(layer, "table", layer)
     how = derived(layer, matrix)
     if transposed != about["transposed"] or (about["method"] is not None and about["method"] not in methods(layer)):
         raise ValueError("the manifest names another way to make it than its cores have")
     if how.method is not None:
-        status = how.agrees
+        status = how.agrees if known else BY_HASH
     else:  # a method that was recorded must work, except where integers were rounded one after the other
         status = DIFFERS if about["method"] is not None and how.allowed else BY_HASH
     return _row(name, status) | {
@@ -229,6 +232,21 @@ def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: 
         "allowed": how.allowed,
         "relative_error": how.relative_error,
     }
+
+
+def _same_factor(name: str, layer: nn.Module, dense: Source, source: Any) -> bool:
+    """True if a layer multiplies rows by what the source does, False where that is unknown; ValueError for another."""
+    factor = getattr(layer, "embed_scale", None)
+    if not isinstance(source, nn.Module):
+        return factor is None
+    place = dense.find(f"{name}.weight").rpartition(".")[0]
+    wanted = getattr(bare_modules(source, remove_duplicate=False).get(place), "embed_scale", None)
+    if isinstance(factor, Tensor) and wanted is not None:
+        wanted = torch.as_tensor(wanted).to(factor.dtype)
+    one, other = (1.0 if each is None else float(each) for each in (factor, wanted))
+    if one != other:
+        raise ValueError(f"it multiplies rows by {one:.6g}, and the source by {other:.6g}")
+    return True
 
 
 def _configuration(folder: Path, manifest: dict[str, Any], source: Any) -> tuple[list[dict[str, Any]], list[str]]:
