@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ttref import TTLinear
+from ttref.command import main
 from ttref.release import load_release, rollback, verify
 from ttref.release.deriving import row_error
 from ttref.release.manifest import MANIFEST, MODEL, ROLLBACK, encoded
@@ -214,6 +215,12 @@ def test_a_method_that_is_left_out_is_not_proved(release, tmp_path):
     forged(copy, change)
     report = verify(copy, model, progress=False)
     assert report.names("by hash") == ["1"] and not report.proved
+    save_file(small_dense().state_dict(), tmp_path / "dense.safetensors")
+    words = ["verify", str(copy), "--source", str(tmp_path / "dense.safetensors")]
+    assert main(words) == 5 and main([*words, "--allow-by-hash"]) == 0
+    assert main(["verify", str(path), *words[2:]]) == 0
+    forged(copy, lambda tensors, manifest: tensors["3.bias"].add_(1))
+    assert main([*words, "--allow-by-hash"]) == 1
 
 
 @pytest.mark.parametrize(
