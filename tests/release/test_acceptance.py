@@ -369,3 +369,31 @@ def test_without_scipy_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ModuleNotFoundError, match="python -m pip install scipy"):
         run(suite(43), torch.ones(43), torch.cat([torch.zeros(3), torch.ones(40)]))
+
+
+def rounds(model):
+    model.half()
+    model.double()
+
+
+def writes_around_the_count(model):
+    model.answers.data[0] += 1
+
+
+@pytest.mark.parametrize("change", [rounds, writes_around_the_count])
+def test_numbers_that_a_metric_changes_unseen_are_noticed(change):
+    def score(model, places):
+        change(model)
+        return torch.ones(len(places))
+
+    made = AcceptanceSuite(Metric("accuracy", score, 0.05), data=range(100), turns=0)
+    with pytest.raises(ValueError, match="changed|wrote into"):
+        run(made, torch.full((100,), 0.1), torch.full((100,), 0.1))
+
+
+def test_a_report_names_the_models_it_speaks_of():
+    scores = torch.ones(100)
+    one, other = (
+        run(suite(100), scores, after).models for after in (scores, scores.clone().index_fill_(0, torch.tensor(3), 0))
+    )
+    assert one["dense"] == one["compressed"] == other["dense"] != other["compressed"]

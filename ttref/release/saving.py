@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import whole
 from ..files import digest, sealed
 from ..surgery.wrappers import bare
-from .accepting.costs import nbytes_of
+from .accepting.hashing import state_hash
 from .card import card
 from .configs import CONFIG, of_transformers, quantization
 from .contents import Contents, contents, own, standing
@@ -71,7 +71,7 @@ def save_release(
     Raises:
         TypeError: A model, a source or a report that is none.
         ValueError: A suite that did not accept, or none, without override; an override where none is needed; a report
-            of a model of another size; no compressed layer; a source that lacks a dense weight, or has it in another
+            of another model; no compressed layer; a source that lacks a dense weight, or has it in another
             shape; numbers that are on the meta device; a state that holds more than tensors.
         FileExistsError: A folder with other files in it than those of a release; also a release within ``git``.
         FileNotFoundError, OSError: No such place, a full disk, missing permissions. An older release stays as it was.
@@ -162,13 +162,10 @@ def _check_accepted(report: Any, override: str | None) -> None:
 
 
 def _check_scored(report: Any, model: nn.Module) -> None:
-    """Refuse a report of a model of another size: it was not this one that was accepted."""
-    memory = None if report is None else report.as_dict().get("costs", {}).get("memory")
-    if memory is not None and memory["compressed"] != (size := nbytes_of(model)):
-        raise ValueError(
-            f"the report is of another model: that took {memory['compressed']:,} bytes, and this one takes {size:,}; "
-            "run the suite on the model that is saved"
-        )
+    """Refuse a report of another model: it was not this one that was accepted."""
+    measured = None if report is None else report.as_dict().get("models")
+    if measured is not None and measured["compressed"] != state_hash(model):
+        raise ValueError("the report is of another model than this one; run the suite on the model that is saved")
 
 
 def _check_free(folder: Path) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...files import digest
+from ...surgery.wrappers import bare_state
 
 
 def hash_of(value: Any, name: str = "data") -> str:
@@ -44,6 +45,16 @@ def hash_of(value: Any, name: str = "data") -> str:
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply to be hashed; does a list hold itself?") from None
     return found.hexdigest()
+
+
+def state_hash(model: nn.Module) -> str:
+    """sha256 of a model's state: the hash of each of its tensors with numbers, by its name without wrappers.
+
+    Cost:
+        O(bytes), one tensor on the CPU at a time.
+    """
+    state = bare_state(model).items()
+    return hash_of({name: digest(one) for name, one in state if isinstance(one, Tensor) and not one.is_meta}, "a state")
 
 
 def _write(value: Any, where: str, out: Callable[[bytes], object]) -> None:

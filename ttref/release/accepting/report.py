@@ -51,6 +51,7 @@ class AcceptanceReport:
         scores: For each metric the scores of each example, ``dense`` and ``compressed``.
         declared: All that was declared, as :meth:`AcceptanceSuite.declared`.
         data_hash, suite_hash: Those of the suite.
+        models: sha256 of the states of the two models, ``dense`` and ``compressed``: of these it speaks.
 
     Example:
         >>> import torch
@@ -74,8 +75,10 @@ class AcceptanceReport:
         rows: list[dict[str, Any]],
         costs: dict[str, dict[str, Any]],
         scores: dict[str, dict[str, list[float]]],
+        models: dict[str, str],
     ) -> None:
         self.declared, self.suite_hash, self.rows, self.costs, self.scores = declared, suite_hash, rows, costs, scores
+        self.models = models
         self.data_hash: str = declared["data_hash"]
         failed = [_why(row) for row in rows if _fails(row)]
         failed += [_why_kl(row) for row in rows if row["kl_status"] not in (None, NO_WORSE)]
@@ -111,6 +114,7 @@ class AcceptanceReport:
             "undecided": list(self.undecided),
             "data_hash": self.data_hash,
             "suite_hash": self.suite_hash,
+            "models": self.models,
             "declared": self.declared,
             "rows": self.rows,
             "costs": self.costs,

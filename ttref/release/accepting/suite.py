@@ -16,7 +16,7 @@ from . import costs
 from .costs import Files
 from .divergence import Divergence, divergence
 from .guarding import Guard, called, guarded
-from .hashing import hash_of
+from .hashing import hash_of, state_hash
 from .judging import Level, diverged, judged
 from .metrics import Metric, Scored, read
 from .report import AcceptanceReport
@@ -180,8 +180,8 @@ class AcceptanceSuite:
             ModuleNotFoundError: scipy is not installed; the message holds the install line.
 
         Cost:
-            Each metric once with each model, and ``2 turns + 4`` times the work that is timed. The copies of buffers;
-            the logits of one metric.
+            A hash of both models before and after; each metric once with each model, and ``2 turns + 4`` times the work
+            that is timed. The copies of buffers; the logits of one metric.
 
         Source:
             Schuirmann (1987) for the two one-sided tests; Berger (1982), Multiparameter hypothesis testing and
@@ -192,6 +192,7 @@ class AcceptanceSuite:
             if not isinstance(model, nn.Module):
                 raise TypeError(f"{name} must be an nn.Module, got {type(model).__name__}")
         self._check_data("before the run")
+        models = {"dense": state_hash(dense), "compressed": state_hash(compressed)}
         paths = dense_files, compressed_files
         measured = {"memory": costs.memory(dense, compressed), "file": costs.files(dense, compressed, paths)}
         rows, scores = [], {}
@@ -202,8 +203,15 @@ class AcceptanceSuite:
                 rows += self._rows(metric, *pair, found)
             measured = self._timed(guards) | measured
         self._check_data("during the run")
+        for which, model in (("dense", dense), ("compressed", compressed)):
+            if state_hash(model) != models[which]:
+                raise ValueError(
+                    f"a metric changed numbers of the {which} model, which must stay as they are. No copy was kept, so "
+                    "load the model again"
+                )
         kept = {name: measured[name] for name in costs.COSTS if name in measured}
-        return AcceptanceReport(self.declared(), self._suite_hash, rows, costs.decided(kept, self._limits), scores)
+        decided = costs.decided(kept, self._limits)
+        return AcceptanceReport(self.declared(), self._suite_hash, rows, decided, scores, models)
 
     def _scored(self, metric: Metric, guards: tuple[Guard, Guard]) -> tuple[tuple[Tensor, Tensor], Divergence | None]:
         """Scores of both models, and how far their answers lie apart where the metric gives them."""
