@@ -37,7 +37,7 @@ def load_release(
             model, which is then made by ``from_pretrained``.
         sha256: The sha256 of the manifest, as :func:`save_release` returned it: any other release is refused. Without
             it, the hashes tell that nothing was damaged, and not who wrote them; :func:`verify` tells more.
-        options: For ``from_pretrained``, which gets the numbers as they were hashed, and no path.
+        options: For ``from_pretrained``, which gets a private copy of the files, hashed while it is made.
 
     Returns:
         The model, with the numbers of the release in the dtypes they were saved in, unless the options ask for another.
@@ -50,7 +50,8 @@ def load_release(
         TypeError: Options beside a model.
 
     Cost:
-        The folder is read twice, and the compressed numbers take their memory twice meanwhile.
+        The folder is read twice. With a model, the compressed numbers take their memory twice meanwhile; without one,
+        its file takes its place twice in the folder for temporary files, from where it is mapped.
 
     Example:
         >>> import copy, tempfile, ttref
@@ -131,26 +132,36 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
     if CONFIG not in manifest["files"]:
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
     import transformers
+    from safetensors.torch import load_file
 
     from . import quantizer  # noqa: F401 (makes the method known to transformers)
 
     kind = getattr(transformers, wanted, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
-    tensors = read_tensors(folder, manifest, MODEL)
-    with tempfile.TemporaryDirectory() as private:  # transformers reads by path: only what was hashed lies there
-        for name in {CONFIG, GENERATION} & manifest["files"].keys():
-            (Path(private) / name).write_bytes(content_of(folder, manifest, name))
-        given = {"config": private} | options
-        if GENERATION in manifest["files"]:
-            given.setdefault("generation_config", transformers.GenerationConfig.from_pretrained(private))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private:  # mapped from there: never twice in memory
+        for name in {CONFIG, GENERATION, MODEL} & manifest["files"].keys():
+            _copy(folder, manifest, name, Path(private))
         try:
-            made = kind.from_pretrained(None, state_dict=tensors, **given)
+            made = kind.from_pretrained(private, **options)
         except ValueError as error:
-            raise ValueError(f"{folder} cannot be loaded: {error}") from error
-    model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
-    held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    if not {"dtype", "torch_dtype"} & options.keys() and any(held.get(name) != tensors[name].dtype for name in tensors):
-        fill(model, tensors, manifest["ties"], devices_of(model))  # transformers rounds all to the dtype of the whole
+            raise ValueError(str(error).replace(private, str(folder))) from error
+        model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
+        held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        saved = load_file(Path(private) / MODEL)
+        rounded = any(held[name] != saved[name].dtype for name in saved.keys() & held.keys())
+        if rounded and not {"dtype", "torch_dtype"} & options.keys():
+            fill(model, saved, manifest["ties"], devices_of(model))  # transformers rounds all to the dtype of the whole
     model.name_or_path = model.config.name_or_path = str(folder)
     return made
+
+
+def _copy(folder: Path, manifest: dict[str, Any], name: str, private: Path) -> None:
+    """Copy a file and hash what is copied: transformers opens it by its path, where another may be by then."""
+    found = hashlib.sha256()
+    with opened(folder, name) as file, (private / name).open("wb") as copy:
+        while part := file.read(1 << 20):
+            found.update(part)
+            copy.write(part)
+    if found.hexdigest() != manifest["files"][name]["sha256"]:
+        raise refused(folder, f"{name} is not what was written: its sha256 differs")
