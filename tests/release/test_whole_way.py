@@ -5,10 +5,13 @@ import json
 
 import pytest
 import torch
+from language_models import gpt2
 from releases import same_state
 from torch import nn
 
+from ttref import TTLinear, swap_layer
 from ttref.release import AcceptanceSuite, Metric, load_release, rollback, save_release, verify
+from ttref.release.deriving import relative_error
 from ttref.release.manifest import ACCEPTANCE, MANIFEST
 from ttref.surgery import partial_tensorize
 
@@ -73,3 +76,32 @@ def test_a_suite_that_fails_stops_the_release(tmp_path):
     with pytest.raises(ValueError, match="did not accept the model"):
         save_release(small, tmp_path / "r", source=dense, report=report)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("form", ["model", "state", "modules"])
+def test_a_square_linear_layer_comes_back_as_one(form, tmp_path):
+    """Also where a trained train is nearer to the transpose by chance."""
+    torch.manual_seed(3)
+    dense = nn.Sequential(nn.Linear(16, 16))
+    small = copy.deepcopy(dense)
+    swap_layer(small, "0", TTLinear((4, 4), (4, 4), rank=2))
+    layer, weight = small[0], dense[0].weight
+    assert relative_error(layer, weight.mT) < relative_error(layer, weight)
+    source = {"model": dense, "state": dense.state_dict(), "modules": {"0": dense[0]}}[form]
+    save_release(small, tmp_path / "r", source=source, override="a test")
+    assert type(rollback(tmp_path / "r", small)[0]) is nn.Linear and same_state(small, dense)
+
+
+@pytest.mark.parametrize("form", ["model", "state"])
+def test_a_square_conv1d_comes_back_as_one(form, tmp_path):
+    dense = gpt2()
+    small = copy.deepcopy(dense)
+    name = "transformer.h.0.attn.c_proj"
+    swap_layer(small, name, TTLinear.from_linear(small.get_submodule(name), rank=2))
+    save_release(small, tmp_path / "r", source=dense if form == "model" else dense.state_dict(), override="a test")
+    source = tmp_path / "dense"
+    dense.save_pretrained(source)
+    assert (
+        verify(tmp_path / "r", source, progress=False).proved and verify(tmp_path / "r", dense, progress=False).proved
+    )
+    assert type(rollback(tmp_path / "r", small).get_submodule(name)).__name__ == "Conv1D"

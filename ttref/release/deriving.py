@@ -32,6 +32,7 @@ BITS, TOLERANCE, DIFFERS = "bits", "tolerance", "differs"
 ALLOWED = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 0.05}
 ALLOWED_INT8 = 1e-2
 AT_ONCE = 4096  # rows compared together
+IN_GPT2 = ".attn.c_attn", ".attn.c_proj", ".attn.q_attn", ".mlp.c_fc", ".mlp.c_proj"  # where GPT-2 has Conv1D
 GROUP = 64  # numbers that share a scale in TTConv2d.from_conv, unless another is asked for
 
 
@@ -122,8 +123,16 @@ def remade(layer: nn.Module, method: dict[str, Any], weight: Tensor) -> tuple[di
     return numbers, ttm_to_matrix(cores)[: matrix.shape[0], : matrix.shape[1]]
 
 
-def oriented(name: str, layer: nn.Module, weight: Tensor) -> tuple[Tensor, bool]:
-    """The dense weight as the layer has it, and whether that is the transpose of it, as in GPT-2's ``Conv1D``."""
+def oriented(name: str, layer: nn.Module, weight: Tensor, in_by_out: bool | None) -> tuple[Tensor, bool]:
+    """The dense weight as the layer has it, and whether that is the transpose of it, as in GPT-2's ``Conv1D``.
+
+    Args:
+        name: Of the layer.
+        layer: The compressed layer.
+        weight: The dense weight.
+        in_by_out: True if the source has a ``Conv1D`` there, None if it does not say. A square weight is then turned
+            only if the layer comes nearer to it that way, and either a method derives it so, or GPT-2 has such a name.
+    """
     layer = getattr(layer, "table", layer)
     if isinstance(layer, TTConv2d):
         shapes = [(layer.out_channels, layer.in_channels, *layer.kernel_size)]
@@ -138,9 +147,10 @@ def oriented(name: str, layer: nn.Module, weight: Tensor) -> tuple[Tensor, bool]
     if len(shapes) == 1 or tuple(weight.shape) != shapes[1]:
         return weight, False
     turned = weight.mT.contiguous()
-    if shapes[0] != shapes[1] or relative_error(layer, turned) < relative_error(layer, weight):
-        return turned, True
-    return weight, False
+    if shapes[0] == shapes[1] and in_by_out is None:
+        nearer = relative_error(layer, turned) < relative_error(layer, weight)
+        in_by_out = nearer and (name.endswith(IN_GPT2) or derived(layer, turned).agrees != DIFFERS)
+    return (turned, True) if shapes[0] != shapes[1] or in_by_out else (weight, False)
 
 
 @torch.no_grad()

@@ -223,7 +223,7 @@ def _origins(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, 
             )
         weight = dense.tensor(own_name).cpu()
         layer = standing(name, found.layers[name], found.tensors)
-        matrix, transposed = oriented(name, layer, weight)
+        matrix, transposed = oriented(name, layer, weight, dense.in_by_out(own_name))
         how = derived(getattr(layer, "table", layer), matrix)
         layers[name] = {
             "spec": found.layers[name],

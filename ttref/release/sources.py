@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..audit.reading import open_checkpoint
 from ..files import digest
-from ..surgery.wrappers import bare_state
+from ..linears import conv1d_of
+from ..surgery.wrappers import bare_modules, bare_state
 
 
 class Source:
@@ -25,6 +26,7 @@ class Source:
     def __init__(self, read: Mapping[str, Callable[[], Tensor]], nbytes: int, kind: str) -> None:
         self._read, self.nbytes, self.kind = read, nbytes, kind
         self._hashes: dict[str, str] = {}
+        self._in_by_out: dict[str, bool] = {}  # of weights of modules, where the source has modules
         self._before, self._after = "", ""  # beginnings of all names in a model, and of the same names here
 
     @classmethod
@@ -37,9 +39,15 @@ class Source:
         if isinstance(source, Source):
             return source
         if isinstance(source, nn.Module):
-            return cls._of_tensors(bare_state(source))
+            made = cls._of_tensors(bare_state(source))
+            made._turns(bare_modules(source, remove_duplicate=False))
+            return made
         if isinstance(source, Mapping):
-            return cls._of_tensors(_flat(source))
+            made = cls._of_tensors(_flat(source))
+            for name, value in source.items():
+                if isinstance(value, nn.Module):
+                    made._turns({f"{name}.{inner}".strip("."): one for inner, one in bare_modules(value).items()})
+            return made
         if isinstance(source, (str, Path)):
             entries = open_checkpoint(source).entries
             return cls({entry.name: entry.read for entry in entries}, sum(entry.nbytes for entry in entries), "files")
@@ -56,6 +64,9 @@ class Source:
         unique = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors.values()}
         reads = {name: lambda tensor=tensor: tensor.detach() for name, tensor in tensors.items()}
         return cls(reads, sum(unique.values()), "tensors")
+
+    def _turns(self, modules: Mapping[str, nn.Module]) -> None:
+        self._in_by_out |= {f"{name}.weight": conv1d_of(module) is not None for name, module in modules.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read)
@@ -84,7 +95,7 @@ class Source:
         clear = len(found) == 1 or (len(found) == 2 and fits(found[0]) > fits(found[1]))
         better = clear and fits(found[0]) > fits(("", ""))
         made = Source(self._read, self.nbytes, self.kind)
-        made._hashes = self._hashes
+        made._hashes, made._in_by_out = self._hashes, self._in_by_out
         made._before, made._after = found[0] if better else ("", "")
         return made
 
@@ -102,6 +113,10 @@ class Source:
     def tensor(self, name: str) -> Tensor:
         """The tensor of this name, on its own device."""
         return self._read[name]()
+
+    def in_by_out(self, name: str) -> bool | None:
+        """True for the weight of a ``Conv1D``, which has it ``(in, out)``; None where tensors are all there is."""
+        return self._in_by_out.get(name)
 
     def hash(self, name: str) -> str:
         """sha256 of dtype, shape and bytes of a tensor."""

@@ -216,8 +216,12 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
 def _layer(name: str, about: dict[str, Any], tensors: dict[str, Tensor], dense: Source, source: Any) -> dict[str, Any]:
     """The row of a compressed layer; ValueError for one that is not as described, or of another source."""
     layer = standing(name, about["spec"], tensors)
-    weight = dense.tensor(_found(f"{name}.weight", about["source"], dense)).cpu()
-    matrix, transposed = oriented(name, layer, weight)
+    there = _found(f"{name}.weight", about["source"], dense)
+    weight = dense.tensor(there).cpu()
+    turned = dense.in_by_out(there)
+    if turned is None and about["method"] is None:  # nothing tells, and it will be called unproved
+        turned = about["transposed"]
+    matrix, transposed = oriented(name, layer, weight, turned)
     known = _same_factor(name, layer, dense, source)
     layer = getattr(layer, "table", layer)
     how = derived(layer, matrix)
