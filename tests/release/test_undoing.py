@@ -185,3 +185,22 @@ def test_what_is_refused_changes_nothing(release, tmp_path):
     with pytest.raises(ValueError, match="hidden.weight in rollback.safetensors is not the tensor that was replaced"):
         rollback(damaged, tmp_path / "dense")
     assert names(tmp_path) == ["copy", "full"]
+
+
+def test_a_bias_that_a_layer_lost_comes_back(tmp_path):
+    model = nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Linear(36, 24)).eval()
+    small = copy.deepcopy(model)
+    swap_layer(small, "0", TTLinear.from_cores(list(TTLinear.from_linear(model[0], rank=4).cores), bias=None))
+    save_release(small, tmp_path / "r", source=model, override=WHY)
+    assert bit_for_bit(rollback(tmp_path / "r", small), model)
+    rollback(tmp_path / "r", tmp_path / "dense")
+    assert torch.equal(load_file(tmp_path / "dense" / MODEL)["0.bias"], model[0].bias)
+
+
+def test_a_source_whose_names_begin_otherwise_is_a_source_for_the_way_back(tmp_path):
+    model = nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Linear(36, 24)).eval()
+    small = copy.deepcopy(model)
+    swap_layer(small, "0", TTLinear.from_linear(model[0], rank=4))
+    save_file({f"inner.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "dense.safetensors")
+    save_release(small, tmp_path / "r", source=tmp_path / "dense.safetensors", override=WHY, keep_dense=False)
+    assert bit_for_bit(rollback(tmp_path / "r", small, source=tmp_path / "dense.safetensors"), model)

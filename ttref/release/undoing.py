@@ -110,7 +110,7 @@ def dense_state(folder: Path, manifest: dict[str, Any], source: Any) -> tuple[di
     elif source is None:
         raise ValueError(f"{folder} was saved with keep_dense=False: give the dense model as the source")
     else:
-        dense = Source.of(source)
+        dense = Source.of(source).fitted([f"{name}.weight" for name in layers], manifest["changed"])
         there = {name: dense.find(name) for name in origins}
         old = {name: dense.tensor(found).cpu().contiguous() for name, found in there.items() if found is not None}
     for name, about in origins.items():
@@ -125,13 +125,18 @@ def dense_state(folder: Path, manifest: dict[str, Any], source: Any) -> tuple[di
 def _put_dense(model: nn.Module, manifest: dict[str, Any]) -> None:
     """Put dense layers without numbers into the places of all that are compressed."""
     users = {name: _at(model, name) for name in manifest["users"]}
-    biased = {name: head.bias is not None for name, head in users.items() if isinstance(head, TiedHead)}
+    lost = {name for name in manifest["changed"] if name.endswith(".bias")}  # by layers that have none now
+    biased = {
+        name: head.bias is not None or f"{name}.bias" in lost
+        for name, head in users.items()
+        if isinstance(head, TiedHead)
+    }
     for name, about in manifest["layers"].items():
         layer = _at(model, name)
         if isinstance(layer, ScaledTable):
             put(model, name, _scaled(model, name, layer))
         elif isinstance(layer, (TTLinear, TTConv2d, CompressedTable)):
-            put(model, name, _dense(layer, about["transposed"]))
+            put(model, name, _dense(layer, about["transposed"], f"{name}.bias" in lost))
     for name, spec in manifest["users"].items():
         shared = _at(model, spec[USING[spec["kind"]]])
         if name in biased:
@@ -156,13 +161,13 @@ def _scaled(model: nn.Module, name: str, layer: ScaledTable) -> nn.Module:
     return dense.train(layer.training)
 
 
-def _dense(layer: nn.Module, transposed: bool) -> nn.Module:
-    """The dense layer that a compressed one stands for, without numbers."""
+def _dense(layer: nn.Module, transposed: bool, biased: bool) -> nn.Module:
+    """The dense layer that a compressed one stands for, without numbers; it may have had a bias that was lost."""
     sizes = {"device": "meta", "dtype": layer.dtype}
     if isinstance(layer, CompressedTable):
         more = {"padding_idx": layer.padding_idx, "sparse": getattr(layer, "sparse", False)}
         return nn.Embedding(layer.num_embeddings, layer.embedding_dim, **more, **sizes).train(layer.training)
-    bias = layer.bias is not None
+    bias = biased or layer.bias is not None
     if isinstance(layer, TTConv2d):
         more = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
         dense = nn.Conv2d(layer.in_channels, layer.out_channels, bias=bias, **more, **sizes)
