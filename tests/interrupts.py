@@ -2,6 +2,8 @@
 
 import sys
 
+import torch
+
 
 def run(function, rooms, stop=None):
     """Run it with an interrupt at the line event of this number; the lines that it came by, and whether it ended."""
@@ -14,7 +16,7 @@ def run(function, rooms, stop=None):
                 raise KeyboardInterrupt
         return local
 
-    before = sys.gettrace()
+    before, gradients = sys.gettrace(), torch.is_grad_enabled()
     sys.settrace(lambda frame, event, argument: local if frame.f_code.co_filename.startswith(rooms) else None)
     try:
         function()
@@ -22,6 +24,7 @@ def run(function, rooms, stop=None):
         return lines, False
     finally:
         sys.settrace(before)
+        torch.set_grad_enabled(gradients)  # an interrupt just before the end of a no_grad block leaves them off
     return lines, True
 
 

@@ -17,9 +17,13 @@ MODULES = {".".join(path.relative_to(ROOT / "ttref").with_suffix("").parts) for 
 MODULES = {name.removesuffix(".__init__") for name in MODULES} - {"__init__"}
 FIXED_POINT = sorted(name for name in MODULES if name.startswith("fixedpoint") and "rtl" not in name)
 FIXED_POINT.remove("fixedpoint.synthesis")  # with the circuits: they need Amaranth
-CORE = sorted(name for name in MODULES if not name.startswith(("fixedpoint", "lora.peft")))
+CORE = sorted(name for name in MODULES if not name.startswith(("fixedpoint", "lora.peft", "release.quantizer")))
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
+    "ttref.audit.auditing.audit": "safetensors",
+    "ttref.audit.following.follow": "safetensors",
+    "ttref.audit.reading.open_checkpoint": "safetensors",
+    "ttref.audit.report.Audit": "safetensors",
     "ttref.baselines.product_quantize": "sklearn",
     "ttref.clusters.cluster_rows": "sklearn",
     "ttref.embeddings.replacing.replace_embedding": "transformers",
@@ -33,6 +37,13 @@ NEEDS_MORE = {
     "ttref.interop.with_torchtt.to_torchtt": "torchtt",
     "ttref.layers.TTLinear": "safetensors",
     "ttref.lora.saving.save_tt_lora": "safetensors",
+    "ttref.release.accepting.report.AcceptanceReport": "safetensors",
+    "ttref.release.accepting.suite.AcceptanceSuite": "safetensors",
+    "ttref.release.drift.Shadow": "scipy",
+    "ttref.release.loading.load_release": "safetensors",
+    "ttref.release.saving.save_release": "safetensors",
+    "ttref.release.undoing.rollback": "safetensors",
+    "ttref.release.verifying.verify": "safetensors",
     "ttref.retrieval.account.Held.load": "safetensors",
     "ttref.surgery.gates.equivalence_gate": "scipy",
     "ttref.surgery.gates.false_accepts": "scipy",
@@ -155,6 +166,7 @@ BELOW_THE_TOP = """
 import importlib, pkgutil, sys
 
 top, other = sys.argv[1:3]
+import transformers.quantizers.auto  # before it wakes the quantizer of an installed one, which is not the copy's doing
 if other:
     import ttref  # one that is installed beside the copy
     assert ttref.__file__.startswith(other), ttref.__file__

@@ -94,6 +94,15 @@ def open_checkpoint(path: str | Path, *, state_dict: bool = False) -> Checkpoint
 
     Cost:
         The headers are read; a state dict is mapped into memory.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"w": torch.ones(2, 3)}, f"{folder}/model.safetensors")
+        ...     found = open_checkpoint(folder)
+        >>> found.format, found.entries[0].name, tuple(found.entries[0].shape)
+        ('safetensors', 'w', (2, 3))
     """
     path = Path(path).expanduser()
     if path.is_dir():
