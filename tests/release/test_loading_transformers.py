@@ -117,7 +117,8 @@ def test_in_a_fresh_process_transformers_alone_reads_it(tmp_path):
     code = (
         "import sys, torch, ttref.release.quantizer; from transformers import AutoModelForCausalLM;"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
-        "ids, wanted = (torch.load(path) for path in sys.argv[2:]); torch.testing.assert_close(model(ids).logits, wanted)"
+        "ids, wanted = (torch.load(path) for path in sys.argv[2:]);"
+        "torch.testing.assert_close(model(ids).logits, wanted)"
     )
     torch.save(TOKENS, tmp_path / "ids.pt")
     command = [sys.executable, "-c", code, *(str(tmp_path / one) for one in ("r", "ids.pt", "logits.pt"))]
