@@ -52,7 +52,7 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
             if fcntl is None:
                 file.close()
             os.replace(fresh, target)
-        _settle(target.parent)
+        settle(target.parent)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}; nothing was saved", str(path)) from error
     finally:
@@ -100,8 +100,8 @@ def _as_before(fresh: Path, before: os.stat_result) -> None:
     os.chmod(fresh, stat.S_IMODE(before.st_mode))
 
 
-def _settle(folder: Path) -> None:
-    """Flush the folder, so that the new name is on the disk too, where the system can."""
+def settle(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
     if fcntl is not None:
         with suppress(OSError):
             number = os.open(folder, os.O_RDONLY)

@@ -5,28 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from strategies import gaussian
+from small_checkpoints import falling, noise, waves
 
 from ttref import does_a_train_pay, gaussian_null, quantize_integer, tt_svd, ttm_svd
 from ttref.advice.check import FORMS, judged, modes_of
 
 
-def noise(m, n, seed=0):
-    return gaussian((m, n), seed, torch.float32)
-
-
-def waves(m=512, n=96):
-    time = torch.linspace(0, 3, m).unsqueeze(1)
-    return time * (time * torch.linspace(1, 6, n)).sin()
-
-
-def spectrum(m=256, n=96):
-    """Singular values that fall by halves: SVD is good, and the order of rows means nothing."""
-    u, _, v = torch.linalg.svd(noise(m, n), full_matrices=False)
-    return (u * 0.5 ** torch.arange(n)) @ v
-
-
-@pytest.mark.parametrize("weight", [waves(), noise(256, 96), spectrum()], ids=["waves", "noise", "spectrum"])
+@pytest.mark.parametrize("weight", [waves(), noise(256, 96), falling()], ids=["waves", "noise", "spectrum"])
 @pytest.mark.parametrize("eps", [0.3, 0.1])
 def test_ratios_are_those_counted_apart(weight, eps):
     found = does_a_train_pay(weight, eps)
@@ -93,7 +78,7 @@ def test_the_rule(train, svd, integers, verdict):
 
 
 def test_what_is_smaller_follows_the_verdict():
-    for weight in (waves(), noise(64, 64), spectrum()):
+    for weight in (waves(), noise(64, 64), falling()):
         found = does_a_train_pay(weight)
         assert (
             found.smaller == {"train": 4 * found.train, "SVD": 4 * found.svd, "integers": found.integers}[found.verdict]

@@ -37,6 +37,7 @@ NEEDS_MORE = {
     "ttref.interop.with_torchtt.to_torchtt": "torchtt",
     "ttref.layers.TTLinear": "safetensors",
     "ttref.lora.saving.save_tt_lora": "safetensors",
+    "ttref.pretrained.model_class": "transformers",
     "ttref.release.accepting.report.AcceptanceReport": "safetensors",
     "ttref.release.accepting.suite.AcceptanceSuite": "safetensors",
     "ttref.release.drift.Shadow": "scipy",

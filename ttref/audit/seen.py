@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..fitting.collecting import collect_gram
 from ..linears import conv1d_of
+from ..pretrained import model_class
 from .naming import matched
 from .reading import Checkpoint, Entry
 
@@ -103,9 +104,8 @@ def _class_of(architectures: Any) -> Any:
 
     if not architectures:
         return transformers.AutoModel
-    name = architectures[0] if isinstance(architectures, list) else None
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = model_class(architectures[0] if isinstance(architectures, list) else None)
+    if kind is None:
         raise ValueError(f"its architectures are {architectures!r:.80}, the first of which is no model of transformers")
     return kind
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..surgery.wrappers import bare
 
 CONFIG = "config.json"
+METHOD, VERSION = "tensor_train", 1  # of the quantization, as transformers calls it
 # What a release changes or adds, and what tells who wrote the file and when.
 _OTHERS = {"architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version"}
 
@@ -23,7 +24,7 @@ def of_transformers(model: nn.Module) -> bool:
 
 def quantization(described: Mapping[str, Any]) -> dict[str, Any]:
     """What the configuration says of the compressed layers, for ``from_pretrained``, from their descriptions."""
-    return {"quant_method": "tensor_train", "version": 1, "layers": dict(described)}
+    return {"quant_method": METHOD, "version": VERSION, "layers": dict(described)}
 
 
 def check_config(config: Any, manifest: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ..atomic import settle
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, which knows no locks of folders
@@ -50,7 +52,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
         for file in sorted(fresh.iterdir()):
             with file.open("r+b") as held:  # Windows flushes only what is open for writing
                 os.fsync(held.fileno())
-        _settle(fresh)
+        settle(fresh)
         with _turn(target.parent):
             _swap(fresh, target)
     finally:
@@ -103,7 +105,7 @@ def _swap(fresh: Path, target: Path) -> None:
         if old.exists() and not target.exists():
             os.rename(old, target)
         raise
-    _settle(target.parent)
+    settle(target.parent)
     _discard(old, target)
 
 
@@ -185,14 +187,3 @@ def _locked(folder: Path) -> int:
         os.close(number)
         raise
     return number
-
-
-def _settle(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can."""
-    if fcntl is not None:
-        with suppress(OSError):
-            number = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..pretrained import model_class
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare
 from .configs import CONFIG, check_config, of_transformers
@@ -131,13 +132,11 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
     wanted = manifest["model"]["class"]
     if CONFIG not in manifest["files"]:
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
-    import transformers
     from safetensors.torch import load_file
 
     from . import quantizer  # noqa: F401 (makes the method known to transformers)
 
-    kind = getattr(transformers, wanted, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    if (kind := model_class(wanted)) is None:
         raise ValueError(f"transformers has no class {wanted}; make a model of it, and give that")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private:  # mapped from there: never twice in memory
         for name in {CONFIG, GENERATION, MODEL} & manifest["files"].keys():

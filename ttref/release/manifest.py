@@ -22,7 +22,8 @@ FORMAT, VERSION = "ttref.release", 1
 MANIFEST, MODEL, ROLLBACK, ACCEPTANCE = "manifest.json", "model.safetensors", "rollback.safetensors", "acceptance.json"
 MOST = 64 << 20  # bytes of a manifest; that of a model of some thousand layers takes a few
 # Files that tools around a release may add; nothing here reads them.
-BESIDE = {".git", ".gitattributes", ".cache", "model.sig"}
+SIGNATURE = "model.sig"
+BESIDE = {".git", ".gitattributes", ".cache", SIGNATURE}
 USING = {"TiedHead": "look_up", "Shared": "with"}  # kinds without numbers of their own, and what names the table
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 _HASH = re.compile(r"[0-9a-f]{64}")

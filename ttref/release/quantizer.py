@@ -24,12 +24,13 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .configs import METHOD, VERSION
+
 if TYPE_CHECKING:
     from .placing import Placing
 
 __all__ = ["TensorTrainConfig", "TensorTrainQuantizer"]
 
-METHOD, VERSION = "tensor_train", 1
 # Methods of a model that take other ways while it is loaded. The second is the one place that is told what is missing.
 _OWN = {"initialize_weights": "_initialize", "_adjust_missing_and_unexpected_keys": "_check"}
 

@@ -22,12 +22,12 @@ from .configs import CONFIG, of_transformers, quantization
 from .contents import Contents, contents, own, standing
 from .deriving import derived, oriented
 from .folders import replacing
-from .manifest import ACCEPTANCE, FORMAT, MANIFEST, MODEL, ROLLBACK, VERSION, encoded, plain_name
+from .manifest import ACCEPTANCE, FORMAT, MANIFEST, MODEL, ROLLBACK, SIGNATURE, VERSION, encoded, plain_name
 from .sources import Source, about, lacking
 
 __all__ = ["save_release"]
 
-README, SIGNATURE = "README.md", "model.sig"
+README = "README.md"
 
 
 @torch.no_grad()

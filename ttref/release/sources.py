@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..audit.naming import beginnings
 from ..audit.reading import open_checkpoint
 from ..files import digest
 from ..linears import conv1d_of
@@ -79,24 +80,18 @@ class Source:
 
         Args:
             weights: Names in the model of dense weights that the source must have.
-            others: Names of other tensors, which decide between prefixes that fit all weights.
+            others: Names of other tensors, which decide between prefixes that fit as many weights.
 
         Cost:
-            O(number of names), times that of prefixes that fit the first weight.
+            As :func:`~ttref.audit.naming.beginnings`.
         """
-
-        def fits(prefixes: tuple[str, str]) -> tuple[int, int]:
-            return tuple(sum(_renamed(name, *prefixes) in self._read for name in names) for names in (weights, others))
-
-        first = next(iter(weights), "")
-        tried = [("", own.removesuffix(first)) for own in self._read if own.endswith(f".{first}")]
-        tried += [(first.removesuffix(own), "") for own in self._read if first.endswith(f".{own}")]
-        found = sorted(tried, key=fits, reverse=True)[:2]
-        clear = len(found) == 1 or (len(found) == 2 and fits(found[0]) > fits(found[1]))
-        better = clear and fits(found[0]) > fits(("", ""))
+        try:
+            there, here = beginnings(self._read, [*weights, *others], weights)
+        except ValueError:  # two parts of the source fit as well, and neither is taken
+            there = here = ""
         made = Source(self._read, self.nbytes, self.kind)
         made._hashes, made._in_by_out = self._hashes, self._in_by_out
-        made._before, made._after = found[0] if better else ("", "")
+        made._before, made._after = here, there
         return made
 
     def find(self, name: str) -> str | None:

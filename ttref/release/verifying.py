@@ -124,7 +124,8 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
     First the files: their hashes, and that there are no others. Then every compressed layer is derived again from its
     dense weight, by the same decomposition, and compared: bits where the processor computes as the one that made it,
     else within a stated tolerance; the report says which. Every other tensor must be the source's, bit for bit. So
-    also a release that somebody changed and gave new hashes is found out.
+    weights that somebody changed beyond the tolerance are found out, new hashes or not: they differ, or the manifest
+    says that they were fitted or changed, and then the release is not proved.
 
     Args:
         folder: The release.
