@@ -76,16 +76,16 @@ def audit(
 
     Guarantee:
         ``ttm_svd(matrix, row_shape, col_shape, rank=ranks)`` of a row has the gain that is told, and errs by eps at
-        most. With ``eps=`` instead of ranks, which gives each bond an equal part, it may be a little larger or smaller.
+        most. With ``eps=`` instead of ranks, which gives each bond an equal part, it may be larger or smaller.
 
     Cost:
-        An eigenproblem for each cut of a matrix, 4 times with the noise: for MiniLM (22.7 million numbers) some 20
-        seconds of one core, for SmolLM2 (135 million) some 130; with ``sample`` a fifth or less. Memory: some times
-        the largest matrix in float32, and its eigenproblem; with ``data`` the model and Gram matrices too.
+        An eigenproblem for each cut of a matrix, 4 times with the noise: seconds of one core for a model of ten million
+        numbers, minutes for a hundred million; with ``sample`` a fraction of it.
+        Memory: some times the largest matrix in float32, and its eigenproblem; with ``data`` the model and Gram
+        matrices too.
 
     Accuracy:
-        Of a sample: the middle 4,096 rows of a table tell its gain to some per cent. At an error of 30% SVD makes them
-        1.35 times smaller in MiniLM's token table and 1.46 times in SmolLM2's, and all rows 1.40 and 1.47 times.
+        Of a sample: the middle 4,096 rows of a table tell its gain to some per cent, which is not in the error told.
 
     Source:
         Dwass (1957), Modified randomization tests for nonparametric hypotheses: the draws of noise are a Monte Carlo

@@ -143,8 +143,8 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
     Tolerance:
         The largest error of a row, relative to its norm or to that of rows on average, may be 1e-8 for float64, 1e-5
         for float32, 1e-2 for float16 and int8 cores, 0.05 for bfloat16. Another processor, and another number of
-        threads, gave some 1e-8 for MiniLM. Cores of integers that were rounded one after the other have no tolerance:
-        they agree to the bit, or are checked by their hash.
+        threads, change the last digits. Cores of integers that were rounded one after the other have no tolerance: they
+        agree to the bit, or are checked by their hash.
 
     What is checked by hash alone:
         Tokenizer and card; the configuration, unless the source has one: a transformers model, or a folder with
@@ -157,8 +157,7 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         ``proved`` is False.
 
     Cost:
-        As making all layers again: six seconds for 19 layers of MiniLM, the token table among them, on one core. In
-        memory what the folder holds, and one dense tensor of the source at a time.
+        As making all layers again. In memory what the folder holds, and one dense tensor of the source at a time.
 
     Example:
         >>> import copy, tempfile, ttref

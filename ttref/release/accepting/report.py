@@ -96,13 +96,17 @@ class AcceptanceReport:
     @property
     def summary(self) -> str:
         """The verdict in a few sentences."""
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> list[str]:
+        """The verdict, each reason why not, and what was too small to decide."""
         count = len(self.declared["metrics"])
         text = [f"{'Accepted' if self.accepted else 'Not accepted'}: {self.declared['examples']:,} examples, "]
         text[0] += f"{count} metric{'s' * (count > 1)}, each tested at alpha = {self.declared['alpha']:g}."
         text += self.reasons
         if self.undecided:
             text.append(f"Too few examples to decide anything: {', '.join(self.undecided)}.")
-        return " ".join(text)
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain lists, finite numbers and texts, as :meth:`save` writes it."""
@@ -154,7 +158,9 @@ class AcceptanceReport:
         spent = html_table(
             *self._costs_table(), label="Table: costs of both models", caption="Ratios below 1 are gains."
         )
-        said = f"<p><strong>{html.escape(self.summary)}</strong></p>"
+        verdict, *why = map(html.escape, self._sentences())
+        listed = "".join(f"<li>{sentence}</li>" for sentence in why)
+        said = f"<p><strong>{verdict}</strong></p>" + (f"<ul>{listed}</ul>" if listed else "")
         return f"{said}\n{scores}\n{spent}\n<p>{html.escape(self._hashes())}</p>"
 
     def _hashes(self) -> str:
