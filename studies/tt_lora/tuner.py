@@ -202,10 +202,14 @@ def restored(folder: Path, trainable: Callable[[dict], None]) -> tune.Tuner | No
 
 
 def as_row(result: tune.Result) -> dict:
-    """A trial as a dict. Its number is the end of its name; of an error, the first line without the traceback."""
+    """A trial as a dict; of an error, the first line without the traceback.
+
+    Its number stands in its folder's name, ``3f0c1_00004``. A trial that starts again where a kill left such a folder
+    gets one with four more digits of chance, ``3f0c1_00004_3a51``.
+    """
     error = result.error.cause if isinstance(result.error, RayTaskError) else result.error
     return {
-        "number": int(Path(result.path).name.rpartition("_")[2]),
+        "number": int(Path(result.path).name.split("_")[1]),
         "config": result.config,
         "reports": (result.metrics or {}).get("reports", []),
         "error": error and f"{type(error).__name__}: {error}".splitlines()[0],

@@ -74,6 +74,13 @@ def test_a_search_in_which_all_fail_says_so(address, tmp_path, monkeypatch):
         tt_lora_search.tuned("fails", {"x": 3}, {"x": 3}, samples=1, epochs=1)
 
 
+@pytest.mark.parametrize("name", ["3f0c1_00004", "3f0c1_00004_3a51", "00004_00004_0007"])
+def test_the_number_of_a_trial_whose_folder_was_there_already(name):
+    """A kill may come between the folder and the record of the trial; Ray then appends four hex digits to the name."""
+    result = SimpleNamespace(path=f"/somewhere/{name}", config={}, metrics=None, error=None)
+    assert tuner.as_row(result)["number"] == 4
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
