@@ -1,0 +1,42 @@
+"""Tasks for the engine's tests: they write files, fail, die and wait, each as its task says, and never by chance."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+from ttref.atomic import replace
+
+
+def once(folder, name):
+    """True for the first that asks: what happens once must not happen when the task is done again."""
+    try:
+        (Path(folder) / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def work(task, out, marks=None):
+    """Writes a file of its own and returns a number; ``task["do"]`` says what happens before or after."""
+    do, name = task.get("do", ""), task["id"]
+    if do == "die before" and once(marks, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "die always":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "raise":
+        raise ValueError(f"no {name}")
+    if do == "full" and once(marks, name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    replace(Path(out) / f"{name}.txt", [f"{task['x'] ** 2}\n".encode()])
+    if do == "die after" and once(marks, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "wait" and once(marks, name):
+        while True:
+            time.sleep(60)
+    return {"square": task["x"] ** 2, "third": task["x"] / 3}
+
+
+def unpicklable(task):
+    return {"found": {1, 2}}

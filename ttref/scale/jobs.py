@@ -1,0 +1,165 @@
+"""A job's folder: whose it is, who works on it, and what has ended; all of it in ``folder/.job``.
+
+``job.json`` holds the settings, ``lock`` is locked while a driver runs, ``records/`` holds a line of JSON for every
+task that ended. A line that a kill has cut short is no record: its task is done again, which changes nothing, as the
+same task writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replace
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+STATE = ".job"
+Task = dict[str, Any]
+Record = dict[str, Any]
+
+
+def checked_tasks(tasks: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """The tasks as JSON gives them back, so that every engine hands the same to ``work``."""
+    found = [plain("a task", task) for task in tasks]
+    seen = set()
+    for task in found:
+        name = task.get("id")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"every task needs an id, a str that is not empty, not {name!r}")
+        if name in seen:
+            raise ValueError(f"two tasks have the id {name!r}; an id says what has ended, so it must be one task's")
+        seen.add(name)
+    return found
+
+
+def plain(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict as JSON gives it back."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a dict of JSON values, not {type(value).__name__}")
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold JSON values only ({error}): {short(value)}") from error
+
+
+def short(value: Any) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def attempted(work: Any, task: Task) -> Record:
+    """The record of a task: what ``work`` returned, or the error that it raised."""
+    try:
+        return {"id": task["id"], **plain("what work returns", work(dict(task))), "error": None}
+    except Exception as error:
+        return failed(task, f"{type(error).__name__}: {error}")
+
+
+def failed(task: Task, error: str) -> Record:
+    """The record of a task without a result."""
+    return {"id": task["id"], "error": error}
+
+
+class Job:
+    """The state of a job in its folder; made by :func:`opened`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / STATE
+        self.folder = self.state / "records"
+
+    def records(self) -> dict[str, Record]:
+        """The records of tasks that ended well, by their ids."""
+        found = {}
+        for path in sorted(self.folder.iterdir()):
+            found |= {record["id"]: record for record in read_records(path) if record["error"] is None}
+        return found
+
+    @contextmanager
+    def appending(self) -> Iterator[Any]:
+        """A function that writes a record of a task that ended well."""
+        with open(self.folder / "pool.jsonl", "a+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # a kill has cut the last line short
+
+            def append(record: Record) -> None:
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+
+            yield append
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records in a file, without lines that are none."""
+    found = []
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().split(b"\n"):
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("id"), str) and "error" in record:
+                    found.append(record)
+    return found
+
+
+@contextmanager
+def opened(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[Job]:
+    """The job in a folder, made if there is none, for this driver alone; refuses another job's folder."""
+    folder = Path(folder)
+    settings = plain("job", settings)
+    job = Job(folder)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        file = open(job.state / "lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; nothing was started", str(folder)) from error
+    with file:
+        lock(file, folder)
+        check_settings(job.state / "job.json", settings, folder)
+        yield job
+
+
+def lock(file: Any, folder: Path) -> None:
+    """Lock a file until it is closed; the system frees the lock when this process dies."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, "no such locks")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            error.errno, "another run works on this folder now; wait for its end, or stop it", str(folder)
+        ) from None
+    except OSError as error:  # a folder on a server may know no locks
+        warnings.warn(
+            f"{folder} cannot be locked ({error.strerror}): take care that no second run works on it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def check_settings(path: Path, settings: dict[str, Any], folder: Path) -> None:
+    """Write the settings into a new folder, or compare them with those of the job that is in it."""
+    if not path.exists():
+        replace(path, [json.dumps(settings, indent=1).encode()])
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged; remove {path.parent} to start anew")
+    for name in [*settings, *before]:
+        if settings.get(name, "left out") != before.get(name, "left out"):
+            raise ValueError(
+                f"{folder} holds a job with {name} {short(before.get(name, 'left out'))}, and this one has "
+                f"{short(settings.get(name, 'left out'))}; give the same settings, another folder, or remove it"
+            )
