@@ -41,7 +41,8 @@ def load_release(
         options: For ``from_pretrained``, which gets a private copy of the files, hashed while it is made.
 
     Returns:
-        The model, with the numbers of the release in the dtypes they were saved in, unless the options ask for another.
+        The model, with the numbers of the release in the dtypes they were saved in, whichever of the two ways it takes;
+        with ``dtype=`` among the options in that one, but for what transformers keeps in float32.
 
     Raises:
         FileNotFoundError: No such folder, or no release.
@@ -132,8 +133,6 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
     wanted = manifest["model"]["class"]
     if CONFIG not in manifest["files"]:
         raise ValueError(f"{folder} is the release of a {wanted}, no transformers model: give a model of that class")
-    from safetensors.torch import load_file
-
     from . import quantizer  # noqa: F401 (makes the method known to transformers)
 
     if (kind := model_class(wanted)) is None:
@@ -145,12 +144,7 @@ def _from_pretrained(folder: Path, manifest: dict[str, Any], options: dict[str, 
             made = kind.from_pretrained(private, **options)
         except ValueError as error:
             raise ValueError(str(error).replace(private, str(folder))) from error
-        model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
-        held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        saved = load_file(Path(private) / MODEL)
-        rounded = any(held[name] != saved[name].dtype for name in saved.keys() & held.keys())
-        if rounded and not {"dtype", "torch_dtype"} & options.keys():
-            fill(model, saved, manifest["ties"], devices_of(model))  # transformers rounds all to the dtype of the whole
+    model = made[0] if isinstance(made, tuple) else made  # with what output_loading_info asks for
     model.name_or_path = model.config.name_or_path = str(folder)
     return made
 

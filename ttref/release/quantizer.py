@@ -7,8 +7,9 @@ holds the descriptions of its compressed layers (see :mod:`ttref.release.describ
 
 This module registers the method when it is imported, and ``import ttref`` has it imported as soon as transformers is.
 transformers makes the model on the meta device, this quantizer puts the compressed layers in place there, and then the
-numbers are read straight into cores: no dense layer is ever made. As always there, all get the dtype of the model, also
-cores that were saved wider; :func:`~ttref.release.load_release` keeps the dtype of each.
+numbers are read straight into cores: no dense layer is ever made. Each tensor keeps the dtype it was saved in, so that
+the numbers are those of :func:`~ttref.release.load_release`; a ``dtype=`` that is asked for is that of all numbers but
+codes, indices and the scales of rows, and but for what the class of the model keeps in float32.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorTrainConfig", "TensorTrainQuantizer"]
 
+UNASKED = torch.bool  # stands for the dtype of a configuration until transformers has read it; no model is of it
 # Methods of a model that take other ways while it is loaded. The second is the one place that is told what is missing.
 _OWN = {"initialize_weights": "_initialize", "_adjust_missing_and_unexpected_keys": "_check"}
 
@@ -101,12 +103,30 @@ class TensorTrainQuantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self._placing: Placing | None = None
         self._checked = False
+        self._own: torch.dtype | None = None
+        self._asked = True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Mark the configuration's own dtype: transformers does not tell whether a dtype is that, or was asked for."""
+        if config.dtype is not None:
+            self._own, config.dtype = config.dtype, UNASKED
+        return config
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the model: the one asked for, else that of its configuration."""
+        self._asked = dtype != UNASKED
+        return dtype if self._asked else self._own
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """None, for the dtype that a tensor was saved in, unless one was asked for."""
+        return super().get_new_dtype(converter, param, dtype) if self._asked else None
 
     def _process_model_before_weight_loading(self, model: nn.Module, **options: Any) -> None:
         from .placing import Placing  # late: who loads no release should not wait for it
 
         try:
-            placing = Placing(model, self.quantization_config.layers, model.dtype, same=_released(model))
+            dtype = model.dtype if self._asked else None
+            placing = Placing(model, self.quantization_config.layers, dtype, same=_released(model))
         except ValueError as error:
             raise ValueError(f"{_folder(model)} does not hold this model: {error}") from error
         self._placing, self._checked = placing, False
