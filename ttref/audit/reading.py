@@ -6,7 +6,6 @@ torch goes through ``weights_only=True``, and only where that is asked for.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -20,13 +19,12 @@ import torch
 from torch import Tensor
 
 from ..advice.kinds import kind_of
+from ..shards import LISTS, listed, one_line, open_safetensors
 from . import gguf
 
 __all__ = ["Checkpoint", "Entry", "open_checkpoint"]
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # names of safetensors for what can be compared
-SHARDS = "*.safetensors.index.json"
-MOST_INDEX = 64 << 20  # bytes of the list of shards; that of a model of a trillion parameters has a tenth
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -109,7 +107,7 @@ def open_checkpoint(path: str | Path, *, state_dict: bool = False) -> Checkpoint
         return _folder(path, state_dict)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file or folder {path}")
-    if path.name.endswith(SHARDS[1:]):
+    if path.name.endswith(LISTS[1:]):
         return Checkpoint(path, "sharded safetensors", _sharded(path))
     with path.open("rb") as file:
         start = file.read(9)
@@ -129,7 +127,7 @@ def open_checkpoint(path: str | Path, *, state_dict: bool = False) -> Checkpoint
 
 def _folder(folder: Path, state_dict: bool) -> Checkpoint:
     """The checkpoint in a folder: a list of shards, else the one safetensors file, else the one GGUF file."""
-    lists, files, others = (sorted(folder.glob(which)) for which in (SHARDS, "*.safetensors", "*.gguf"))
+    lists, files, others = (sorted(folder.glob(which)) for which in (LISTS, "*.safetensors", "*.gguf"))
     for found in (lists, files, others):
         if len(found) > 1:
             names = ", ".join(one.name for one in found[:4]) + (", ..." if len(found) > 4 else "")
@@ -145,34 +143,16 @@ def _folder(folder: Path, state_dict: bool) -> Checkpoint:
 
 def _sharded(path: Path) -> list[Entry]:
     """The tensors of all shards of a list, in the order of the list."""
-    if path.stat().st_size > MOST_INDEX:
-        raise ValueError(f"{path} is no list of shards: it has {path.stat().st_size} bytes")
-    try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = list(dict.fromkeys(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no list of shards, or is damaged ({type(error).__name__}: {error})") from None
-    if not shards:
-        raise ValueError(f"{path} lists no shards")
-    for shard in shards:
-        # A name alone: neither a path, nor a drive, nor the folder above.
-        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
-            raise ValueError(f"{path} names {shard!r:.80}, which is no file beside it; a list leads nowhere else")
-    held = {shard: {entry.name: entry for entry in _safetensors(_beside(path, shard))} for shard in shards}
+    where = listed(path)
+    held = {shard: {entry.name: entry for entry in _safetensors(shard)} for shard in dict.fromkeys(where.values())}
     missing = [name for name, shard in where.items() if name not in held[shard]]
     if missing:
-        raise ValueError(f"{path} says that {missing[0]} is in {where[missing[0]]}, where it is not")
+        raise ValueError(f"{path} says that {missing[0]} is in {where[missing[0]].name}, where it is not")
     return [held[shard][name] for name, shard in where.items()]
 
 
-def _beside(path: Path, shard: str) -> Path:
-    if not (found := path.with_name(shard)).is_file():
-        raise FileNotFoundError(f"{path} lists {shard}, and there is no such file beside it")
-    return found
-
-
 def _safetensors(path: Path) -> list[Entry]:
-    """The tensors of one safetensors file; the library refuses headers that are too large or do not fit the file."""
+    """The tensors of one safetensors file."""
     with _opened(path) as file:
         entries = []
         for name in file.keys():  # noqa: SIM118 (the library's own object)
@@ -185,18 +165,7 @@ def _safetensors(path: Path) -> list[Entry]:
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import safetensors
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "reading safetensors needs safetensors; install it with: python -m pip install safetensors"
-        ) from error
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OverflowError) as error:
-        raise ValueError(
-            f"{path} is no safetensors or GGUF file, or is truncated or damaged ({_line(error)})"
-        ) from None
+    return open_safetensors(path, "safetensors or GGUF")
 
 
 def _read(path: Path, name: str) -> Tensor:
@@ -214,7 +183,7 @@ def _state_dict(path: Path) -> list[Entry]:
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as a state dict with weights_only=True: it is damaged, or holds more than tensors "
-            f"({_line(error)})"
+            f"({one_line(error)})"
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):
@@ -244,8 +213,3 @@ def _state_dict(path: Path) -> list[Entry]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def _line(error: Exception) -> str:
-    """The beginning of a message, in one line."""
-    return " ".join(str(error).split())[:160]
