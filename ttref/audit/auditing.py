@@ -20,7 +20,7 @@ from ..checks import check_real, several
 from ..precision import full_precision
 from .forms import seen_forms
 from .looking import ENTRIES, look
-from .reading import Entry, open_checkpoint
+from .reading import Checkpoint, Entry, open_checkpoint
 from .report import Audit
 from .sampling import PART, chosen
 from .seen import roots_of
@@ -29,6 +29,7 @@ from .words import left, reason
 __all__ = ["audit"]
 
 EPS = (0.1, 0.3, 0.5)
+TIED = "the same numbers as {}: tied, and counted there"
 INTEGER_TYPES = ("I8", "U8", "I16", "I32", "F8", "F6", "F4", "int8", "uint8", "int16", "int32", "float8")
 
 
@@ -103,26 +104,32 @@ def audit(
         >>> [(row["name"], row["verdict"]) for row in found.rows]
         [('fc1.weight', 'quantize'), ('wpe.weight', 'tt')]
     """
-    errors = _errors(eps)
+    errors = errors_of(eps)
     held = open_checkpoint(checkpoint, state_dict=state_dict)
-    entries = [entry for entry in held.entries if only is None or fnmatchcase(entry.name, only)]
-    if not entries:
-        told = f"no name matches {only!r}; the first is {held.entries[0].name!r}" if held.entries else "no tensors"
-        raise ValueError(f"{held.path} has nothing to look at: {told}")
-    large = [entry for entry in entries if entry.axes > 1]
-    stands_for = chosen(large) if sample else {entry.name: 1 for entry in large}
-    wanted = [entry for entry in large if entry.name in stands_for]
+    entries, stands_for = asked_for(held, only, sample)
+    wanted = [entry for entry in entries if entry.name in stands_for]
     roots = {} if data is None else roots_of(held, data, wanted, progress)
     in_by_out = stored_in_by_out({entry.known: entry.shape for entry in held.entries})
     rows, before = [], _Before()
     for entry in bar(wanted, progress, "audit"):
-        row = _row(entry, errors, sample, roots, in_by_out, before)
+        row = row_of(entry, errors, sample, roots, in_by_out, before)
         rows.append(row | {"stands_for": stands_for[entry.name]})
     numbers, nbytes = (sum(getattr(entry, key) for entry in entries) for key in ("numbers", "nbytes"))
     return Audit(str(checkpoint), held.format, errors, rows, numbers, nbytes, sample, data is not None)
 
 
-def _errors(eps: Sequence[float]) -> tuple[float, ...]:
+def asked_for(held: Checkpoint, only: str | None, sample: bool) -> tuple[list[Entry], dict[str, float]]:
+    """The tensors that are asked for; and the names of those to read, with for how many each stands."""
+    entries = [entry for entry in held.entries if only is None or fnmatchcase(entry.name, only)]
+    if not entries:
+        told = f"no name matches {only!r}; the first is {held.entries[0].name!r}" if held.entries else "no tensors"
+        raise ValueError(f"{held.path} has nothing to look at: {told}")
+    large = [entry for entry in entries if entry.axes > 1]
+    return entries, chosen(large) if sample else {entry.name: 1 for entry in large}
+
+
+def errors_of(eps: Sequence[float]) -> tuple[float, ...]:
+    """The relative errors that are asked for, ascending."""
     errors = tuple(eps) if several(eps) else (eps,)
     if not errors:
         raise ValueError("eps is empty; give one relative error or more, such as (0.1, 0.3)")
@@ -151,7 +158,7 @@ class _Before:
         return None
 
 
-def _row(
+def row_of(
     entry: Entry,
     errors: tuple[float, ...],
     sample: bool,
@@ -170,7 +177,7 @@ def _row(
     if why := _incomparable(tensor):
         return row | left(row, errors, why)
     if earlier := before.same(entry, tensor):
-        return row | left(row, errors, f"the same numbers as {earlier}: tied, and counted there")
+        return row | left(row, errors, TIED.format(earlier))
     weight = weights_of({entry.known: tensor}, in_by_out=in_by_out)[0]
     if weight.matrix is None:
         return row | left(row, errors, "too small: 8 rows and columns at least are worth a look")

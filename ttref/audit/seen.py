@@ -70,7 +70,9 @@ def _texts(path: Path) -> list[str]:
     return texts
 
 
-def model_of(checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32) -> tuple[Any, Any]:
+def model_of(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32, tokenizer: bool = True
+) -> tuple[Any, Any]:
     """The model and its tokenizer, from local files that hold no code; ``"auto"`` keeps the dtype of the file."""
     try:
         import transformers
@@ -88,14 +90,14 @@ def model_of(checkpoint: Checkpoint, *, dtype: torch.dtype | str = torch.float32
     try:
         with _quiet(transformers.utils.logging):
             config = transformers.AutoConfig.from_pretrained(path, **here)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **here)
+            words = transformers.AutoTokenizer.from_pretrained(path, **here) if tokenizer else None
             kind = _class_of(config.architectures)
             safe = {} if more else {"use_safetensors": True}
             model = kind.from_pretrained(path, dtype=dtype, **safe, **here).eval()
     except Exception as error:  # what a foreign configuration makes transformers raise is of any kind
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"transformers cannot run {checkpoint.path} ({type(error).__name__}: {line})") from None
-    return model, tokenizer
+    return model, words
 
 
 def _class_of(architectures: Any) -> Any:

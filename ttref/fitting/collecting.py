@@ -68,6 +68,25 @@ def collect_gram(
         >>> grams, grams["0"].tokens, grams["0"].matrix[0].tolist()
         (Grams(0: 4 x 4, 2: 3 x 3), 7, [7.0, 7.0, 7.0, 7.0])
     """
+    seen = seen_by(model, layers, batches, mask, forward, progress)
+    made: dict[tuple[int, ...], Gram] = {}
+    for name, one in seen.items():
+        key = tuple(one.inputs)
+        if key not in made:
+            made[key] = gram_of(name, one.total, one.tokens, one.called)
+    return Grams({name: made[tuple(one.inputs)] for name, one in seen.items()})
+
+
+@torch.no_grad()
+def seen_by(
+    model: nn.Module,
+    layers: str | Iterable[str],
+    batches: Iterable[Any],
+    mask: Callable[[Any], Tensor | None] | None,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    progress: bool,
+) -> dict[str, Watched]:
+    """What layers saw of batches, by full names: the sums of :func:`collect_gram`, some perhaps of nothing."""
     # Importing it above would lead around: what changes models stands on layers, and layers on what is fitted here.
     from ..surgery.wrappers import Names, bare, bare_modules
 
@@ -79,7 +98,7 @@ def collect_gram(
     names = list(dict.fromkeys(name for target in wanted for name in known.match(target)))
     if not names:
         raise ValueError("layers is empty; name at least one layer")
-    watched = {id(there[name]): _Watched(name, there[name]) for name in reversed(names)}  # errors tell the first name
+    watched = {id(there[name]): Watched(name, there[name]) for name in reversed(names)}  # errors tell the first name
     model = bare(model)
     modes = [(part, part.training) for part in model.modules()]
     watch = _Watch(watched)
@@ -107,15 +126,22 @@ def collect_gram(
         put_back()
     if not count:
         raise ValueError("there were no batches; an iterator that was used before has none left")
-    made: dict[tuple[int, ...], Gram] = {}
-    for one in watched.values():
-        key = tuple(one.inputs)
-        if key not in made:
-            made[key] = one.gram()
-    return Grams({name: made[tuple(watched[id(there[name])].inputs)] for name in names})
+    return {name: watched[id(there[name])] for name in names}
 
 
-class _Watched:
+def gram_of(name: str, total: Tensor | None, tokens: int, called: bool) -> Gram:
+    """The Gram matrix of what a layer saw, or why there is none."""
+    if not called:
+        raise ValueError(
+            f"{name} was never called, so it has no inputs: either these batches do not reach it, or another "
+            "module uses its weight without calling it, as nn.MultiheadAttention does with its out_proj"
+        )
+    if not tokens:
+        raise ValueError(f"{name} saw no tokens: the mask, or the shape of the inputs, left none")
+    return Gram(total.cpu(), tokens)
+
+
+class Watched:
     """One layer: how its inputs are read, and their sum."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
@@ -156,21 +182,11 @@ class _Watched:
             self.layer._forward_pre_hooks_with_kwargs.pop(key, None)
             held.pop(key)
 
-    def gram(self) -> Gram:
-        if not self.called:
-            raise ValueError(
-                f"{self.name} was never called, so it has no inputs: either these batches do not reach it, or another "
-                "module uses its weight without calling it, as nn.MultiheadAttention does with its out_proj"
-            )
-        if not self.tokens:
-            raise ValueError(f"{self.name} saw no tokens: the mask, or the shape of the inputs, left none")
-        return Gram(self.total.cpu(), self.tokens)
-
 
 class _Watch:
     """The sums of all layers, and the last input, which the next layer may be given too."""
 
-    def __init__(self, watched: Mapping[int, _Watched]) -> None:
+    def __init__(self, watched: Mapping[int, Watched]) -> None:
         self.watched = watched
         self.mask: Tensor | None = None
         self._last: tuple | None = None
@@ -190,7 +206,7 @@ class _Watch:
 
     @full_precision
     @torch.no_grad()
-    def add(self, one: _Watched, x: Tensor) -> None:
+    def add(self, one: Watched, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"the inputs of {one.name} are {found}, but a Gram matrix needs floating-point numbers")
@@ -204,7 +220,7 @@ class _Watch:
             one.tokens += tokens
             one.inputs.append(number)
 
-    def _summed(self, one: _Watched, x: Tensor) -> tuple[int, Tensor, int]:
+    def _summed(self, one: Watched, x: Tensor) -> tuple[int, Tensor, int]:
         """The number of this input, its Gram matrix and tokens: those of the last input if it is the same tensor."""
         version = None if x.is_inference() else x._version
         if self._last is not None:
