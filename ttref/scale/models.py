@@ -11,7 +11,7 @@ from torch import nn
 
 from ..audit.reading import open_checkpoint
 from ..audit.seen import model_of
-from .ended import Stamps, check_stamps, stamps
+from .checkpoints import Stamps, check_stamps, stamps
 
 _HELD: dict[tuple[str, bool], Any] = {}  # the one model that this process holds, or why it cannot be loaded
 
