@@ -133,7 +133,7 @@ def test_a_factor_of_rows_must_be_that_of_the_look_up():
         ValueError, match="0 does not scale its rows in this model, and is described with a factor of 2"
     ):
         Placing(plain, described)
-    for own in (2.0, torch.tensor(2.0), torch.tensor(2.01), torch.tensor(2.0, device="meta")):
+    for own in (2.0, torch.tensor(2.0), torch.tensor(2.01)):
         plain = nn.Sequential(nn.Embedding(9, 8))
         plain[0].embed_scale = own
         Placing(plain, described)
@@ -142,6 +142,33 @@ def test_a_factor_of_rows_must_be_that_of_the_look_up():
         plain[0].embed_scale = own
         with pytest.raises(ValueError, match="0 scales its rows by .* in this model, and is described with 2"):
             Placing(plain, described)
+
+
+class OnMeta(nn.Sequential):
+    """Its look-up has a factor of three, which is not set before numbers come, as those of transformers."""
+
+    def __init__(self):
+        super().__init__(nn.Embedding(9, 8, device="meta"))
+        self[0].register_buffer("embed_scale", torch.tensor(3.0, device="meta"), persistent=False)
+
+    def _init_weights(self, module):
+        nn.init.constant_(module.embed_scale, 3.0)
+
+
+def test_a_factor_on_the_meta_device_is_the_one_that_the_model_would_set():
+    table = MPSEmbedding.from_embedding(nn.Embedding(9, 8), rank=1)
+    described = [describe_model(nn.Sequential(ScaledTable(table, scale))) for scale in (3.0, 2.0)]
+    Placing(OnMeta(), described[0])
+    model = OnMeta()
+    with pytest.raises(ValueError, match="0 scales its rows by 3.0 in this model, and is described with 2.0"):
+        Placing(model, described[1])
+    assert model[0].embed_scale.is_meta
+    model._init_weights = lambda module: None
+    for plain in (model, nn.Sequential(model[0])):
+        with pytest.raises(
+            ValueError, match="the factor of 0 is on the meta device, and nothing tells it: make"
+        ):
+            Placing(plain, described[0])
 
 
 def test_names_of_the_base_model_are_found_with_and_without_its_prefix():

@@ -104,6 +104,17 @@ def test_a_convolution_of_other_settings_is_refused(name, other, tmp_path):
         type(model).from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["Gemma", "BART, scaled"])
+def test_another_factor_of_rows_is_refused(name, tmp_path):
+    """Gemma's is on the meta device when layers are put in place."""
+    model = built(name)
+    folder = saved(model, tmp_path)
+    table = next(key for key, spec in model.config.quantization_config.layers.items() if spec["kind"] == "ScaledTable")
+    configured(folder, layer(table, scale=50.0))
+    with pytest.raises(ValueError, match="scales its rows by 4.0 in this model, and is described with 50.0"):
+        type(model).from_pretrained(folder)
+
+
 LACKING = [f"{ATTENTION}.cores.1", f"{ATTENTION}.bias", f"{TABLE}.store.buckets.0.pieces.0.cores"]
 LACKING += [f"{TABLE}.store.frame.mean", "transformer.ln_f.weight", "transformer.h.0.mlp.c_proj.weight"]
 

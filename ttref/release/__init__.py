@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .loading import load_release
     from .saving import save_release
     from .undoing import rollback
-    from .verifying import VerifyReport, verify
+    from .verified import VerifyReport
+    from .verifying import verify
 
 __all__ = [
     "AcceptanceReport",
@@ -64,7 +65,8 @@ _HOME = {
     "loading": ("load_release",),
     "saving": ("save_release",),
     "undoing": ("rollback",),
-    "verifying": ("VerifyReport", "verify"),
+    "verified": ("VerifyReport",),
+    "verifying": ("verify",),
 }
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, _HOME)

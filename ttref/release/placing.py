@@ -12,8 +12,6 @@ A table that stands in several places of a model is described where it stands fi
 from __future__ import annotations
 
 import copy
-import math
-import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,17 +28,13 @@ from ..surgery.ties import declare, declares
 from ..surgery.wrappers import bare_modules
 from ..ttlayer import TTLayer
 from ..ttmatrix import TTMatrix
-from .described import Spec, build, describe
+from .described import build, describe
+from .makers import Spec
+from .places import HEAD, SHARED, check_fits, kind_of, names_in
 
 __all__ = ["Placing", "describe_model"]
 
-SHARED, HEAD = "Shared", "TiedHead"
-_USES = {SHARED: "with", HEAD: "look_up"}  # kinds that name the module whose table they use
 _COMPRESSED = (TTMatrix, CompressedTable, ScaledTable, TiedHead)
-# Attributes that a layer and the one in its place have in common, with the names that GPT-2's layers give them.
-_ALIKE = {"in_features": "nx", "out_features": "nf", "num_embeddings": "", "embedding_dim": "", "in_channels": ""}
-_ALIKE |= {"out_channels": "", "kernel_size": "", "stride": "", "padding": "", "dilation": ""}
-_FACTOR = 2**-7  # by which bfloat16 may round a factor, relative to it
 
 
 def describe_model(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -107,13 +101,15 @@ class Placing:
     def __init__(
         self, model: nn.Module, described: Mapping[str, Spec], dtype: torch.dtype | None = None, *, same: bool = True
     ) -> None:
-        here = _names_in(model, described, same)
+        here = names_in(model, described, same)
         self._specs = {here[name]: described[name] for name in here}
         made = _made({name: described[name] for name in here}, dtype)
         self._replaced = {here[name]: model.get_submodule(here[name]) for name in here}
-        self._shared = {here[name]: here[described[name]["with"]] for name in here if _kind(described[name]) == SHARED}
+        self._shared = {
+            here[name]: here[described[name]["with"]] for name in here if kind_of(described[name]) == SHARED
+        }
         for name in here:
-            _check_fits(name, self._replaced[here[name]], made[name if name in made else described[name]["with"]])
+            check_fits(model, name, self._replaced[here[name]], made[name if name in made else described[name]["with"]])
         self._frozen = {}
         ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
         for name, layer in made.items():
@@ -178,77 +174,18 @@ def _described(name: str, module: nn.Module, look_up: str | None = None) -> dict
         raise type(error)(f"{name}: {error}") from error
 
 
-def _kind(spec: Any) -> str | None:
-    """What a description says that it is; :func:`build` refuses what is no kind."""
-    kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    return kind if isinstance(kind, str) else None
-
-
-def _names_in(model: nn.Module, described: Mapping[str, Spec], same: bool) -> dict[str, str]:
-    """The name that each described module has in the model."""
-    prefix, found = f"{getattr(model, 'base_model_prefix', '')}.", {}
-    for name, spec in described.items():
-        tried = [name] if same else [name, name.removeprefix(prefix), prefix + name]
-        here = next((one for one in tried if _has(model, one)), None)
-        if here is not None:
-            found[name] = here
-        elif same or name.startswith(prefix):
-            raise ValueError(
-                f"a {_kind(spec)} is described as {name!r}, and a {type(model).__name__} has no such module"
-            )
-    if len(set(found.values())) < len(found):
-        raise ValueError("two descriptions are of the same module")
-    for name in found:
-        if _kind(described[name]) in _USES:
-            other = described[name].get(_USES[_kind(described[name])])
-            if not isinstance(other, str) or other not in found or _kind(described[other]) in _USES:
-                raise ValueError(
-                    f"{name} is described with the table of {reprlib.repr(other)}, which is no look-up here"
-                )
-    return found
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        return bool(name) and model.get_submodule(name) is not model
-    except AttributeError:
-        return False
-
-
 def _made(described: Mapping[str, Spec], dtype: torch.dtype | None) -> dict[str, nn.Module]:
     """The layers by the names they are described with; heads last, because they use others."""
     made: dict[str, nn.Module] = {}
-    for name, spec in sorted(described.items(), key=lambda item: _kind(item[1]) == HEAD):
-        if _kind(spec) == SHARED:
+    for name, spec in sorted(described.items(), key=lambda item: kind_of(item[1]) == HEAD):
+        if kind_of(spec) == SHARED:
             continue
-        table = made[spec["look_up"]] if _kind(spec) == HEAD else None
+        table = made[spec["look_up"]] if kind_of(spec) == HEAD else None
         try:
             made[name] = build(spec, dtype=dtype, table=table)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return made
-
-
-def _check_fits(name: str, dense: nn.Module, made: nn.Module) -> None:
-    """Refuse a layer of another kind, or of other widths, than the one in its place."""
-    kind: type[nn.Module] = nn.Embedding if isinstance(made, (CompressedTable, ScaledTable)) else nn.Linear
-    kind = nn.Conv2d if isinstance(made, TTConv2d) else kind
-    if not isinstance(dense, kind) and not (kind is nn.Linear and conv1d_of(dense)):
-        raise ValueError(f"{name} is a {type(dense).__name__} in this model, and described as a {type(made).__name__}")
-    if isinstance(made, ScaledTable):
-        _check_factor(name, getattr(dense, "embed_scale", None), float(made.embed_scale))
-    for width, in_gpt2 in _ALIKE.items():
-        before, after = (getattr(one, width, getattr(one, in_gpt2, None)) for one in (dense, made))
-        if None not in (before, after) and before not in (after, "same", "valid"):
-            raise ValueError(f"{name} has {width} = {before} in this model, and is described with {after}")
-
-
-def _check_factor(name: str, scale: Any, described: float) -> None:
-    """Refuse a factor of rows that the look-up has not, as far as it says one: on the meta device it says no number."""
-    if not isinstance(scale, (int, float, Tensor)):
-        raise ValueError(f"{name} does not scale its rows in this model, and is described with a factor of {described}")
-    if not (isinstance(scale, Tensor) and scale.is_meta) and not math.isclose(float(scale), described, rel_tol=_FACTOR):
-        raise ValueError(f"{name} scales its rows by {float(scale)} in this model, and is described with {described}")
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -19,11 +19,11 @@ from ..surgery.wrappers import bare
 from .accepting.hashing import state_hash
 from .card import card
 from .configs import CONFIG, of_transformers, quantization
-from .contents import Contents, contents, own, standing
-from .deriving import derived, oriented
+from .contents import Contents, contents, own
 from .folders import replacing
 from .manifest import ACCEPTANCE, FORMAT, MANIFEST, MODEL, ROLLBACK, SIGNATURE, VERSION, encoded, plain_name
-from .sources import Source, about, lacking
+from .origins import apart, changes, left_out, origins
+from .sources import Source, about
 
 __all__ = ["save_release"]
 
@@ -110,9 +110,9 @@ def save_release(
         "rollback": ROLLBACK if keep_dense else "source",
     }
     manifest["tensors"] = {name: digest(tensor) for name, tensor in found.tensors.items()}
-    manifest["layers"], replaced = _origins(found, dense)
-    manifest["changed"], changed = _changes(manifest["tensors"], found, dense)
-    manifest["absent"], gone = _gone(manifest, dense)
+    manifest["layers"], replaced = origins(found, dense)
+    manifest["changed"], changed = changes(manifest["tensors"], found, dense)
+    manifest["absent"], gone = left_out(manifest, dense)
     manifest["changed"] |= {name: about(dense.find(name), tensor) for name, tensor in gone.items()}
     with replacing(folder) as fresh:
         if tokenizer is not None:
@@ -122,7 +122,7 @@ def save_release(
             _write(fresh / ACCEPTANCE, _json(report.as_dict()))
         _write(fresh / MODEL, *sealed({**found.ties, "format": "pt"}, found.tensors))
         if keep_dense:
-            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, _apart(replaced | changed | gone)))
+            _write(fresh / ROLLBACK, *sealed({"format": "pt"}, apart(replaced | changed | gone)))
         manifest["bytes"] = _sizes(found, dense, replaced, fresh)
         names = _named(fresh)
         manifest["files"] = {name: _file(fresh / name) for name in names}
@@ -209,65 +209,6 @@ def _as_dict(recipe: Any) -> dict[str, Any] | None:
 def _without_scores(found: dict[str, Any]) -> dict[str, Any]:
     """A report without the scores of every example, which stand in a file of their own."""
     return json.loads(_json({name: value for name, value in found.items() if name != "scores"}))
-
-
-def _origins(found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What each compressed layer was made of and how, and the dense tensors."""
-    layers, replaced = {}, {}
-    for name in found.layers:
-        own_name = dense.find(f"{name}.weight")
-        if own_name is None:
-            raise ValueError(
-                f"the source has no {name}.weight, which the compressed layer stands for; give the dense model as it "
-                "was before"
-            )
-        weight = dense.tensor(own_name).cpu()
-        layer = standing(name, found.layers[name], found.tensors)
-        matrix, transposed = oriented(name, layer, weight, dense.in_by_out(own_name))
-        how = derived(getattr(layer, "table", layer), matrix)
-        layers[name] = {
-            "spec": found.layers[name],
-            "source": about(own_name, weight),
-            "transposed": transposed,
-            "method": how.method,
-            "agrees": how.agrees,
-            "relative_error": float(f"{how.relative_error:.6g}"),
-        }
-        replaced[f"{name}.weight"] = weight.contiguous()
-    return layers, replaced
-
-
-def _changes(hashes: dict[str, str], found: Contents, dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The other tensors that are no longer what they are in the source."""
-    changes, changed = {}, {}
-    for name, held in hashes.items():
-        own_name = None if own(name, found.layers) else dense.find(name)
-        if own_name is not None and dense.hash(own_name) != held:
-            changed[name] = dense.tensor(own_name).cpu().contiguous()
-            changes[name] = about(own_name, changed[name])
-    return changes, changed
-
-
-def _gone(manifest: dict[str, Any], dense: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the source has besides the model; and biases that compressed layers no longer have, for the way back."""
-    absent, biases = {}, {}
-    for name in lacking(manifest, dense):
-        tensor = dense.tensor(dense.find(name)).cpu().contiguous()
-        if name.removesuffix(".bias") in manifest["layers"] | manifest["users"]:
-            biases[name] = tensor
-        else:
-            absent[name] = about(dense.find(name), tensor)
-    return absent, biases
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors each in its own memory, as a file has them: layers of the source may have shared theirs."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in tensors.items():
-        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return found
 
 
 def _write_config(fresh: Path, model: nn.Module, found: Contents) -> None:
