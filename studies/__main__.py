@@ -11,6 +11,7 @@ from .fusion import study as fusion
 from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
 from .retrieval import study as retrieval
+from .scale import study as scale
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
@@ -28,6 +29,7 @@ STUDIES = (
     retrieval,
     fusion,
     deployment,
+    scale,
 )
 
 if __name__ == "__main__":
