@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_caps, check_input, check_rank_or_eps, whole
+from ..checks import check_caps, check_input, whole
 from ..precision import computable, full_precision
 from ..rows.frame import Frame
 from ..rows.packed import RowLayout
 from ..rows.sorting import sorted_rows
 from ..rows.store import RowStore, gaussian
 from .row_table import RowTable, padding_of
-from .settings import row_modes
+from .settings import RowSettings, row_modes
 from .tables import table_of
 
 __all__ = ["MPSEmbedding"]
@@ -153,27 +153,13 @@ class MPSEmbedding(RowTable):
             True
         """
         table = table_of(embedding, sparse=True)
-        given = [name for name, value in (("rank", rank), ("eps", eps), ("row_ranks", row_ranks)) if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of rank, eps and row_ranks, got {' and '.join(given) or 'none'}")
-        if eps is not None:
-            check_rank_or_eps(None, eps)
-        if core_bits not in (8, 32):
-            raise ValueError(f"core_bits must be 32 (cores in the dtype of the table) or 8 (int8), got {core_bits!r}")
-        if eps is not None and core_bits == 8:
-            raise ValueError(
-                "eps does not bound the rounding of int8 cores: give rank or row_ranks, or leave core_bits at 32"
-            )
         width = table.shape[1]
-        shape = row_modes(shape, width)
+        how = RowSettings.of(width, rank=rank, eps=eps, row_ranks=row_ranks, shape=shape, core_bits=core_bits)
         caps = None if row_ranks is None else check_caps(row_ranks, len(table))
         frame = Frame.of(table, center=center, rotate=rotate)
-        made = cls.__new__(cls)
-        store = RowStore(width, core_bits, sparse=embedding.sparse, frame=frame, eps=eps, by_row=caps is not None)
-        layout = None if rank is None else RowLayout(shape, rank, width)
-        groups = sorted_rows(table, shape, frame, layout, eps, caps)
-        store = store.grown(table, groups, trainable=table.requires_grad)
-        made._start(shape, store, table.dtype, padding_of(embedding.padding_idx, len(table)))
+        store = how.store(frame, sparse=embedding.sparse)
+        store = store.grown(table, how.groups(table, frame, caps), trainable=table.requires_grad)
+        made = cls._holding(how.shape, store, table.dtype, padding_of(embedding.padding_idx, len(table)))
         return made.train(embedding.training)
 
     @full_precision

@@ -33,6 +33,15 @@ class RowTable(CompressedTable):
         # The dtype of the rows of int8 cores.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=self.device), persistent=False)
 
+    @classmethod
+    def _holding(
+        cls, shape: Sequence[int], store: RowStore, dtype: torch.dtype, padding_idx: int | None = None
+    ) -> Self:
+        """A table of rows that are compressed already."""
+        made = cls.__new__(cls)
+        made._start(shape, store, dtype, padding_idx)
+        return made
+
     @property
     def num_embeddings(self) -> int:
         """Rows of the table."""
@@ -98,13 +107,12 @@ class RowTable(CompressedTable):
     @classmethod
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> Self:
         dtype, layouts = checked(header, tensors)
-        made, rows, shape = cls.__new__(cls), header["num_embeddings"], layouts[0].shape
+        rows = header["num_embeddings"]
         how = {name: header[name] for name in ("sparse", "eps", "by_row")}
         store = RowStore(header["embedding_dim"], header["core_bits"], **how)
         held = {re.sub(r"(\w+)\.(\d+)", r"buckets.\2.pieces.0.\1", name): tensor for name, tensor in tensors.items()}
         store.filled(held, layouts, rows, dtype, header["trainable"])
-        made._start(shape, store, dtype, padding_of(header["padding_idx"], rows))
-        return made
+        return cls._holding(layouts[0].shape, store, dtype, padding_of(header["padding_idx"], rows))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Put the ranks into the state's metadata, where they are no key and not counted in ``params``."""

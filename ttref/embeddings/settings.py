@@ -1,18 +1,21 @@
-"""Modes of a row, and the header of a table's file, checked before memory is allocated for it."""
+"""How the rows of a table are compressed, and the header of its file; checked before memory is allocated for either."""
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import check_modes, check_rank_or_eps, whole
 from ..files import MOST_MODES, check_finite, check_header
+from ..rows.frame import Frame
 from ..rows.packed import RowLayout
+from ..rows.sorting import sorted_rows
+from ..rows.store import Group, RowStore
 from ..shapes import tt_ranks
 
 _DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
@@ -45,6 +48,60 @@ def row_modes(shape: Sequence[int] | None, width: int) -> tuple[int, ...]:
             "give modes that multiply to at least that (what exceeds it is filled with zeros)"
         )
     return modes
+
+
+class RowSettings(NamedTuple):
+    """How rows of one width are compressed: the arguments of :meth:`MPSEmbedding.from_embedding`, checked.
+
+    Attributes:
+        shape: Modes of a row.
+        width: Entries of a row.
+        layout: That of all rows, or None where ranks differ from row to row.
+        eps: Error allowed for each row, or None.
+        core_bits: 8 or 32.
+    """
+
+    shape: tuple[int, ...]
+    width: int
+    layout: RowLayout | None
+    eps: float | None
+    core_bits: int
+
+    @classmethod
+    def of(
+        cls,
+        width: int,
+        *,
+        rank: int | Sequence[int] | None,
+        eps: float | None,
+        row_ranks: object,
+        shape: Sequence[int] | None,
+        core_bits: int,
+    ) -> RowSettings:
+        """The settings for rows of this width; of ``row_ranks`` only whether they are given."""
+        given = [name for name, value in (("rank", rank), ("eps", eps), ("row_ranks", row_ranks)) if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of rank, eps and row_ranks, got {' and '.join(given) or 'none'}")
+        if eps is not None:
+            check_rank_or_eps(None, eps)
+        if core_bits not in (8, 32):
+            raise ValueError(f"core_bits must be 32 (cores in the dtype of the table) or 8 (int8), got {core_bits!r}")
+        if eps is not None and core_bits == 8:
+            raise ValueError(
+                "eps does not bound the rounding of int8 cores: give rank or row_ranks, or leave core_bits at 32"
+            )
+        shape = row_modes(shape, width)
+        layout = None if rank is None else RowLayout(shape, rank, width)
+        return cls(shape, width, layout, eps, int(core_bits))
+
+    def store(self, frame: Frame, *, sparse: bool = False) -> RowStore:
+        """A store without rows."""
+        by_row = self.layout is None and self.eps is None
+        return RowStore(self.width, self.core_bits, sparse=sparse, frame=frame, eps=self.eps, by_row=by_row)
+
+    def groups(self, rows: Tensor, frame: Frame, caps: list[int] | None = None) -> Iterable[Group]:
+        """What a store takes of these rows; ``caps`` if each has its own."""
+        return sorted_rows(rows, self.shape, frame, self.layout, self.eps, caps)
 
 
 def checked(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[torch.dtype, list[RowLayout]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..powers import peak
+from ..powers import exponents, times_power
 from ..precision import computable
 from ..truncation import fix_signs
 from .buckets import Held
@@ -32,22 +34,22 @@ class Frame(Held):
     @torch.no_grad()
     def of(cls, table: Tensor, *, center: bool, rotate: bool) -> Frame:
         """The frame of a table: mean and principal axes (largest variance first), accumulated in float64 by blocks."""
-        if not (center or rotate):
-            return cls()
-        width = table.shape[1]
-        scale = peak(table.reshape(-1), (0,)).double()  # squares of float64 extremes would leave the range
-        total = table.new_zeros(width, dtype=torch.float64)
-        square = table.new_zeros(width, width, dtype=torch.float64)
-        for part in table.split(AT_ONCE):
-            part = part.double() / scale
-            total += part.sum(0)
-            square.addmm_(part.mT, part)
-        mean = total / len(table)
+        mean = axes = None
         if center:
-            square -= len(table) * torch.outer(mean, mean)
-        # The sign of an axis is arbitrary, but the truncated train of a rotated row depends on it.
-        axes = fix_signs(torch.linalg.eigh(square)[1]).flip(1).mT.to(table.dtype).contiguous() if rotate else None
-        return cls((mean * scale).to(table.dtype) if center else None, axes)
+            total, exponent = added(map(summed, table.split(AT_ONCE)))
+            mean = total / len(table)
+        if rotate:
+            square = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+            unit = _exponent(table)
+            for part in table.split(AT_ONCE):
+                part = _scaled(part, unit)
+                square.addmm_(part.mT, part)
+            if center:
+                inner = times_power(mean, exponent - unit)
+                square -= len(table) * torch.outer(inner, inner)
+            # The sign of an axis is arbitrary, but the truncated train of a rotated row depends on it.
+            axes = fix_signs(torch.linalg.eigh(square)[1]).flip(1).mT.to(table.dtype).contiguous()
+        return cls(times_power(mean, exponent).to(table.dtype) if center else None, axes)
 
     def inner(self, rows: Tensor) -> Tensor:
         """Coordinates of rows minus the mean along the axes, in at least float32."""
@@ -72,6 +74,33 @@ class Frame(Held):
     def empty(self) -> bool:
         """True if there is neither mean nor rotation."""
         return self.mean is None and self.rotation is None
+
+
+def summed(block: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the rows of a block, float64 ``(width,)``, divided by a power of two, and its exponent."""
+    exponent = _exponent(block)
+    return _scaled(block, exponent).sum(0), exponent
+
+
+def added(sums: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One :func:`summed` after the other. In this order it gives the same bits wherever the blocks were summed."""
+    parts, powers = map(torch.stack, zip(*sums, strict=True))
+    largest, total = powers.max(), torch.zeros_like(parts[0])
+    for part, power in zip(parts, powers, strict=True):
+        total += times_power(part, power - largest)
+    return total, largest
+
+
+def _exponent(table: Tensor) -> Tensor:
+    """The power of two that keeps squares in range, which float64 alone could leave; powers of two cost no digits."""
+    if table.dtype != torch.float64:
+        return torch.zeros((), dtype=torch.int64, device=table.device)
+    return exponents(table.reshape(-1), (0,)).squeeze(0)
+
+
+def _scaled(block: Tensor, exponent: Tensor) -> Tensor:
+    """``block / 2^exponent`` in float64; only float64 has an exponent other than 0."""
+    return times_power(block, -exponent) if block.dtype == torch.float64 else block.double()
 
 
 def _turned(inner: Tensor, rotation: Tensor) -> Tensor:

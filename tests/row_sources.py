@@ -1,0 +1,34 @@
+"""Files of rows of every kind, for the tests of what is compressed shard by shard."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+
+KINDS = ("safetensors", "npy", "parquet", "parquet fixed", "parquet columns")
+
+
+def written(folder, rows, kind, name="rows"):
+    """A file of this kind with these rows."""
+    path = folder / f"{name}.{kind.split()[0]}"
+    if kind == "safetensors":
+        save_file({"other": rows[0].clone(), "x": rows.contiguous()}, path)
+    elif kind == "npy":
+        np.save(path, rows.numpy())
+    else:
+        columns = floats(rows) if "columns" in kind else {"x": lists(rows, fixed="fixed" in kind)}
+        pq.write_table(pa.table(columns), path)
+    return path
+
+
+def lists(rows, *, fixed=False):
+    """Rows as a column of lists."""
+    values = pa.array(rows.numpy().reshape(-1))
+    if fixed:
+        return pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
+    return pa.array(list(rows.numpy()), pa.list_(values.type))
+
+
+def floats(rows):
+    """Rows as columns side by side."""
+    return {f"c{k}": pa.array(column) for k, column in enumerate(rows.numpy().T.copy())}

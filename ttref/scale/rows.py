@@ -1,0 +1,321 @@
+"""Tables of rows larger than memory, compressed shard by shard: a folder of files of :class:`MPSEmbedding`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..atomic import replace
+from ..checks import check_rank_or_eps, whole
+from ..embeddings import MPSEmbedding
+from ..embeddings.settings import RowSettings
+from ..files import digest
+from ..powers import times_power
+from ..precision import full_precision
+from ..rows.frame import AT_ONCE, Frame, added, summed
+from ..rows.joining import joined
+from .engine import run
+from .jobs import Record, Task
+from .row_report import Report
+from .sources import Source, open_source, read_pieces, where
+from .table import FORMAT, INDEX, VERSION, seal_of, shard_name
+
+__all__ = ["compress_rows"]
+
+BLOCK_BYTES = 128 << 20  # of a block of padded rows in float64: the most that is decomposed at once
+MOST_NAMED = 10
+MEANS = ".mean"  # a folder in the destination, for the sums that a mean is made of
+
+
+def compress_rows(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    destination: str | os.PathLike[str],
+    *,
+    rank: int | Sequence[int] | None = None,
+    eps: float | None = None,
+    shape: Sequence[int] | None = None,
+    center: bool = False,
+    core_bits: int = 32,
+    tensor: str | None = None,
+    rows_per_shard: int = 65_536,
+    engine: str | None = None,
+    workers: int | None = None,
+) -> Report:
+    """Compress the rows of files, each by TT-SVD, into a folder that :class:`Table` opens.
+
+    It does what :meth:`MPSEmbedding.from_embedding` does, a shard at a time and several shards at once, so neither the
+    source nor the result has to fit into memory. What was interrupted goes on when it is called again; what is
+    complete is not repeated. When a file of the source changes, only the shards with rows of it are made anew (with
+    ``center`` all, as they share the mean).
+
+    Args:
+        source: A file of safetensors, ``.npy`` or Parquet; a list of shards (``model.safetensors.index.json``); a
+            folder with one of these, or with several files of one kind, in the order of their names; or a sequence of
+            files. An ``.npy`` holds the matrix ``(rows, width)``, a safetensors file one tensor of it. In Parquet the
+            rows are a column of lists, or else all columns, side by side.
+        destination: The folder, made if it is not there. It gets a file for each shard, ``table.json`` when all are
+            done, and the state of the job in ``.job``.
+        rank: Cap on the TT-ranks of all rows, as in :meth:`MPSEmbedding.from_embedding`.
+        eps: Error allowed for each row, relative to its norm. Give exactly one of rank and eps. Caps for single rows
+            and a rotation are not offered here.
+        shape: Modes of a row; left out, modes of 2.
+        center: Subtract the mean of all rows first. With rows that are no numbers there is no mean, and no shard.
+        core_bits: 8 rounds the cores to int8.
+        tensor: Name of the tensor, or of the Parquet column of lists; needed if there are several matrices.
+        rows_per_shard: Rows in a file of the result. Multiples of 16,384 decompose the rows in the same blocks as one
+            process does.
+        engine: Where the shards are compressed, as in :func:`run`.
+        workers: How many at a time, as in :func:`run`.
+
+    Returns:
+        A :class:`Report`: for each shard rows, seconds, bytes, hash or error; ``report.table`` opens the table. With an
+        error in one shard the others are done, and there is no ``table.json`` until a later call has done it.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, TypeError: No such file; safetensors or pyarrow missing; rows that are
+            no floating-point numbers. As in :meth:`MPSEmbedding.from_embedding` for the options.
+        ValueError: Files of differing width or dtype, truncated or foreign ones, several tensors to choose from, no
+            rows; ranks or modes that do not fit; a destination in the source, or the source in it, or one that holds
+            another job. Nothing was started.
+        BlockingIOError, ConnectionError, OSError: As :func:`run`.
+
+    Guarantee:
+        Each row is stored as :meth:`MPSEmbedding.from_embedding` stores it, on the whole table, with one thread: bit
+        for bit where the rows stand in the same blocks, else to rounding. The files are the same bits for every
+        engine, number of workers, and way of being interrupted.
+
+    Cost:
+        One TT-SVD for each row, which is nearly all of the time; with ``eps`` one for each cap tried. ``center`` reads
+        the source twice. Memory in each worker: that of 16,384 rows (fewer of more than 1,024 entries), and twice its
+        shard of the result.
+
+    Example:
+        >>> import tempfile, numpy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     numpy.save(f"{folder}/rows.npy", torch.randn(1000, 48).numpy())
+        ...     report = compress_rows(
+        ...         f"{folder}/rows.npy", f"{folder}/small", rank=2, rows_per_shard=400, engine="pool", workers=1
+        ...     )
+        ...     table = report.table
+        ...     len(report.shards), len(table), table.rows([3, 999]).shape
+        (3, 1000, torch.Size([2, 48]))
+    """
+    started = time.perf_counter()
+    check_rank_or_eps(rank, eps)
+    count = whole("rows_per_shard", rows_per_shard, least=1)
+    found = open_source(source, tensor)
+    how = RowSettings.of(found.width, rank=rank, eps=eps, row_ranks=None, shape=shape, core_bits=core_bits)
+    destination = _apart(Path(destination).expanduser().absolute(), found)
+    about = {
+        "shape": list(how.shape),
+        "rank": None if how.layout is None else list(how.layout.ranks),
+        "eps": eps,
+        "center": bool(center),
+        "core_bits": how.core_bits,
+        "width": found.width,
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "rows_per_shard": count,
+    }
+    job = {"job": "compress_rows", "version": VERSION, **about}
+    job |= {"source": str(found.folder or [str(file.path) for file in found.files]), "tensor": tensor}
+    places = {"engine": engine, "workers": workers}
+    tasks = _planned(found, count)
+    if center:
+        run(dict, [], destination, job=job)  # the folder is this job's before anything is written into it
+        folder = destination / MEANS
+        sums = _done(functools.partial(_sum, folder=str(folder), about=about), tasks, folder, job, _sums_there, places)
+        if any(record["error"] for record in sums):
+            return Report.of(destination, tasks, sums, started)
+        about["mean"] = _mean(folder, sums, found).tolist()
+        tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
+    work = functools.partial(_compress, folder=str(destination), about=about)
+    records = _done(work, tasks, destination, job, _shard_there, places)
+    report = Report.of(destination, tasks, records, started)
+    if not report.errors:
+        _gather(destination, found, job, records)
+    return report
+
+
+def _planned(found: Source, count: int) -> list[Task]:
+    """A task for each shard; its id changes with the files that it has rows of."""
+    total = math.ceil(found.rows / count)
+    tasks = []
+    for k in range(total):
+        start, stop = k * count, min((k + 1) * count, found.rows)
+        task = {"name": shard_name(k, total), "start": start, "pieces": found.pieces(start, stop)}
+        tasks.append({"id": _id(task, None), **task})
+    return tasks
+
+
+def _id(task: Task, more: Any) -> str:
+    text = json.dumps([task["name"], task["start"], task["pieces"], more], sort_keys=True)
+    return f"{task['name'].partition('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _done(
+    work: Callable[[Task], Record],
+    tasks: list[Task],
+    folder: Path,
+    job: dict[str, Any],
+    there: Callable[[Path, Record], bool],
+    places: dict[str, Any],
+) -> list[Record]:
+    """The records of all tasks. One whose file is gone, or is another now, is done again, under an id of its own."""
+    records, left, turn = [{"error": "not done"}] * len(tasks), dict(enumerate(tasks)), 1
+    while left:
+        ended = run(work, list(left.values()), folder, job=job, description="shards", **places)
+        for k, record in zip(left, ended, strict=True):
+            records[k] = record
+        turn += 1
+        lost = [k for k in left if records[k]["error"] is None and not there(folder, records[k])]
+        left = {k: tasks[k] | {"id": f"{tasks[k]['id']}-{turn}"} for k in lost}
+    return records
+
+
+@full_precision
+@torch.no_grad()
+def _compress(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
+    """Compress the rows of a shard and write its file."""
+    started = time.perf_counter()
+    width, dtype = about["width"], getattr(torch, about["dtype"])
+    how = RowSettings.of(
+        width,
+        rank=about["rank"],
+        eps=about["eps"],
+        row_ranks=None,
+        shape=about["shape"],
+        core_bits=about["core_bits"],
+    )
+    frame = Frame(torch.tensor(about["mean"], dtype=torch.float64).to(dtype) if about["center"] else None)
+    stores, hashed = [], hashlib.sha256()
+    for before, block in _blocks(task, width, dtype, _at_once(how)):
+        hashed.update(block.view(-1).view(torch.uint8).numpy())
+        try:
+            stores.append(how.store(frame).grown(block, how.groups(block, frame), trainable=False))
+        except ValueError as error:
+            at = task["start"] + before
+            raise ValueError(f"{task['name']}, rows counted from row {at} of the table: {error}") from error
+    table = MPSEmbedding._holding(how.shape, joined(stores), dtype)
+    path = Path(folder) / task["name"]
+    table.save(path)
+    return {
+        "name": task["name"],
+        "rows": table.num_embeddings,
+        "ranks": list(table.ranks),
+        "params": table.params,
+        "nbytes": table.nbytes,
+        "file_nbytes": path.stat().st_size,
+        "sha256": seal_of(path),
+        "source_sha256": hashed.hexdigest(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@torch.no_grad()
+def _sum(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
+    """Sum the rows of a shard, block by block, and write the sums."""
+    parts = [summed(block) for _, block in _blocks(task, about["width"], getattr(torch, about["dtype"]), AT_ONCE)]
+    sums = {name: torch.stack(part) for name, part in zip(("sums", "exponents"), zip(*parts, strict=True), strict=True)}
+    name = task["name"].replace("rows", "sums")
+    replace(Path(folder) / name, [to_bytes(sums)])
+    return {"name": name, "sha256": digest(sums["sums"])}
+
+
+def _blocks(task: Task, width: int, dtype: torch.dtype, most: int) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the rows of a shard; after the last, a ValueError that names the rows that are no numbers."""
+    wrong: dict[int, str] = {}
+    for before, block, reasons in read_pieces(task["pieces"], width, dtype, most):
+        if not block.sum().isfinite():  # as in check_input: finite entries may overflow the sum
+            rows = (~block.isfinite().all(1)).nonzero().flatten().tolist()
+            wrong |= {before + row: reasons.get(row, "NaN or Inf") for row in rows}
+        if not wrong:
+            yield before, block
+    if wrong:
+        named = [f"row {task['start'] + row} ({where(task['pieces'], row)}): {why}" for row, why in wrong.items()]
+        more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        raise ValueError(
+            f"{task['name']} has {len(named)} rows that cannot be compressed: {'; '.join(named[:MOST_NAMED])}{more}. "
+            "Mend them in the source and run again: what is done stays"
+        )
+
+
+def _at_once(how: RowSettings) -> int:
+    """Rows that are decomposed at once: as one process does, fewer if they are wide."""
+    most = AT_ONCE
+    while most > 1 and most * math.prod(how.shape) * 8 > BLOCK_BYTES:
+        most //= 2
+    return most
+
+
+def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
+    """The mean row as one process finds it, in the dtype of the table."""
+
+    def sums() -> Iterator[tuple[Tensor, Tensor]]:
+        for record in records:
+            held = from_bytes((folder / record["name"]).read_bytes())
+            yield from zip(held["sums"], held["exponents"], strict=True)
+
+    total, exponent = added(sums())
+    return times_power(total / found.rows, exponent).to(found.dtype)
+
+
+def _sums_there(folder: Path, record: Record) -> bool:
+    """True if the sums of a shard are what its record says."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return digest(from_bytes((folder / record["name"]).read_bytes())["sums"]) == record["sha256"]
+    return False
+
+
+def _shard_there(folder: Path, record: Record) -> bool:
+    """True if the file of a shard is the one that its record says; its numbers are checked when it is opened."""
+    path = folder / record["name"]
+    with suppress(OSError, ValueError):
+        return path.stat().st_size == record["file_nbytes"] and seal_of(path) == record["sha256"]
+    return False
+
+
+def _gather(destination: Path, found: Source, job: dict[str, Any], records: list[Record]) -> None:
+    """Write ``table.json``, then remove shards of an earlier source, which it does not name."""
+    kept = ("name", "rows", "params", "nbytes", "sha256", "source_sha256")
+    ranks = [max(bond) for bond in zip(*(record["ranks"] for record in records), strict=True)]
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": found.rows,
+        **{name: job[name] for name in ("width", "dtype", "shape", "eps", "center", "core_bits")},
+        "ranks": ranks,
+        "source": [{"name": file.path.name, "rows": file.rows, "nbytes": file.stamp.size} for file in found.files],
+        "shards": [{name: record[name] for name in kept} for record in records],
+    }
+    text = json.dumps(about, indent=1).encode()
+    path = destination / INDEX
+    if not path.exists() or path.read_bytes() != text:
+        replace(path, [text])
+    names = {record["name"] for record in records}
+    for old in destination.glob("rows-*-of-*.safetensors"):
+        if old.name not in names:
+            old.unlink()
+
+
+def _apart(destination: Path, found: Source) -> Path:
+    """The destination, if neither it lies in the source nor the source in it."""
+    target = Path(os.path.realpath(destination))
+    if found.folder is not None and target.is_relative_to(os.path.realpath(found.folder)):
+        raise ValueError(f"destination {destination} lies in the source {found.folder}; name a folder outside of it")
+    for file in found.files:
+        if Path(os.path.realpath(file.path)).is_relative_to(target):
+            raise ValueError(f"{file.path} lies in destination {destination}; name a folder without the source")
+    return destination
