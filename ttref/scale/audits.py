@@ -90,16 +90,19 @@ def audit(
     path = Path(checkpoint).expanduser()
     how = {"path": str(path), "files": stamps(path), "state_dict": state_dict}
     job = {"job": "audit", **how, "eps": list(errors), "only": only, "sample": sample}
-    job["data"] = None if data is None else hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+    texts = None if data is None else Path(data).expanduser()
+    if texts is not None and not texts.is_file():
+        raise FileNotFoundError(f"there is no file of texts {texts}")
+    job["data"] = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()
     folder = claim(destination, path, job)
     where = {"engine": engine, "workers": workers}
     wanted = [entry for entry in entries if entry.name in stands_for]
     try:
         roots = {}
-        if data is not None:
+        if texts is not None:
             (folder / SEEN).mkdir(exist_ok=True)
             names = [entry.name for entry in wanted]
-            work = partial(_roots, how, str(Path(data).expanduser()), names, folder / SEEN)
+            work = partial(_roots, how, texts, names, folder / SEEN)
             records = run(work, [{"id": "roots"}], folder / SEEN, job=job, **where, description="texts")
             roots = complete(records, folder, "runs of the model")[0]["roots"]
         work = partial(_rows, how, errors, sample, folder / SEEN)
@@ -140,8 +143,10 @@ def _rows(how: dict[str, Any], errors: tuple[float, ...], sample: bool, folder: 
     entries, in_by_out = entries_of(how["path"], how["files"], state_dict=how["state_dict"])
     roots = {name: read(folder / file, "Root", _restored) for name, file in task["roots"].items()}
     marks = _Marks()
-    rows = [row_of(entries[name], errors, sample, roots, in_by_out, marks) for name in task["names"]]
-    check_stamps(how["path"], how["files"])
+    try:
+        rows = [row_of(entries[name], errors, sample, roots, in_by_out, marks) for name in task["names"]]
+    finally:  # of a file that is written meanwhile any error may come
+        check_stamps(how["path"], how["files"])
     return {"rows": rows, "marks": [marks.found.get(name) for name in task["names"]]}
 
 
@@ -172,12 +177,12 @@ def _told(records: Sequence[Record], errors: tuple[float, ...]) -> Iterator[dict
 
 @full_precision
 @torch.no_grad()
-def _roots(how: dict[str, Any], data: str, names: Sequence[str], folder: Path, task: Task) -> dict[str, Any]:
+def _roots(how: dict[str, Any], texts: Path, names: Sequence[str], folder: Path, task: Task) -> dict[str, Any]:
     """Run the model on the texts, and write the root of each Gram matrix: files by the names of weights."""
     check_stamps(how["path"], how["files"])
     held = open_checkpoint(how["path"], state_dict=how["state_dict"])
     wanted = set(names)
-    roots = roots_of(held, data, [entry for entry in held.entries if entry.name in wanted], False)
+    roots = roots_of(held, texts, [entry for entry in held.entries if entry.name in wanted], False)
     each = {id(root): root for root in roots.values()}
     files = {key: f"root-{k:05d}.safetensors" for k, key in enumerate(each)}
     for key, root in each.items():

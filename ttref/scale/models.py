@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,11 +78,17 @@ def forget() -> None:
 
 
 def name_of(function: Callable | None) -> str | None:
-    """A function by module and name, for settings."""
+    """A function by module and name, for settings; a partial one with the plain arguments that it holds."""
     if function is None:
         return None
-    function = getattr(function, "func", function)  # of a partial
+    if isinstance(function, partial):
+        given = [*function.args, *(f"{key}={value}" for key, value in function.keywords.items() if _is_plain(value))]
+        return f"{name_of(function.func)}({', '.join(str(one) for one in given if _is_plain(one))})"
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, Path))
 
 
 def _load(source: Source, tokenizer: bool) -> tuple[nn.Module, Any]:
