@@ -43,6 +43,7 @@ NEEDS_MORE = {
     "ttref.release.drift.Shadow": "scipy",
     "ttref.release.loading.load_release": "safetensors",
     "ttref.release.saving.save_release": "safetensors",
+    "ttref.release.signing.sign": "cryptography",
     "ttref.release.undoing.rollback": "safetensors",
     "ttref.release.verifying.verify": "safetensors",
     "ttref.retrieval.account.Held.load": "safetensors",

@@ -100,4 +100,5 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "ttref", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+    assert "(``verify``, unless ``--allow-by-hash``)" in " ".join(done.stdout.split())
     assert 'ttref = "ttref.command:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

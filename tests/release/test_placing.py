@@ -165,9 +165,7 @@ def test_a_factor_on_the_meta_device_is_the_one_that_the_model_would_set():
     assert model[0].embed_scale.is_meta
     model._init_weights = lambda module: None
     for plain in (model, nn.Sequential(model[0])):
-        with pytest.raises(
-            ValueError, match="the factor of 0 is on the meta device, and nothing tells it: make"
-        ):
+        with pytest.raises(ValueError, match="the factor of 0 is on the meta device, and nothing tells it: make"):
             Placing(plain, described[0])
 
 

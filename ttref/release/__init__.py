@@ -6,14 +6,16 @@
 `verifying`   :func:`verify`: every train derived again from the source, every other tensor compared
 `loading`     :func:`load_release`: hashes first, then the model
 `undoing`     :func:`rollback`: the dense model, bit for bit
+`signing`     :func:`sign`: who made it, for those who have the public key
 `drift`       :class:`Shadow`: the dense model beside the compressed one, and an alarm
 `described`   :func:`describe` and :func:`build`: compressed layers in plain JSON
 `quantizer`   the same for transformers: ``from_pretrained`` reads the folder
 ============  ==========================================================================================
 
 Behind them: `manifest` (what is in the folder), `folders` (written whole or not at all), `sources` (dense tensors by
-name), `deriving` (a layer made again and compared), `configs` (configurations compared), `contents` (what a model
-holds), `placing` (layers put into a model without numbers) and `card` (the model card).
+name), `origins` (where tensors come from), `deriving` (a layer made again and compared), `verified` (what a check
+found), `configs` (configurations compared), `contents` (what a model holds), `makers` (layers of descriptions),
+`places` and `placing` (layers put into a model without numbers) and `card` (the model card).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from .drift import Look, Shadow
     from .loading import load_release
     from .saving import save_release
+    from .signing import sign
     from .undoing import rollback
     from .verified import VerifyReport
     from .verifying import verify
@@ -47,6 +50,7 @@ __all__ = [
     "load_release",
     "rollback",
     "save_release",
+    "sign",
     "verify",
 ]
 
@@ -64,6 +68,7 @@ _HOME = {
     "drift": ("Look", "Shadow"),
     "loading": ("load_release",),
     "saving": ("save_release",),
+    "signing": ("sign",),
     "undoing": ("rollback",),
     "verified": ("VerifyReport",),
     "verifying": ("verify",),

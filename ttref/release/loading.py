@@ -19,6 +19,7 @@ from .contents import devices_of, fill
 from .folders import opened, recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
 from .placing import Placing
+from .signing import asking, signed
 
 __all__ = ["load_release"]
 
@@ -27,7 +28,12 @@ GENERATION = "generation_config.json"
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be trained
 def load_release(
-    folder: str | Path, model: nn.Module | None = None, *, sha256: str | None = None, **options: Any
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    sha256: str | None = None,
+    public_key: str | Path | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Load a release after all its files are found to be what was written.
 
@@ -38,6 +44,8 @@ def load_release(
             model, which is then made by ``from_pretrained``.
         sha256: The sha256 of the manifest, as :func:`save_release` returned it: any other release is refused. Without
             it, the hashes tell that nothing was damaged, and not who wrote them; :func:`verify` tells more.
+        public_key: Path of the key that belongs to the one it was signed with (:func:`~ttref.release.signing.sign`): a
+            release that is not signed, or by somebody else, is refused before anything else is looked at.
         options: For ``from_pretrained``, which gets a private copy of the files, hashed while it is made.
 
     Returns:
@@ -50,6 +58,7 @@ def load_release(
             for; a model of another class, with other layers, or with buffers on the meta device that no file holds.
             Nothing has reached the model then.
         TypeError: Options beside a model.
+        ModuleNotFoundError: A public key, and model-signing is not installed.
 
     Cost:
         The folder is read twice. With a model, the compressed numbers take their memory twice meanwhile; without one,
@@ -69,7 +78,7 @@ def load_release(
         (True, True)
     """
     folder = recovered(folder)
-    manifest = checked(folder, sha256)
+    manifest = checked(folder, sha256, public_key)
     if model is None:
         return _from_pretrained(folder, manifest, options)
     if options:
@@ -93,8 +102,10 @@ def load_release(
     return model
 
 
-def checked(folder: Path, sha256: str | None) -> dict[str, Any]:
-    """The manifest of a release all of whose files are what was written."""
+def checked(folder: Path, sha256: str | None, public_key: str | Path | None) -> dict[str, Any]:
+    """The manifest of a release all of whose files are what was written, and signed where a key is given."""
+    if public_key is not None:
+        sha256 = signed(folder, asking(public_key), sha256)
     manifest, _ = read_manifest(folder, sha256)
     if problems := damages(folder, manifest):
         raise refused(folder, "; ".join(problems[:3]))

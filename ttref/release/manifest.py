@@ -82,7 +82,7 @@ def read_manifest(folder: Path, sha256: str | None = None) -> tuple[dict[str, An
     if not (folder / MANIFEST).exists():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}, so it is no release; save_release writes one")
     try:
-        content = _limited(folder, MANIFEST, MOST)
+        content = limited(folder, MANIFEST, MOST)
         found = hashlib.sha256(content).hexdigest()
         if sha256 is not None and found != sha256:
             raise ValueError(f"the sha256 of {MANIFEST} is not the one asked for: this is another release")
@@ -91,7 +91,7 @@ def read_manifest(folder: Path, sha256: str | None = None) -> tuple[dict[str, An
         if encoded(manifest) != content:
             raise ValueError(f"{MANIFEST} is not what was written: its sha256 differs")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise refused(folder, _one_line(error)) from error
+        raise refused(folder, one_line(error)) from error
     return manifest, found
 
 
@@ -122,18 +122,18 @@ def read_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str,
     """
     about = manifest["files"][name]
     try:
-        content = _limited(folder, name, about["bytes"])
+        content = limited(folder, name, about["bytes"])
         if len(content) != about["bytes"] or hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise ValueError(f"{name} is not what was written: its sha256 differs")
         return _tensors(content)
     except ValueError as error:
-        raise refused(folder, _one_line(error)) from error
+        raise refused(folder, one_line(error)) from error
 
 
 def damaged_tensors(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """Names of the model's tensors that are not what was written, where its file can still be read; nothing else."""
     try:
-        return differing(manifest, _tensors(_limited(folder, MODEL, manifest["files"][MODEL]["bytes"])))
+        return differing(manifest, _tensors(limited(folder, MODEL, manifest["files"][MODEL]["bytes"])))
     except ValueError:
         return []
 
@@ -156,7 +156,7 @@ def plain_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name))
 
 
-def _limited(folder: Path, name: str, most: int) -> bytes:
+def limited(folder: Path, name: str, most: int) -> bytes:
     """The bytes of a file, whose size is compared first: a manifest may claim any."""
     with opened(folder, name) as file:
         if (size := file.seek(0, 2)) > most:
@@ -215,5 +215,6 @@ def _text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks."""
     return " ".join(str(error).split())

@@ -32,7 +32,12 @@ _LEFT_OUT = {MANIFEST, MODEL, ROLLBACK, ACCEPTANCE, CONFIG, "README.md"}
 
 @torch.inference_mode(False)
 def rollback(
-    folder: str | Path, target: nn.Module | str | Path, *, source: Any = None, sha256: str | None = None
+    folder: str | Path,
+    target: nn.Module | str | Path,
+    *,
+    source: Any = None,
+    sha256: str | None = None,
+    public_key: str | Path | None = None,
 ) -> nn.Module | Path:
     """Undo a release: put the dense model back, or write it, with every weight bit for bit.
 
@@ -44,6 +49,7 @@ def rollback(
         source: The dense model, its state dict, or the path of its safetensors; needed if the release was saved with
             ``keep_dense=False``. Each tensor must have the hash that the manifest has for it.
         sha256: As for :func:`load_release`.
+        public_key: As for :func:`load_release`.
 
     Returns:
         The target.
@@ -53,6 +59,7 @@ def rollback(
         FileExistsError: A target folder that is not empty.
         ValueError: As :func:`load_release`; no source where one is needed, or one that differs.
         TypeError: A target that is none.
+        ModuleNotFoundError: A public key, and model-signing is not installed.
 
     Cost:
         The release is read twice; the dense model takes its memory twice meanwhile.
@@ -72,7 +79,7 @@ def rollback(
     if not isinstance(target, (nn.Module, str, Path)):
         raise TypeError(f"target must be a model or the path of a new folder, got {type(target).__name__}")
     folder = recovered(folder)
-    manifest = checked(folder, sha256)
+    manifest = checked(folder, sha256, public_key)
     if isinstance(target, nn.Module):
         check_class(folder, target, manifest)
     elif Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):

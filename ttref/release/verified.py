@@ -13,7 +13,9 @@ from .deriving import BITS, DIFFERS, TOLERANCE
 __all__ = ["VerifyReport"]
 
 EQUAL, BY_HASH, NEW, CHANGED, ABSENT = "equal", "by hash", "not in the source", "changed", "left out"
+SIGNED = "signed"
 SAYS = {
+    SIGNED: "signature over all files, by the holder of the key",
     BITS: "derived again, bit for bit",
     TOLERANCE: "derived again, to rounding",
     EQUAL: "as in the source, bit for bit",
@@ -23,7 +25,7 @@ SAYS = {
     NEW: "by its hash alone: the source has none",
     DIFFERS: "differs",
 }
-PROVED = BITS, TOLERANCE, EQUAL
+PROVED = SIGNED, BITS, TOLERANCE, EQUAL
 WIDTH = 88
 HEADS = ["name", "how it was checked", "error", "of the weight"]
 CAPTION = (
@@ -39,11 +41,12 @@ class VerifyReport:
     Attributes:
         sha256: Of the manifest's file: it names the release.
         problems: A sentence for each thing that is wrong; empty if nothing is.
-        rows: One dictionary for each compressed layer, each other tensor and the configuration: its ``name``;
-            ``status``: "bits" or "tolerance" (derived again from the source), "equal" (as in the source), "by hash",
-            "changed", "not in the source" or "left out" (nothing but the manifest vouches for it), or "differs"; of
-            layers the largest ``error`` of a row against the layer derived again, the error ``allowed``, and
-            ``relative_error``, that of the weight against the source. What does not apply is None.
+        rows: One dictionary for each compressed layer, each other tensor, the configuration, and the signature where a
+            key was given: its ``name``; ``status``: "bits" or "tolerance" (derived again from the source), "equal" (as
+            in the source), "signed", "by hash", "changed", "not in the source" or "left out" (nothing but the manifest
+            vouches for it), or "differs"; of layers the largest ``error`` of a row against the layer derived again, the
+            error ``allowed``, and ``relative_error``, that of the weight against the source. What does not apply is
+            None.
 
     Example:
         >>> report = VerifyReport("ab" * 32, [], [{"name": "0", "status": "bits", "error": 0.0}])

@@ -17,15 +17,33 @@ from .configs import CONFIG, check_config, same_configuration
 from .contents import own, standing
 from .deriving import DIFFERS, derived, methods, oriented
 from .folders import opened, recovered
-from .manifest import MODEL, ROLLBACK, USING, damaged_tensors, damages, differing, read_manifest, read_tensors
+from .manifest import (
+    MODEL,
+    ROLLBACK,
+    SIGNATURE,
+    USING,
+    damaged_tensors,
+    damages,
+    differing,
+    read_manifest,
+    read_tensors,
+)
+from .signing import asking, signed
 from .sources import Source, lacking
-from .verified import ABSENT, BY_HASH, CHANGED, EQUAL, NEW, VerifyReport
+from .verified import ABSENT, BY_HASH, CHANGED, EQUAL, NEW, SIGNED, VerifyReport
 
 __all__ = ["verify"]
 
 
 @torch.no_grad()
-def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progress: bool = True) -> VerifyReport:
+def verify(
+    folder: str | Path,
+    source: Any,
+    *,
+    sha256: str | None = None,
+    public_key: str | Path | None = None,
+    progress: bool = True,
+) -> VerifyReport:
     """Check a release against the dense model that it says it comes from.
 
     First the files: their hashes, and that there are no others. Then every compressed layer is derived again from its
@@ -38,14 +56,17 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         folder: The release.
         source: The dense model, its state dict, or the path of its safetensors, as for :func:`save_release`.
         sha256: The sha256 of the manifest, as :func:`save_release` returned it, if it is known.
+        public_key: Path of the key that belongs to the one it was signed with (:func:`~ttref.release.signing.sign`):
+            before anything else, all files must be signed with that.
         progress: A progress bar, where somebody may be watching.
 
     Returns:
         A :class:`VerifyReport`: ``.ok``, ``.proved``, ``.problems``.
 
     Raises:
-        FileNotFoundError: No such folder, or no release; no such source.
-        TypeError, ValueError: A source that cannot be read. What is wrong with the release is in the report.
+        FileNotFoundError: No such folder, or no release; no such source or key.
+        ModuleNotFoundError: A public key, and model-signing is not installed.
+        TypeError, ValueError: A source or a key that cannot be read. What is wrong with the release is in the report.
 
     Tolerance:
         The largest error of a row, relative to its norm or to that of rows on average, may be 1e-8 for float64, 1e-5
@@ -78,8 +99,11 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         ...     verify(f"{folder}/release", dense).proved, verify(f"{folder}/release", small).ok
         (True, False)
     """
+    checker = None if public_key is None else asking(public_key)
     dense, folder = Source.of(source), recovered(folder)
     try:
+        if checker is not None:
+            sha256 = signed(folder, checker, sha256)
         manifest, name = read_manifest(folder, sha256)
     except ValueError as error:
         return VerifyReport("", [str(error)])
@@ -93,7 +117,7 @@ def verify(folder: str | Path, source: Any, *, sha256: str | None = None, progre
         return VerifyReport(name, [str(error)])
     dense = dense.fitted([f"{layer}.weight" for layer in manifest["layers"]], tensors)
     problems = [f"{tensor} is not the tensor of the manifest" for tensor in differing(manifest, tensors)]
-    rows = []
+    rows = [] if checker is None else [_row(SIGNATURE, SIGNED)]
     for layer in bar(manifest["layers"], progress, "deriving"):
         try:
             rows.append(_layer(layer, manifest["layers"][layer], tensors, dense, source))
