@@ -2,8 +2,8 @@
 
 Exit codes: 0, it was done; 1, what was asked about is not so (``verify`` found a difference); 2, the command line is
 wrong; 3, a file is missing, truncated, damaged or foreign, takes more memory than there is, or cannot be written; 4, a
-package is missing; 5, nothing is wrong, but not everything is proved (``verify``); 130, stopped by Ctrl-C. Whatever
-goes wrong is told in one line on stderr; results go to stdout.
+package is missing; 5, nothing is wrong, but not everything is proved (``verify``, unless ``--allow-by-hash``); 130,
+stopped by Ctrl-C. Whatever goes wrong is told in one line on stderr; results go to stdout.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ DESCRIPTION = """
 Undo a release: write the dense model that it was made of to a new folder, every weight bit for bit.
 """
 EPILOG = """
-Exit codes: 0, written; 2, the command line is wrong; 3, the release is missing or not what was written, the folder is
-not empty, or the source is needed or differs; 4, a package is missing; 130, stopped.
+Exit codes: 0, written; 2, the command line is wrong; 3, the release is missing, or not what was written or signed, the
+folder is not empty, or the source is needed or differs; 4, a package is missing; 130, stopped.
 """
 
 
@@ -26,6 +26,9 @@ def add(commands: Any) -> None:
         help="the dense model, for a release that does not hold the replaced tensors itself",
     )
     parser.add_argument("--sha256", metavar="HEX", help="of the manifest, as it was noted when the release was saved")
+    parser.add_argument(
+        "--public-key", metavar="FILE", help="all files must be signed with the private key of this one, in PEM"
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,5 +36,6 @@ def run(chosen: argparse.Namespace) -> int:
     """Write the dense model."""
     from ..release import rollback
 
-    print(f"wrote {rollback(chosen.release, Path(chosen.folder), source=chosen.source, sha256=chosen.sha256)}")
+    asked = {"source": chosen.source, "sha256": chosen.sha256, "public_key": chosen.public_key}
+    print(f"wrote {rollback(chosen.release, Path(chosen.folder), **asked)}")
     return 0
