@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .audits import audit
     from .engine import run
+    from .fits import Fitted, fit_cores
+    from .grams import collect_gram
     from .rows import compress_rows
     from .table import Table
 
-__all__ = ["Table", "compress_rows", "run"]
+__all__ = ["Fitted", "Table", "audit", "collect_gram", "compress_rows", "fit_cores", "run"]
 
 _HOME = {
+    "audits": ("audit",),
     "engine": ("run",),
+    "fits": ("Fitted", "fit_cores"),
+    "grams": ("collect_gram",),
     "rows": ("compress_rows",),
     "table": ("Table",),
 }
