@@ -46,6 +46,7 @@ KINDS = {
     "TTLinear": ("layers", "TTLinear._restore"),
     "TTMEmbedding": ("embeddings.ttm", "TTMEmbedding._restore"),
 }
+TABLE = "table.json"  # in a folder, the list of the files of one table
 MOST_HEADER = 32 << 20  # bytes; more would take seconds to parse, and no table or adapter needs a tenth of it
 MOST_MODES = 1024  # of one train; a damaged header may claim any number, and its checks take time that grows with it
 Restore = Callable[[dict[str, Tensor], dict[str, Any]], Any]
@@ -66,7 +67,7 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[
 
 
 def load(path: str | Path) -> Any:
-    """Read any file written by ttref, of whatever class.
+    """Read any file written by ttref, of whatever class, or open a folder of :func:`~ttref.scale.rows.compress_rows`.
 
     Returns:
         An object of the class that the file belongs to: an :class:`MPSEmbedding`, a :class:`TTMEmbedding`, a
@@ -74,10 +75,11 @@ def load(path: str | Path) -> Any:
         :class:`~ttref.fixedpoint.contract.QuantizedTT`, a :class:`~ttref.fitting.gram.Gram`,
         :class:`~ttref.fitting.gram.Grams` or a :class:`~ttref.retrieval.index.TTIndex`. For a file of
         :func:`save_tt_lora` a dict from the names of the adapted layers to their updates; :func:`load_tt_lora` puts
-        these, and modules saved along, into a model.
+        these, and modules saved along, into a model. For a folder with a table of many files a
+        :class:`~ttref.scale.table.Table`, which reads them when they are asked for.
 
     Raises:
-        FileNotFoundError, OSError: No such file; a folder, missing rights.
+        FileNotFoundError, OSError: No such file; another folder, missing rights.
         ModuleNotFoundError: safetensors is not installed; the message holds the install line.
         ValueError: A damaged file, or one that ttref did not write; the message names it.
 
@@ -93,6 +95,8 @@ def load(path: str | Path) -> Any:
         >>> type(again).__name__, torch.equal(again.weight, table.weight)
         ('MPSEmbedding', True)
     """
+    if (Path(path) / TABLE).is_file():
+        return importlib.import_module(".scale.table", __package__).Table(path)
     return read(path, None, None)
 
 

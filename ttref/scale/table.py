@@ -15,14 +15,14 @@ from torch import Tensor
 from ..checks import whole
 from ..embeddings import MPSEmbedding
 from ..embeddings.tables import CompressedTable
-from ..files import check_header
+from ..files import TABLE, check_header
 from ..retrieval import TTIndex
 from ..rows.joining import joined
 from ..shards import open_safetensors
 
 __all__ = ["Table"]
 
-INDEX, FORMAT, VERSION = "table.json", "ttref.table", 1
+FORMAT, VERSION = "ttref.table", 1
 MOST_INDEX = 1 << 30  # bytes of a list of shards; a billion rows take some megabytes
 WANTED = {
     "format": (str,),
@@ -126,7 +126,7 @@ class Table:
             made = MPSEmbedding.load(path)
             if seal_of(path) != about.sha256 or made.num_embeddings != about.rows:
                 raise ValueError(
-                    f"{path} is not the file that {INDEX} lists: another run has written it; run compress_rows again"
+                    f"{path} is not the file that {TABLE} lists: another run has written it; run compress_rows again"
                 )
             self._last = k, made
         return self._last[1]
@@ -247,7 +247,7 @@ def seal_of(path: Path) -> str:
 
 def _about(folder: Path) -> dict[str, Any]:
     """``table.json``, checked."""
-    path = folder / INDEX
+    path = folder / TABLE
     if not path.is_file():
         how = "there is no such folder"
         if folder.is_dir():

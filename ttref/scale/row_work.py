@@ -1,0 +1,103 @@
+"""What a worker does with a shard of rows: compress it and write its file, or add its rows up."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..atomic import replace
+from ..embeddings import MPSEmbedding
+from ..embeddings.settings import RowSettings
+from ..files import digest
+from ..precision import full_precision
+from ..rows.frame import AT_ONCE, Frame, summed
+from ..rows.joining import joined
+from .jobs import Record, Task
+from .sources import read_pieces, where
+from .table import seal_of
+
+BLOCK_BYTES = 128 << 20  # of a block of padded rows in float64: the most that is decomposed at once
+MOST_NAMED = 10
+
+
+@full_precision
+@torch.no_grad()
+def compress(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
+    """Compress the rows of a shard and write its file."""
+    started = time.perf_counter()
+    width, dtype = about["width"], getattr(torch, about["dtype"])
+    how = RowSettings.of(
+        width,
+        rank=about["rank"],
+        eps=about["eps"],
+        row_ranks=None,
+        shape=about["shape"],
+        core_bits=about["core_bits"],
+    )
+    frame = Frame(torch.tensor(about["mean"], dtype=torch.float64).to(dtype) if about["center"] else None)
+    stores, hashed = [], hashlib.sha256()
+    for before, block in _blocks(task, width, dtype, _at_once(how)):
+        hashed.update(block.view(-1).view(torch.uint8).numpy())
+        try:
+            stores.append(how.store(frame).grown(block, how.groups(block, frame), trainable=False))
+        except ValueError as error:
+            at = task["start"] + before
+            raise ValueError(f"{task['name']}, rows counted from row {at} of the table: {error}") from error
+    table = MPSEmbedding._holding(how.shape, joined(stores), dtype)
+    path = Path(folder) / task["name"]
+    table.save(path)
+    return {
+        "name": task["name"],
+        "rows": table.num_embeddings,
+        "ranks": list(table.ranks),
+        "params": table.params,
+        "nbytes": table.nbytes,
+        "file_nbytes": path.stat().st_size,
+        "sha256": seal_of(path),
+        "source_sha256": hashed.hexdigest(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@torch.no_grad()
+def add_up(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
+    """Sum the rows of a shard, block by block, and write the sums."""
+    parts = [summed(block) for _, block in _blocks(task, about["width"], getattr(torch, about["dtype"]), AT_ONCE)]
+    sums = {name: torch.stack(part) for name, part in zip(("sums", "exponents"), zip(*parts, strict=True), strict=True)}
+    name = task["name"].replace("rows", "sums")
+    replace(Path(folder) / name, [to_bytes(sums)])
+    return {"name": name, "sha256": digest(sums["sums"])}
+
+
+def _blocks(task: Task, width: int, dtype: torch.dtype, most: int) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the rows of a shard; after the last, a ValueError that names the rows that are no numbers."""
+    wrong: dict[int, str] = {}
+    for before, block, reasons in read_pieces(task["pieces"], width, dtype, most):
+        if not block.sum().isfinite():  # as in check_input: finite entries may overflow the sum
+            rows = (~block.isfinite().all(1)).nonzero().flatten().tolist()
+            wrong |= {before + row: reasons.get(row, "NaN or Inf") for row in rows}
+        if not wrong:
+            yield before, block
+    if wrong:
+        named = [f"row {task['start'] + row} ({where(task['pieces'], row)}): {why}" for row, why in wrong.items()]
+        more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        raise ValueError(
+            f"{task['name']} has {len(named)} rows that cannot be compressed: {'; '.join(named[:MOST_NAMED])}{more}. "
+            "Mend them in the source and run again: what is done stays"
+        )
+
+
+def _at_once(how: RowSettings) -> int:
+    """Rows that are decomposed at once: as one process does, fewer if they are wide."""
+    most = AT_ONCE
+    while most > 1 and most * math.prod(how.shape) * 8 > BLOCK_BYTES:
+        most //= 2
+    return most
