@@ -50,9 +50,14 @@ def larger(body: str) -> str:
     return PICTURE.sub(r'<a class="enlarge" href="\1" title="Open at full size">\g<0></a>', body)
 
 
+def landing(body: str) -> str:
+    """Return the HTML of a page with links of class landing, written for a notebook's folder, leading to pages."""
+    return re.sub(r'(<a class="landing" href="[^"#]+)\.(?:ipynb|md)(?=[#"])', r"\1.html", body)
+
+
 def _page(app, pagename, templatename, context, doctree) -> None:
     if "body" in context:
-        context["body"] = larger(context["body"])
+        context["body"] = landing(larger(context["body"]))
     if doctree is None:
         return
     said = html.escape(description(doctree))

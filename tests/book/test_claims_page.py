@@ -1,0 +1,127 @@
+"""The ledger in a browser: filters by group, verdict and word, with the keyboard, and plain tables without scripts.
+
+The page is made of the ledger's own HTML and the two static files, so that no book has to be built for it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import sync_playwright
+
+from book.tools.notebooks import ROOT
+from book.workbook import claims, ledger
+
+STATIC = ROOT / "book" / "_static"
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+COLORS = ":root { --pst-color-text-base: #222; --pst-color-text-muted: #48566b; --pst-color-background: #fff;"
+COLORS += " --pst-color-surface: #f3f4f5; --pst-color-border: #d1d5da; --pst-color-link: #0a7d91; }"
+AXE_RUN = """axe.run({resultTypes: ["violations"]}).then(found => found.violations
+.filter(v => ["serious", "critical"].includes(v.impact)).map(v => `${v.id}: ${v.nodes[0].html.slice(0, 160)}`))"""
+SOURCES, ROWS = claims.load()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    body = ledger.Ledger(SOURCES, ROWS)._repr_html_()
+    style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("custom.css", "claims.js"))
+    file = tmp_path_factory.mktemp("ledger") / "page.html"
+    file.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ledger</title>'
+        f"<style>{COLORS}{style}</style><script>{script}</script></head>"
+        f'<body><main class="bd-content"><h1>Ledger</h1>{body}</main></body></html>',
+        encoding="utf-8",
+    )
+    return file.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("no chromium on this machine; install it with: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    """Open the page at a width, with or without scripts; afterwards nothing may have failed."""
+    contexts, errors = [], []
+
+    def open_page(anchor="", width=1280, scripts=True):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_file + anchor)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def seen(page):
+    return page.locator("details.tt-claims tbody tr:visible").count()
+
+
+def test_filters_narrow_and_say_how_many(opened):
+    page = opened()
+    status = page.get_by_role("status")
+    assert status.inner_text() == f"{len(ROWS)} of {len(ROWS)} claims" and seen(page) == 0  # all folded
+    for verdict in ("refuted", "unverified"):
+        page.get_by_label("Verdict").select_option(verdict)
+        wanted = sum(claim.verdict == verdict for claim in ROWS)
+        assert status.inner_text() == f"{wanted} of {len(ROWS)} claims" and seen(page) == wanted
+    page.get_by_label("Verdict").select_option("refuted")
+    page.get_by_label("Group").select_option("TT-LoRA")
+    wanted = [c for c in ROWS if c.verdict == "refuted" and SOURCES[c.source].group == "TT-LoRA"]
+    assert seen(page) == len(wanted) > 3
+    page.get_by_label("Word").fill("kaiming seed")
+    assert page.locator("tbody tr:visible").get_attribute("id") == "claim-x25"
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_function(f"document.querySelector('[role=status]').textContent.startsWith('{len(ROWS)} of')")
+    assert seen(page) == 0
+
+
+def test_the_keyboard_alone_is_enough(opened):
+    page = opened()
+    stops = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.tagName"))
+    assert stops == ["SELECT", "SELECT", "INPUT", "BUTTON", "SUMMARY", "SUMMARY"]
+    page.get_by_label("Verdict").focus()
+    page.keyboard.type("conf")
+    assert page.get_by_label("Verdict").input_value() == "confirmed"
+    assert seen(page) == sum(claim.verdict == "confirmed" for claim in ROWS)
+
+
+def test_a_link_to_a_row_opens_its_fold(opened):
+    page = opened("#claim-v5")
+    assert page.locator("#claim-v5").is_visible()
+    assert page.locator("details.tt-claims[open]").count() == 1
+
+
+def test_without_scripts_there_are_plain_tables(opened):
+    page = opened(scripts=False)
+    assert page.locator("form").count() == 0
+    page.locator("summary").nth(0).click()
+    assert page.locator("#claim-c1").is_visible() and page.locator("details[open] table").count() == 1
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_hidden_and_nothing_bars_the_way(opened, width):
+    page = opened(width=width)
+    page.get_by_label("Verdict").select_option("partly")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = "[...document.querySelectorAll('.tt-table')]"
+    assert page.evaluate(f"{boxes}.every(e => e.scrollWidth <= e.clientWidth + 1)")
+    page.add_script_tag(path=AXE)
+    assert page.evaluate(AXE_RUN) == []
