@@ -1,6 +1,7 @@
 """Tasks for the engine's tests: they write files, fail, die and wait, each as its task says, and never by chance."""
 
 import errno
+import hashlib
 import os
 import signal
 import time
@@ -29,6 +30,8 @@ def work(task, out, marks=None):
         raise ValueError(f"no {name}")
     if do == "full" and once(marks, name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    if do == "die within" and once(marks, name):
+        os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
     replace(Path(out) / f"{name}.txt", [f"{task['x'] ** 2}\n".encode()])
     if do == "die after" and once(marks, name):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -38,5 +41,11 @@ def work(task, out, marks=None):
     return {"square": task["x"] ** 2, "third": task["x"] / 3}
 
 
-def unpicklable(task):
+def not_json(task):
     return {"found": {1, 2}}
+
+
+def hashes(folder):
+    """sha256 of all files of a job but those of its state."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and ".job" not in path.parts)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -96,7 +96,7 @@ def test_tasks_that_are_none(do, tasks, error, says):
 
 
 def test_a_result_that_json_does_not_hold(do):
-    (record,) = do(TASKS[:1], work=small_tasks.unpicklable)
+    (record,) = do(TASKS[:1], work=small_tasks.not_json)
     assert record["error"].startswith("TypeError: what work returns must hold JSON values only")
 
 

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from .engine import run
     from .fits import Fitted, fit_cores
     from .grams import collect_gram
+    from .ray_cluster import cluster
     from .rows import compress_rows
     from .table import Table
 
-__all__ = ["Fitted", "Table", "audit", "collect_gram", "compress_rows", "fit_cores", "run"]
+__all__ = ["Fitted", "Table", "audit", "cluster", "collect_gram", "compress_rows", "fit_cores", "run"]
 
 _HOME = {
     "audits": ("audit",),
     "engine": ("run",),
     "fits": ("Fitted", "fit_cores"),
     "grams": ("collect_gram",),
+    "ray_cluster": ("cluster",),
     "rows": ("compress_rows",),
     "table": ("Table",),
 }

@@ -11,6 +11,7 @@ from ..bars import bar
 from ..checks import whole
 from .jobs import Job, Record, Task, checked_tasks, opened
 from .pool import cpus, here, pooled
+from .ray_cluster import cluster
 
 __all__ = ["run"]
 
@@ -79,9 +80,16 @@ def run(
         workers = whole("workers", workers, least=1)
     tasks = checked_tasks(tasks)
     with opened(folder, job) as state:
-        found = state.records()
-        left = [task for task in tasks if task["id"] not in found]
-        if left:
+        found = state.ended()
+        if all(task["id"] in found for task in tasks):
+            pass
+        elif engine == "ray":
+            with cluster(workers):
+                from .ray_data import on_ray
+
+                found |= on_ray(work, tasks, state, workers, description)
+        else:
+            left = [task for task in tasks if task["id"] not in found]
             found |= on_pool(work, left, state, workers or cpus(), description)
     return [found[task["id"]] for task in tasks]
 

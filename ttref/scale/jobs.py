@@ -24,6 +24,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 STATE = ".job"
+POOL = "pool.jsonl"  # the records of tasks done without Ray, which writes a file for each
 Task = dict[str, Any]
 Record = dict[str, Any]
 
@@ -79,16 +80,18 @@ class Job:
         self.folder = self.state / "records"
 
     def records(self) -> dict[str, Record]:
-        """The records of tasks that ended well, by their ids."""
-        found = {}
-        for path in sorted(self.folder.iterdir()):
-            found |= {record["id"]: record for record in read_records(path) if record["error"] is None}
-        return found
+        """The records by their ids; one of a task that failed gives way to one without an error."""
+        found = [record for path in sorted(self.folder.iterdir()) for record in read_records(path)]
+        return {record["id"]: record for record in sorted(found, key=lambda record: record["error"] is None)}
+
+    def ended(self) -> dict[str, Record]:
+        """The records of tasks that ended well."""
+        return {name: record for name, record in self.records().items() if record["error"] is None}
 
     @contextmanager
     def appending(self) -> Iterator[Any]:
         """A function that writes a record of a task that ended well."""
-        with open(self.folder / "pool.jsonl", "a+b") as file:
+        with open(self.folder / POOL, "a+b") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # a kill has cut the last line short
 

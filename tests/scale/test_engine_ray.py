@@ -1,0 +1,176 @@
+"""The engine on Ray: the records of the pool, its own checkpoints, and the same faults; one cluster for all of it."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import small_tasks
+
+pytest.importorskip("ray.data", reason="Ray Data is not installed", exc_type=ImportError)
+
+import ray
+
+import ttref
+from ttref.scale import cluster, run
+
+TASKS = [{"id": f"t{x}", "x": x} for x in range(4)]
+JOB = {"of": "squares"}
+TESTS = Path(small_tasks.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Ray with two workers. It must leave nothing running, and the environment as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        before = dict(os.environ)
+        with cluster(workers=2) as cpus:
+            assert cpus == 2
+            yield ray.get_runtime_context().gcs_address
+        assert dict(os.environ) == before
+    assert not ray.is_initialized()
+    names = [child.name() for child in psutil.Process().children(recursive=True)]
+    assert not [name for name in names if "ray" in name or "gcs" in name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the pool returns and writes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    records = run(working(folder), TASKS, folder / "out", job=JOB, engine="pool", workers=1)
+    return records, small_tasks.hashes(folder / "out")
+
+
+def working(tmp_path):
+    (tmp_path / "marks").mkdir(exist_ok=True)
+    return functools.partial(small_tasks.work, out=str(tmp_path / "out"), marks=str(tmp_path / "marks"))
+
+
+def disturbed(**does):
+    return [task | {"do": does.get(task["id"], "")} for task in TASKS]
+
+
+def test_nobody_else_can_reach_it(address):
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    open_to = {found.laddr.ip for one in family for found in one.net_connections("inet") if found.status == "LISTEN"}
+    assert address.startswith("127.0.0.1:")
+    assert open_to and open_to <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_faults_and_a_second_run(address, undisturbed, tmp_path):
+    """A worker killed between its file and its record, a full disk, and a record that was cut short."""
+    work, out = working(tmp_path), tmp_path / "out"
+    records, files = undisturbed
+    tasks = disturbed(t1="die after", t2="full")
+    found = run(work, tasks, out, job=JOB, engine="ray")
+    assert found[2] == {"id": "t2", "error": "OSError: [Errno 28] No space left on device: 't2'"}
+    assert [found[k] for k in (0, 1, 3)] == [records[k] for k in (0, 1, 3)]
+
+    written = [path for path in (out / ".job" / "records").iterdir() if '"t3"' in path.read_text()]
+    written[0].write_bytes(written[0].read_bytes()[:-9])
+    untouched = (out / "t0.txt").stat().st_mtime_ns
+    assert run(work, tasks, out, job=JOB, engine="ray") == records
+    assert small_tasks.hashes(out) == files
+    assert (out / "t0.txt").stat().st_mtime_ns == untouched  # Ray left it out
+    assert run(None, tasks, out, job=JOB, engine="pool", workers=1) == records  # either knows what the other has done
+
+
+def test_what_the_pool_has_done_is_left_out(address, undisturbed, tmp_path):
+    work, out = working(tmp_path), tmp_path / "out"
+    run(work, TASKS[:3], out, job=JOB, engine="pool", workers=1)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("t*.txt")}
+    assert (run(work, TASKS, out, job=JOB, engine="ray"), small_tasks.hashes(out)) == undisturbed
+    assert {name: (out / name).stat().st_mtime_ns for name in times} == times
+
+
+def test_a_function_of_the_script_that_runs(address, tmp_path):
+    """Ray sends what is in no module, where processes of the pool could not find it."""
+    factor = 3
+    (record,) = run(lambda task: {"found": factor * task["x"]}, TASKS[2:3], tmp_path, job=JOB, engine="ray")
+    assert record == {"id": "t2", "found": 6, "error": None}
+
+
+def test_a_folder_with_an_odd_name(address, tmp_path):
+    out = tmp_path / "a b#c%20?;ä"
+    work = functools.partial(small_tasks.work, out=str(out))
+    run(work, TASKS[:1], out, job=JOB, engine="ray")
+    records = run(work, [TASKS[0], TASKS[1] | {"do": "raise"}], out, job=JOB, engine="ray")
+    assert [record["error"] for record in records] == [None, "ValueError: no t1"]
+    assert list((out / ".job" / "checkpoint").glob("*.parquet"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_worker_that_dies(address, undisturbed, tmp_path, when):
+    out = tmp_path / "out"
+    found = run(working(tmp_path), disturbed(t1=f"die {when}"), out, job=JOB, engine="ray")
+    assert (found, small_tasks.hashes(out)) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker(address, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    found = run(working(tmp_path), disturbed(t1="die always"), out, job=JOB, engine="ray")
+    assert found[1]["error"].startswith("RuntimeError: its worker died 4 times, or its record could not be written")
+    assert run(working(tmp_path), TASKS, out, job=JOB, engine="ray") == undisturbed[0]
+    assert small_tasks.hashes(out) == undisturbed[1]
+
+
+DRIVER = """
+import functools, json, sys
+import small_tasks
+from ttref.scale import run
+
+tasks, out, marks = json.loads(sys.argv[1]), *sys.argv[2:]
+work = functools.partial(small_tasks.work, out=out, marks=marks)
+print(json.dumps(run(work, tasks, out, job={"of": "squares"})))
+"""
+
+
+def driven(address, tmp_path, tasks, **options):
+    """A driver in a process of its own, which works on the cluster at RAY_ADDRESS."""
+    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    arguments = [json.dumps(tasks), str(tmp_path / "out"), str(tmp_path / "marks")]
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments], env=environment, cwd=tmp_path, text=True, **options
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_dies(address, undisturbed, tmp_path, sent):
+    work, out, marks = working(tmp_path), tmp_path / "out", tmp_path / "marks"
+    driver = driven(address, tmp_path, disturbed(t3="wait"), stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 240
+    try:
+        while not ((marks / "t3").exists() and len(small_tasks.hashes(out)) == 4):
+            assert driver.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        with pytest.raises(BlockingIOError, match="another run works on this folder now"):
+            run(work, TASKS, out, job=JOB, engine="ray")
+        driver.send_signal(sent)
+        assert driver.wait(60) != 0
+    finally:
+        driver.kill()
+    assert (run(work, TASKS, out, job=JOB, engine="ray"), small_tasks.hashes(out)) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_cluster_gets_ttref_from_here(address, tmp_path):
+    script = (
+        "from ttref.scale import run\nimport ttref\n"
+        "print(run(lambda task: {'file': ttref.__file__}, [{'id': 'a'}], 'out', job={})[0])"
+    )
+    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(TESTS.parent)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True, capture_output=True, check=True
+    )
+    found = ended.stdout.partition("'file': '")[2].partition("'")[0]
+    assert found.endswith("ttref/__init__.py") and "py_modules" in found and found != ttref.__file__

@@ -1,0 +1,144 @@
+"""Tasks done by Ray Data: tasks read, worked on and written as records, with its checkpoints of the ids that ended.
+
+Ray does the scheduling, the second tries and the checkpoints. A task and its record are a few hundred bytes, so that
+nothing large passes through its object store: files are read and written by the work itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import torch
+from ray import cloudpickle
+from ray.data import DataContext, Datasource, ReadTask, read_datasource
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import BlockBasedFileDatasink
+
+from ..bars import bar
+from .jobs import POOL, Job, Record, Task, attempted, failed, read_records
+
+RETRIES = 3  # of a task whose worker died
+RECORDS = "jsonl"
+
+
+class Tasks(Datasource):
+    """The tasks as a source with a block for each. Ray filters ended ids out of sources, not out of ``from_items``."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all tasks."""
+        return sum(len(json.dumps(task)) for task in self.tasks)
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        """One a task."""
+        return [ReadTask(functools.partial(block_of, task), METADATA) for task in self.tasks]
+
+
+class Records(BlockBasedFileDatasink):
+    """Files with a line of JSON for each record."""
+
+    def write_block_to_file(self, block: BlockAccessor, file: pyarrow.NativeFile) -> None:
+        """Write the records of a block."""
+        for row in block.iter_rows(public_row_format=False):
+            file.write(row["record"].encode() + b"\n")
+
+
+METADATA = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+
+
+def block_of(task: Task) -> list[pyarrow.Table]:
+    """A task as a block of one row."""
+    return [pyarrow.table({"id": [task["id"]], "task": [json.dumps(task)]})]
+
+
+def record_of(row: dict[str, Any], payload: bytes) -> dict[str, str]:
+    """A row with a task as a row with its record; on a worker."""
+    torch.set_num_threads(1)
+    task = json.loads(row["task"])
+    record = attempted(lambda task: pickle.loads(payload)(task), task)
+    return {"id": row["id"], "record": json.dumps(record)}
+
+
+def on_ray(
+    work: Callable[[Task], Record], tasks: list[Task], job: Job, workers: int | None, description: str
+) -> dict[str, Record]:
+    """The records of tasks done by the Ray that this process is connected to, which leaves out those it has done."""
+    checkpoint = job.state / "checkpoint"
+    forget(checkpoint, job.folder)
+    elsewhere = {record["id"] for record in read_records(job.folder / POOL)}
+    tasks = [task for task in tasks if task["id"] not in elsewhere]
+    options = {"num_cpus": 1, "max_retries": RETRIES}
+    with quiet_context(checkpoint), watched(job.folder, len(tasks), description):
+        data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), concurrency=workers)
+        data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, concurrency=workers, **options)
+        data.write_datasink(Records(str(job.folder), file_format=RECORDS), concurrency=workers)
+    found = job.records()
+    lost = f"RuntimeError: its worker died {RETRIES + 1} times, or its record could not be written, as on a full disk"
+    return {task["id"]: found.get(task["id"]) or failed(task, lost) for task in tasks}
+
+
+def forget(checkpoint: Path, records: Path) -> None:
+    """Take back the checkpoints of tasks that failed, and of those whose record is not whole."""
+    for path in checkpoint.glob("*.parquet"):
+        written = records / f"{path.name.partition('.')[0]}.{RECORDS}"
+        found = read_records(written)
+        if not found or any(record["error"] for record in found):
+            path.unlink()
+            written.unlink(missing_ok=True)
+
+
+@contextmanager
+def quiet_context(checkpoint: Path) -> Iterator[None]:
+    """Ray Data's settings, and its silence, for one job."""
+    logger = logging.getLogger("ray.data")
+    before = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = DataContext.get_current().copy()
+        context.checkpoint_config = CheckpointConfig("id", str(checkpoint), delete_checkpoint_on_success=False)
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.max_errored_blocks = -1  # a task whose workers died stops no other
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with DataContext.current(context):
+                yield
+        finally:
+            logger.setLevel(before)
+
+
+@contextmanager
+def watched(records: Path, total: int, description: str) -> Iterator[None]:
+    """A bar that counts the files of records as they appear."""
+    begun, done = count(records), threading.Event()
+
+    def watch() -> None:
+        for k in bar(range(total), True, description):
+            while count(records) - begun <= k and not done.wait(0.5):
+                pass
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def count(folder: Path) -> int:
+    """The number of files in a folder."""
+    return sum(1 for _ in folder.iterdir())
