@@ -17,14 +17,15 @@ from ttref import MPSEmbedding, TTLinear, TTMEmbedding, replace_embedding, swap_
 LOAD = """
 import sys, torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
 folder, out = sys.argv[1:]
 """
 RUN = """
-kind = AutoModel if "bert" in folder else AutoModelForCausalLM
-model = kind.from_pretrained(folder)
+kinds = {"bert": AutoModel, "gpt2": AutoModelForCausalLM, "vit": AutoModelForImageClassification}
+model = kinds[folder.rpartition("/")[2]].from_pretrained(folder)
+pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 with torch.no_grad():
-    found = model(torch.tensor([[5, 6, 7, 59]]))
+    found = model(pixels if folder.endswith("vit") else torch.tensor([[5, 6, 7, 59]]))
 save_file({"out": found.get("logits", found.get("last_hidden_state")).clone()}, out)
 """
 LIGHT = """
@@ -51,12 +52,17 @@ def minilm():
     return model
 
 
-MADE = {"ttref": lambda: built("GPT-2, tied"), "transformers": minilm}
+MADE = {
+    "GPT-2": ("ttref", lambda: built("GPT-2, tied")),
+    "MiniLM": ("transformers", minilm),
+    "ViT": ("ttref", lambda: built("ViT")),
+}
 
 
-@pytest.mark.parametrize("first", FIRST)
-def test_the_logits_are_those_of_the_model_that_was_saved(first, tmp_path):
-    model = MADE[first]()
+@pytest.mark.parametrize("name", MADE)
+def test_the_logits_are_those_of_the_model_that_was_saved(name, tmp_path):
+    first, make = MADE[name]
+    model = make()
     done = run(FIRST[first] + RUN, saved(model, tmp_path / model.config.model_type), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert agree(load_file(tmp_path / "out")["out"], answer(model))
