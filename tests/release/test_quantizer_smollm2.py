@@ -18,7 +18,7 @@ from ttref.release.manifest import MODEL
 from ttref.release.placing import describe_model
 
 IDS = torch.tensor([[504, 3575, 282, 4649, 314]])
-# Two processes: what is imported and what a first run allocates comes before; the memory of both is counted by the system.
+# What is imported comes before; the memory is what the system counts for the process.
 ALONE = """
 import json, sys
 from pathlib import Path
