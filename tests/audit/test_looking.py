@@ -11,11 +11,17 @@ from strategies import gaussian
 from ttref import does_a_train_pay, entanglement_entropy, gaussian_null, quantize_integer, ttm_svd, ttm_to_matrix
 from ttref.advice.check import modes_of
 from ttref.audit import forms as forms_module
-from ttref.audit.forms import SVD, WIDEST, Form, Spectra, energies, forms_of, seen_forms, unfolded
+from ttref.audit.forms import SVD, WIDEST, Form, Spectra, energies, forms_of, seen_forms
 from ttref.audit.looking import LEVEL, NULLS, _chance, look
 
 EPS = (0.1, 0.3, 0.5)
 SHAPES = [(256, 96), (96, 256), (64, 64), (30, 42)]
+
+
+def unfolded(matrix, rows, cols):
+    """The matrix across a bond: the first digits of its row and of its column on the left."""
+    m, n = matrix.shape
+    return matrix.reshape(rows, m // rows, cols, n // cols).permute(0, 2, 1, 3).reshape(rows * cols, -1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -71,8 +77,20 @@ def test_the_cuts_are_those_of_the_folded_tensor():
     for bond, (cut, entropy) in enumerate(zip(form.cuts(), spectra.entropies(form), strict=True), 1):
         folded = paired.reshape(math.prod(paired.shape[: 2 * bond]), -1)
         values = np.linalg.svd(folded.double().numpy(), compute_uv=False)
-        assert np.allclose(energies(unfolded(matrix, *cut)).sqrt().numpy(), values, rtol=1e-6, atol=1e-6)
+        assert np.allclose(energies(matrix, *cut).sqrt().numpy(), values, rtol=1e-6, atol=1e-6)
         assert entropy == pytest.approx(entanglement_entropy(paired.reshape(4, 9, 20), bond).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 500, 1 << 21])
+@pytest.mark.parametrize("shape", [(24, 30), (30, 24), (5, 144), (144, 5)])
+def test_pieces_of_an_unfolding_make_its_gram_matrix(shape, piece, monkeypatch):
+    """Across every bond that a matrix can have, with the smaller side on the left and on the right."""
+    monkeypatch.setattr(forms_module, "PIECE", piece)
+    matrix = noise(*shape)
+    for rows in (q for q in range(1, shape[0] + 1) if shape[0] % q == 0):
+        for cols in (q for q in range(1, shape[1] + 1) if shape[1] % q == 0):
+            values = np.linalg.svd(unfolded(matrix, rows, cols).double().numpy(), compute_uv=False)
+            assert np.allclose(energies(matrix, rows, cols).sqrt().numpy(), values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(30520, 384), (49152, 576), (4096, 2048), (1536, 384), (512, 384), (8, 9), (11, 13)])

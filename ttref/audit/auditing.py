@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,8 +18,8 @@ from ..advice.weights import stored_in_by_out, weights_of
 from ..bars import bar
 from ..checks import check_real, several
 from ..precision import full_precision
-from .forms import seen_forms
-from .looking import ENTRIES, look
+from .forms import PIECE, seen_forms
+from .looking import look
 from .reading import Checkpoint, Entry, open_checkpoint
 from .report import Audit
 from .sampling import PART, chosen
@@ -141,21 +141,23 @@ def errors_of(eps: Sequence[float]) -> tuple[float, ...]:
 
 
 class _Before:
-    """Matrices that were read, to know one that comes again: by shape and norm first, then number by number."""
+    """Matrices that were read, by hashes of their numbers, to know one that comes again."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple, list[tuple[float, Entry]]] = {}
+        self.known: dict[tuple, str] = {}
 
     def same(self, entry: Entry, tensor: Tensor) -> str | None:
         """The name of an earlier tensor with the same numbers."""
-        pieces = tensor.flatten().split(ENTRIES)
-        norm = math.hypot(*(torch.linalg.vector_norm(piece, dtype=torch.float64).item() for piece in pieces))
-        among = self.known.setdefault((entry.shape, entry.dtype), [])
-        for other, earlier in among:
-            if math.isclose(norm, other, rel_tol=1e-9) and torch.equal(earlier.read(), tensor):
-                return earlier.name
-        among.append((norm, entry))
-        return None
+        earlier = self.known.setdefault((entry.shape, entry.dtype, mark_of(tensor)), entry.name)
+        return None if earlier == entry.name else earlier
+
+
+def mark_of(tensor: Tensor) -> str:
+    """The SHA-256 of the numbers of a tensor; -0.0 counts as 0.0, which it equals."""
+    made = hashlib.sha256()
+    for piece in tensor.flatten().split(PIECE):
+        made.update((piece + 0.0).view(torch.uint8).numpy())
+    return made.hexdigest()
 
 
 def row_of(
@@ -199,7 +201,9 @@ def row_of(
 def _incomparable(tensor: Tensor) -> str | None:
     """Why the numbers of a tensor cannot be compared; None if they can."""
     wrong = beyond = 0
-    for piece in tensor.flatten().split(ENTRIES):  # in pieces: what is computed of a whole table takes its memory again
+    for piece in tensor.flatten().split(PIECE):  # in pieces: what is computed of a whole table takes its memory again
+        if piece.float().sum().isfinite():  # no sum is, if one entry is not; and it is quicker than to ask them all
+            continue
         wrong += len(piece) - int(piece.isfinite().sum())
         beyond += len(piece) - int(piece.float().isfinite().sum())
     if wrong:

@@ -8,19 +8,20 @@ those of the smallest train are taken; ``ttm_svd`` with these ranks stays within
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..advice.check import BLOCK, FORMS, modes_of
-from ..fitting.gram import summed
 from ..precision import full_precision
 from ..shapes import ttm_params
 from ..truncation import bond_tolerance
 
 WIDEST = 1536  # the smaller side of a cut: its eigenproblem takes a second on one core
+PIECE = 1 << 21  # numbers of a matrix that are in float64 at once
+STRIPS = 4  # of a Gram matrix, of which the half above the diagonal is not computed: 5/8 of the operations
 BLOCKS = (2, 4, 8, 16)  # rows in a block where a train is judged by what a layer sees
 SVD = "SVD"
 
@@ -73,15 +74,21 @@ class Spectra:
     def __init__(self, matrix: Tensor, forms: Sequence[Form]) -> None:
         self.shape = tuple(matrix.shape)
         self.forms = forms
-        self.at = {cut: energies(unfolded(matrix, *cut)) for cut in {cut for form in forms for cut in form.cuts()}}
+        self.at = {cut: energies(matrix, *cut) for cut in {cut for form in forms for cut in form.cuts()}}
+        self._lost = {cut: _lost(held) for cut, held in self.at.items()}
+        self._found: dict[tuple[Form, float], list[int]] = {}
 
     def ranks(self, form: Form, eps: float) -> list[int]:
         """The ranks of the smallest train whose cuts lose at most the error together; their squares add up.
 
         A form has one bond or two: of two, each rank at the first leaves the second a part of the error.
         """
-        allowed = bond_tolerance(eps, 1, torch.float32) ** 2
-        first, *others = (self._lost(cut) for cut in form.cuts())
+        if (form, eps) not in self._found:
+            self._found[form, eps] = self._smallest(form, bond_tolerance(eps, 1, torch.float32) ** 2)
+        return self._found[form, eps]
+
+    def _smallest(self, form: Form, allowed: float) -> list[int]:
+        first, *others = (self._lost[cut] for cut in form.cuts())
         counts = torch.arange(1, len(first) + 1)
         if not others:
             return [int(counts[first <= allowed][0])]
@@ -90,12 +97,6 @@ class Spectra:
         a, b, c = (m * n for m, n in zip(form.rows, form.cols, strict=True))
         best = (a * left + b * left * right + c * right).argmin()
         return [int(left[best]), int(right[best])]
-
-    def _lost(self, cut: tuple[int, int]) -> Tensor:
-        """The share of the squares that is lost with 1, 2, ... singular values kept; none with all."""
-        held = self.at[cut]
-        tails = held.flip(0).cumsum(0).flip(0)
-        return torch.cat([tails[1:], tails.new_zeros(1)]) / tails[0].clamp(min=torch.finfo(torch.float64).tiny)
 
     def gain(self, form: Form, eps: float) -> float:
         """Numbers of the matrix for each number of the train."""
@@ -120,21 +121,38 @@ class Spectra:
         return found
 
 
-def unfolded(matrix: Tensor, rows: int, cols: int) -> Tensor:
-    """The matrix across a bond: the first ``rows`` of its row and ``cols`` of its column digits on the left."""
-    m, n = matrix.shape
-    return matrix.reshape(rows, m // rows, cols, n // cols).permute(0, 2, 1, 3).reshape(rows * cols, -1)
+def _lost(squares: Tensor) -> Tensor:
+    """The share of the squares that is lost with 1, 2, ... singular values kept; none with all."""
+    tails = squares.flip(0).cumsum(0).flip(0)
+    return torch.cat([tails[1:], tails.new_zeros(1)]) / tails[0].clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @full_precision
 @torch.no_grad()
-def energies(matrix: Tensor) -> Tensor:
-    """All squared singular values in float64, descending, by the Gram matrix of the smaller side.
+def energies(matrix: Tensor, rows: int, cols: int) -> Tensor:
+    """All squared singular values across a bond, in float64, descending, by the Gram matrix of the smaller side.
 
-    That is exact for data of at most float32 (see :mod:`ttref.truncation`), and sums pieces of the larger side.
+    On the left are the first ``rows`` of the row and ``cols`` of the column digits. Squares are exact for data of at
+    most float32 (see :mod:`ttref.truncation`). The matrix is unfolded a piece at a time, so it is never there twice.
     """
-    small = summed(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT)
-    return torch.linalg.eigvalsh(small).flip(0).clamp(min=0)
+    side = min(rows * cols, matrix.numel() // (rows * cols))
+    gram = matrix.new_zeros(side, side, dtype=torch.float64)
+    step = -(-side // STRIPS)
+    for piece in _pieces(matrix, rows, cols):
+        for k in range(0, side, step):  # the solver reads what is below the diagonal, so no more is made
+            gram[k:, k : k + step].addmm_(piece[k:], piece[k : k + step].mT)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+
+
+def _pieces(matrix: Tensor, rows: int, cols: int) -> Iterator[Tensor]:
+    """The matrix across a bond, its smaller side first, in float64 and in pieces of the larger side."""
+    m, n = matrix.shape
+    held = matrix.reshape(rows, m // rows, cols, n // cols)
+    left, right = rows * cols, held.shape[1] * held.shape[3]
+    axis = max((1, 3) if left <= right else (0, 2), key=lambda k: held.shape[k])
+    for part in held.split(max(1, PIECE * held.shape[axis] // matrix.numel()), axis):
+        wide = part.permute(0, 2, 1, 3).to(torch.float64, memory_format=torch.contiguous_format)
+        yield wide.view(left, -1) if left <= right else wide.view(-1, right).mT
 
 
 def _width(m: int, n: int, form: Form) -> int:

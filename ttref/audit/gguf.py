@@ -136,7 +136,8 @@ def _read(path: Path, shape: tuple[int, ...], kind: Any, offset: int, nbytes: in
         values = packing.quants.dequantize(rows if kind.name not in ("F32", "F16") else _plain(rows, kind), kind)
     except NotImplementedError:
         raise ValueError(f"{path}: numbers of type {kind.name} are not unpacked by the package gguf") from None
-    return torch.from_numpy(np.array(values, np.float32).reshape(shape))
+    # Numbers that were unpacked are in new memory already, which a copy would take again.
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]).reshape(shape))
 
 
 def _plain(rows: Any, kind: Any) -> Any:

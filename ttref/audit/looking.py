@@ -14,7 +14,7 @@ from ..baselines import gaussian_null, quantize_integer
 from ..codes import packed_size
 from ..precision import full_precision
 from ..threads import CHUNK_BYTES, map_chunks
-from .forms import Form, Spectra, forms_of
+from .forms import PIECE, Form, Spectra, forms_of
 
 DRAWS = 3  # of noise for each matrix
 NULLS = 19  # of noise for a matrix that would be a train or an SVD: as good as none of them has p = 1/20
@@ -135,13 +135,14 @@ def _spectra(
 def _noise(matrix: Tensor, seed: int) -> Tensor:
     """:func:`gaussian_null`, in pieces of a tall table, which take less memory."""
     made = torch.empty_like(matrix)
-    for k, (rows, of) in enumerate(zip(made.split(_rows(matrix)), matrix.split(_rows(matrix)), strict=True)):
+    step = _rows(matrix, ENTRIES)
+    for k, (rows, of) in enumerate(zip(made.split(step), matrix.split(step), strict=True)):
         rows.copy_(gaussian_null(of, seed=seed + STEP * k))
     return made
 
 
-def _rows(matrix: Tensor) -> int:
-    return max(1, ENTRIES // matrix.shape[1])
+def _rows(matrix: Tensor, numbers: int) -> int:
+    return max(1, numbers // matrix.shape[1])
 
 
 def _chance(of_noise: Sequence[float], gain: float) -> float:
@@ -152,7 +153,7 @@ def _chance(of_noise: Sequence[float], gain: float) -> float:
 def _lost(matrix: Tensor, seen: Callable[[Tensor], Tensor]) -> dict[int, float]:
     """The relative error of integers of each width, with one scale a row."""
     squares, total = dict.fromkeys(BITS, 0.0), 0.0
-    for rows in matrix.split(_rows(matrix)):
+    for rows in matrix.split(_rows(matrix, PIECE)):
         total += _square(seen(rows))
         for bits in BITS:
             squares[bits] += _square(seen(rows - quantize_integer(rows, bits).approximation))
