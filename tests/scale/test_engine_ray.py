@@ -98,7 +98,7 @@ def test_a_function_of_the_script_that_runs(address, tmp_path):
 
 
 def test_a_folder_with_an_odd_name(address, tmp_path):
-    out = tmp_path / "a b#c%20?;ä"
+    out = tmp_path / "a b#c%20;*ä"
     work = functools.partial(small_tasks.work, out=str(out))
     run(work, TASKS[:1], out, job=JOB, engine="ray")
     records = run(work, [TASKS[0], TASKS[1] | {"do": "raise"}], out, job=JOB, engine="ray")
@@ -118,7 +118,8 @@ def test_a_worker_that_dies(address, undisturbed, tmp_path, when):
 def test_a_task_that_kills_every_worker(address, undisturbed, tmp_path):
     out = tmp_path / "out"
     found = run(working(tmp_path), disturbed(t1="die always"), out, job=JOB, engine="ray")
-    assert found[1]["error"].startswith("RuntimeError: its worker died 4 times, or its record could not be written")
+    assert found[1]["error"].startswith("RuntimeError: there is no record of it, after 4 tries if its worker died; Ray")
+    assert "worker died unexpectedly" in found[1]["error"] and "\n" not in found[1]["error"]
     assert run(working(tmp_path), TASKS, out, job=JOB, engine="ray") == undisturbed[0]
     assert small_tasks.hashes(out) == undisturbed[1]
 
@@ -160,6 +161,27 @@ def test_a_driver_that_dies(address, undisturbed, tmp_path, sent):
     finally:
         driver.kill()
     assert (run(work, TASKS, out, job=JOB, engine="ray"), small_tasks.hashes(out)) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_dies_takes_its_own_ray_with_it(undisturbed, tmp_path, sent):
+    work, out, marks = working(tmp_path), tmp_path / "out", tmp_path / "marks"
+    driver = driven("local", tmp_path, disturbed(t3="wait"), stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    try:
+        while not (marks / "t3").exists():
+            assert driver.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert "raylet" in [one.name() for one in family]
+        driver.send_signal(sent)
+        assert driver.wait(120) != 0
+        _, alive = psutil.wait_procs(family, timeout=120)
+        assert not alive
+    finally:
+        driver.kill()
+    assert (run(work, TASKS, out, job=JOB, engine="pool", workers=1), small_tasks.hashes(out)) == undisturbed
 
 
 @pytest.mark.slow

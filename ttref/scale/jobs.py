@@ -117,7 +117,7 @@ def read_records(path: Path) -> list[Record]:
 @contextmanager
 def opened(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[Job]:
     """The job in a folder, made if there is none, for this driver alone; refuses another job's folder."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # workers may stand elsewhere
     settings = plain("job", settings)
     job = Job(folder)
     try:

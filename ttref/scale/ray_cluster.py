@@ -16,7 +16,6 @@ from ..checks import whole
 __all__ = ["cluster"]
 
 QUIET = {  # where nothing else is set
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a resumed job would begin with an error of Ray's that is none
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns otherwise that this will be the rule
     "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when silenced

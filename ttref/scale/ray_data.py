@@ -19,7 +19,9 @@ from typing import Any
 
 import pyarrow
 import torch
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle
+from ray._private.log import PlainRayHandler
 from ray.data import DataContext, Datasource, ReadTask, read_datasource
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
@@ -82,12 +84,14 @@ def on_ray(
     elsewhere = {record["id"] for record in read_records(job.folder / POOL)}
     tasks = [task for task in tasks if task["id"] not in elsewhere]
     options = {"num_cpus": 1, "max_retries": RETRIES}
-    with quiet_context(checkpoint), watched(job.folder, len(tasks), description):
+    with settings(checkpoint), Heard() as heard, watched(job.folder, len(tasks), description):
         data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), concurrency=workers)
         data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, concurrency=workers, **options)
-        data.write_datasink(Records(str(job.folder), file_format=RECORDS), concurrency=workers)
+        records = Records(str(job.folder), file_format=RECORDS, filesystem=LocalFileSystem())
+        data.write_datasink(records, concurrency=workers)
     found = job.records()
-    lost = f"RuntimeError: its worker died {RETRIES + 1} times, or its record could not be written, as on a full disk"
+    says = " | ".join(heard.errors) or "nothing"
+    lost = f"RuntimeError: there is no record of it, after {RETRIES + 1} tries if its worker died; Ray says: {says}"
     return {task["id"]: found.get(task["id"]) or failed(task, lost) for task in tasks}
 
 
@@ -102,22 +106,47 @@ def forget(checkpoint: Path, records: Path) -> None:
 
 
 @contextmanager
-def quiet_context(checkpoint: Path) -> Iterator[None]:
-    """Ray Data's settings, and its silence, for one job."""
-    logger = logging.getLogger("ray.data")
-    before = logger.level
+def settings(checkpoint: Path) -> Iterator[None]:
+    """Ray Data's settings for one job."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = DataContext.get_current().copy()
-        context.checkpoint_config = CheckpointConfig("id", str(checkpoint), delete_checkpoint_on_success=False)
+        context.checkpoint_config = CheckpointConfig(
+            "id", str(checkpoint), delete_checkpoint_on_success=False, override_filesystem=LocalFileSystem()
+        )
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = -1  # a task whose workers died stops no other
-        logger.setLevel(logging.CRITICAL)
-        try:
-            with DataContext.current(context):
-                yield
-        finally:
-            logger.setLevel(before)
+        with DataContext.current(context):
+            yield
+
+
+class Heard(logging.Handler):
+    """What Ray Data says of tasks without a record; its console is silent meanwhile, its log file is not."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the last line of an error: before it stands the traceback of a worker."""
+        error = record.exc_info and record.exc_info[1]
+        if error and (lines := str(error).split("\n\n")[0].strip().splitlines() or [type(error).__name__]):
+            self.errors[lines[-1].strip()] = None
+
+    def __enter__(self) -> Heard:
+        logger = logging.getLogger("ray.data")
+        self.silenced = [
+            (handler, handler.level) for handler in logger.handlers if isinstance(handler, PlainRayHandler)
+        ]
+        for handler, _ in self.levels:
+            handler.setLevel(logging.CRITICAL)
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        logging.getLogger("ray.data").removeHandler(self)
+        for handler, level in self.levels:
+            handler.setLevel(level)
 
 
 @contextmanager
