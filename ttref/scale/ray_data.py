@@ -135,10 +135,9 @@ class Heard(logging.Handler):
 
     def __enter__(self) -> Heard:
         logger = logging.getLogger("ray.data")
-        self.silenced = [
-            (handler, handler.level) for handler in logger.handlers if isinstance(handler, PlainRayHandler)
-        ]
-        for handler, _ in self.levels:
+        consoles = [handler for handler in logger.handlers if isinstance(handler, PlainRayHandler)]
+        self.levels = [(handler, handler.level) for handler in consoles]
+        for handler in consoles:
             handler.setLevel(logging.CRITICAL)
         logger.addHandler(self)
         return self
