@@ -87,6 +87,14 @@ def test_blocks_of_one_process_give_its_bits(tmp_path, one_thread):
         assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
+def test_chunks_of_one_process_give_its_bits(tmp_path, one_thread):
+    """Wide rows are taken a chunk of the decomposition at a time, 2,048 of them here."""
+    rows = gaussian((5000, 768), 3, torch.float32)
+    source = written(tmp_path, rows, "npy")
+    table = compress_rows(source, tmp_path / "out", rank=1, rows_per_shard=4096, **HERE).table
+    assert same(table.embedding(), twin(rows, rank=1))
+
+
 @settings(max_examples=20)
 @given(tables_to_compress(), st.integers(1, 4), st.booleans(), st.integers(1, 5))
 def test_any_table(tmp_path_factory, sizes, rank, center, rows_per_shard):

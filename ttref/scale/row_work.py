@@ -20,6 +20,7 @@ from ..files import digest
 from ..precision import full_precision
 from ..rows.frame import AT_ONCE, Frame, summed
 from ..rows.joining import joined
+from ..threads import CHUNK_BYTES
 from .jobs import Record, Task
 from .sources import read_pieces, where
 from .table import seal_of
@@ -96,8 +97,15 @@ def _blocks(task: Task, width: int, dtype: torch.dtype, most: int) -> Iterator[t
 
 
 def _at_once(how: RowSettings) -> int:
-    """Rows that are decomposed at once: as one process does, fewer if they are wide."""
-    most = AT_ONCE
-    while most > 1 and most * math.prod(how.shape) * 8 > BLOCK_BYTES:
+    """Rows of a block: a chunk of the decomposition, in memory that the cache holds and that is used again.
+
+    Where chunks do not fill one process's blocks, or where rows are sorted by their ranks first, the block of one
+    process, or a part of it where rows are wide.
+    """
+    entries, most = math.prod(how.shape), AT_ONCE
+    chunk = CHUNK_BYTES // (8 * entries)
+    if how.eps is None and chunk and AT_ONCE % chunk == 0:
+        return chunk
+    while most > 1 and most * entries * 8 > BLOCK_BYTES:
         most //= 2
     return most
