@@ -57,6 +57,11 @@ def pooled(work: Callable[[Task], Record], tasks: list[Task], workers: int) -> I
                 except (EOFError, OSError):
                     staff.remove(worker)
                     how = worker.ended()
+                    if not worker.started:
+                        raise RuntimeError(
+                            f"a worker could not start ({how}); a script that uses more than one must make its calls "
+                            'under `if __name__ == "__main__":`'
+                        ) from None
                     if task is None:
                         continue
                     deaths[task["id"]] += 1
@@ -109,11 +114,6 @@ class Worker:
         self.pipe.close()
         self.process.join()
         code = self.process.exitcode
-        if not self.started and code != -signal.SIGKILL:
-            raise RuntimeError(
-                f"a worker could not start (exit code {code}); a script that uses more than one must make its calls "
-                'under `if __name__ == "__main__":`'
-            )
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 

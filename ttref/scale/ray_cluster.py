@@ -95,15 +95,26 @@ def start_here(ray: Any, workers: int | None) -> None:
     """Start Ray on this machine, bound to the loopback address; its workers find the modules that we find."""
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     for left in range(STARTS)[::-1]:
+        before = children()
         try:
             with loopback_alone():
                 ray.init("local", num_cpus=workers, include_dashboard=False, **SILENT)
             break
-        except Exception as error:  # nothing narrower is raised
+        except BaseException as error:
+            for child in children() - before:  # Ray forgets them until this process ends
+                with contextlib.suppress(Exception):  # it has ended already
+                    child.kill()
             if not left or "timed out during startup" not in str(error):
                 raise
     if (found := ray.util.get_node_ip_address()) != LOOPBACK:
         raise RuntimeError(f"this version of Ray ({ray.__version__}) listens at {found}, not at {LOOPBACK} alone")
+
+
+def children() -> set[Any]:
+    """The processes that this one has started, and theirs."""
+    import psutil  # Ray brings it
+
+    return set(psutil.Process().children(recursive=True))
 
 
 def connect(ray: Any, address: str, packages: Sequence[str | Path]) -> None:
