@@ -7,57 +7,30 @@ its machines, and if it requires a token, ``RAY_AUTH_MODE=token`` must be set he
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import logging
 import math
 import os
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from book.workbook.console import progress
+from ttref import scale
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = "validation_accuracy"
 KEPT = "kept.zip"
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when silenced
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C would end the search as if it were complete
-    "TUNE_GLOBAL_CHECKPOINT_S": "0",  # the default of ten seconds would lose the trials that ended in the last ten
-}
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[int]:
-    """Connect to ``RAY_ADDRESS``, or start Ray here; yields the number of CPUs, and leaves nothing running."""
-    before = dict(os.environ)  # Ray adds variables
-    os.environ.update(QUIET)
-    options = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            packages = [str(ROOT / name) for name in ("benchmarks", "book", "studies", "ttref")]
-            ray.init(runtime_env={"py_modules": packages}, **options)
-        else:
-            ray.init("local", include_dashboard=False, **options)  # never a cluster that happens to run here
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        yield int(ray.cluster_resources()["CPU"])
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+# The scheduler's processes find these packages here; a cluster gets them from here.
+cluster = functools.partial(scale.cluster, packages=[ROOT / name for name in ("benchmarks", "book", "studies")])
 
 
 class Watch(tune.Callback):

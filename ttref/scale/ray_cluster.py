@@ -17,7 +17,6 @@ __all__ = ["cluster"]
 
 QUIET = {  # where nothing else is set
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns otherwise that this will be the rule
     "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when silenced
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
