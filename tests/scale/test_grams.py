@@ -1,5 +1,6 @@
 """Gram matrices that many share: those of one process, whoever summed which part, and what goes wrong named by part."""
 
+import errno
 import json
 from functools import partial
 
@@ -106,17 +107,20 @@ def test_tokens_are_rows_of_integers(folder, tmp_path):
         torch.testing.assert_close(found[name].matrix, twin[name].matrix, rtol=1e-4, atol=1e-4)
 
 
-def test_an_interrupted_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_an_interrupted_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch, where):
     collect_gram(Experts, LAYERS, batches(), tmp_path / "whole", **HERE)
-    calls, seen_by = [], scaled.seen_by
+    calls, write = [], scaled.write
 
     def stopped(*given):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 4 and where == "before":
             raise KeyboardInterrupt
-        return seen_by(*given)
+        write(*given)
+        if len(calls) == 4:  # the sums are written, and nobody knows
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(scaled, "seen_by", stopped)
+    monkeypatch.setattr(scaled, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         collect_gram(Experts, LAYERS, batches(), tmp_path / "cut", **HERE)
     assert not (tmp_path / "cut" / "grams.safetensors").exists()
@@ -126,6 +130,31 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkey
     assert one == other
     collect_gram(Experts, LAYERS, batches(), tmp_path / "cut", **HERE)
     assert len(calls) == 8
+
+
+def test_a_disk_that_is_full_fails_what_it_has_no_room_for(tmp_path, monkeypatch):
+    write, full = scaled.write, [True]
+
+    def written(path, *given):
+        if full and len(list(path.parent.iterdir())) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *given)
+
+    monkeypatch.setattr(scaled, "write", written)
+    with pytest.raises(RuntimeError, match="5 of 7 parts failed .*No space left on device"):
+        collect_gram(Experts, LAYERS, batches(), tmp_path, **HERE)
+    assert not (tmp_path / "grams.safetensors").exists()
+    full.clear()
+    same(collect_gram(Experts, LAYERS, batches(), tmp_path, **HERE), one_process(Experts(), LAYERS, batches()))
+
+
+def test_parts_that_somebody_removed_are_missed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scaled, "_added", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        collect_gram(Experts, "q", batches(), tmp_path, **HERE)
+    next((tmp_path / "parts").iterdir()).unlink()
+    with pytest.raises(FileNotFoundError, match="has lost parts, which its job had written; remove the folder"):
+        collect_gram(Experts, "q", batches(), tmp_path, **HERE)
 
 
 def test_a_batch_with_nan_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
@@ -180,7 +209,7 @@ def test_files_written_while_they_are_read_are_named(folder, tmp_path, monkeypat
         (scale_models.no_model, "q", RuntimeError, "no_model made no model.*returned a str"),
         (scale_models.no_memory, "q", RuntimeError, "no_memory made no model.*it is too large"),
         (Experts(), "q", TypeError, "or a function that makes it, not a Experts"),
-        ("no/such/folder", "q", FileNotFoundError, "no folder no.such.folder"),
+        ("no/such/folder", "q", FileNotFoundError, "there is no folder .*no.such.folder"),
     ],
 )
 def test_models_and_layers_that_are_not_there(tmp_path, source, layers, error, told):

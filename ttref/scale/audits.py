@@ -87,10 +87,10 @@ def audit(
     errors = errors_of(eps)
     held = open_checkpoint(checkpoint, state_dict=state_dict)
     entries, stands_for = asked_for(held, only, sample)
-    path = Path(checkpoint).expanduser()
+    path = Path(checkpoint).expanduser().absolute()
     how = {"path": str(path), "files": stamps(path), "state_dict": state_dict}
     job = {"job": "audit", **how, "eps": list(errors), "only": only, "sample": sample}
-    texts = None if data is None else Path(data).expanduser()
+    texts = None if data is None else Path(data).expanduser().absolute()
     if texts is not None and not texts.is_file():
         raise FileNotFoundError(f"there is no file of texts {texts}")
     job["data"] = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files import digest
 from .jobs import Task
 
-LEAST = 64 << 10  # bytes of text in a part of a file; less is not worth a task
+LEAST = 16 << 10  # bytes of text in a part of a file; less is not worth a task
 Placed = tuple[str, Any]  # where a batch comes from, for messages, and the batch
 
 
@@ -35,7 +35,7 @@ def files_of(batches: Any) -> list[Path] | None:
     if not len(batches):
         raise ValueError("there are no batches")
     if isinstance(batches, Sequence) and all(isinstance(one, (str, Path)) for one in batches):
-        return [Path(one).expanduser() for one in batches]
+        return [Path(one).expanduser().absolute() for one in batches]
     return None
 
 

@@ -12,7 +12,7 @@ from .jobs import Record
 
 def claim(destination: str | Path, source: str | Path | None, job: Mapping[str, Any]) -> Path:
     """The destination, now this job's: before it writes there, another's is refused, and so is the source's folder."""
-    folder = Path(destination).expanduser()
+    folder = Path(destination).expanduser().absolute()
     if source is not None and folder.resolve() == _around(Path(source).resolve()):
         raise ValueError(f"{folder} is where the source lies; give a folder of its own to what is made of it")
     run(dict, [], folder, job=job)
@@ -34,6 +34,13 @@ def complete(records: Sequence[Record], folder: Path, what: str) -> Sequence[Rec
             "cause, call again, and only these are done"
         )
     return records
+
+
+def lost(folder: Path, name: str) -> FileNotFoundError:
+    """The error of a file that a task wrote and that is there no more."""
+    return FileNotFoundError(
+        f"{folder} has lost {name}, which its job had written; remove the folder, and what is in it is made again"
+    )
 
 
 def _around(path: Path) -> Path:

@@ -24,7 +24,7 @@ from ..linears import weight_and_bias
 from ..shards import open_safetensors
 from ..surgery.wrappers import Names, find, names_it
 from .checkpoints import Stamps, forget_entries, linear, stamps, weights_by_layer
-from .ended import claim, complete
+from .ended import claim, complete, lost
 from .engine import run
 from .grams import GRAMS
 from .jobs import Task
@@ -52,11 +52,21 @@ class Fitted(Mapping[str, TTLinear]):
         ValueError: A damaged list; for a layer, a file that is not the one that was written.
 
     Example:
-        ``for name, layer in Fitted(folder).items(): swap_layer(model, name, layer)`` puts them into a model.
+        Put into a model:
+
+        >>> import tempfile, torch
+        >>> from ttref import swap_layer
+        >>> model, grams = nn.Sequential(nn.Linear(4, 4)), Grams({"0": Gram.from_inputs(torch.eye(4))})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = fit_cores(partial(nn.Sequential, nn.Linear(4, 4)), grams, folder, rank=2, workers=1)
+        ...     for name, layer in Fitted(folder).items():
+        ...         _ = swap_layer(model, name, layer)
+        >>> type(model[0]).__name__
+        'TTLinear'
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser().absolute()
         path = self.folder / INDEX
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}: fit_cores writes it at its end, when every layer is fitted")
@@ -153,7 +163,7 @@ def fit_cores(
         held, files, where = source_of(source), {}, dict.fromkeys(names)
         job = {"job": "fit_cores", **held.settings()}
     else:
-        held = Path(source).expanduser()
+        held = Path(source).expanduser().absolute()
         files, where = stamps(held), weights_by_layer(held, known, names)
         job = {"job": "fit_cores", "source": str(held), "files": files}
     job |= {"grams": _mark(grams, file), "layers": names, "rank": rank, "eps": eps, "modes": modes}
@@ -171,6 +181,8 @@ def fit_cores(
         forget_entries()
     rows = [{"name": row["id"]} | row for row in complete(records, folder, "layers")]
     for row in rows:
+        if not (folder / row["file"]).is_file():
+            raise lost(folder, row["file"])
         del row["id"], row["error"]
         for told in row["warnings"]:
             warnings.warn(f"{row['name']}: {told}", stacklevel=2)
@@ -210,7 +222,7 @@ def _fitted(
 
 def _file_of(grams: str | Path) -> Path:
     """The file of Gram matrices in a path."""
-    path = Path(grams).expanduser()
+    path = Path(grams).expanduser().absolute()
     path = path / GRAMS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of Gram matrices {path}; collect_gram writes one at its end")

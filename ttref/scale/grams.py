@@ -21,7 +21,7 @@ from ..files import write
 from ..fitting.collecting import gram_of, seen_by
 from ..fitting.gram import Grams
 from . import batches as reading
-from .ended import claim, complete
+from .ended import claim, complete, lost
 from .engine import run
 from .jobs import Record, Task
 from .models import Source, forget, loaded, name_of, source_of
@@ -53,7 +53,7 @@ def collect_gram(
 
     Args:
         source: The folder of a model that transformers reads, or a function of a module, without arguments, that makes
-            one. Every process loads it once, in float32 from a folder.
+            one, the same each time. Every process loads it once, in float32 from a folder.
         layers: Names of layers, or ends of names, as for :func:`ttref.fitting.collect_gram`.
         batches: Files, or a sequence of batches. A file is a text in UTF-8, one a line, read with the tokenizer of the
             folder; or ``.npy``, integers ``(rows, tokens)``, passed as ``input_ids``. A sequence has a length and is
@@ -121,7 +121,7 @@ def collect_gram(
     except FileNotFoundError:  # another driver that waited for this moment may have added them
         if (ended := _ended(folder, tasks)) is not None:
             return ended
-        raise
+        raise lost(folder, PARTS) from None
     grams.save(folder / GRAMS)
     index = {"version": 1, "job": job, "parts": [task["id"] for task in tasks]}
     replace(folder / INDEX, [json.dumps(index, indent=1).encode()])

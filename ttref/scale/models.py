@@ -46,7 +46,7 @@ def source_of(source: Any) -> Source:
     """
     key = uuid.uuid4().hex
     if isinstance(source, (str, Path)):
-        folder = Path(source).expanduser()
+        folder = Path(source).expanduser().absolute()
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}; a model is read from one that transformers wrote")
         return Source(str(folder), None, stamps(folder), key)
