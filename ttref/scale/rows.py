@@ -71,7 +71,8 @@ def compress_rows(
         tensor: Name of the tensor, or of the Parquet column of lists; needed if there are several matrices.
         rows_per_shard: Rows in a file of the result. Multiples of 16,384 decompose the rows in the same blocks as one
             process does.
-        engine: Where the shards are compressed, as in :func:`run`.
+        engine: Where the shards are compressed, as in :func:`run`. On several machines, source and destination lie
+            under the same paths on all of them.
         workers: How many at a time, as in :func:`run`.
 
     Returns:
@@ -93,8 +94,9 @@ def compress_rows(
 
     Cost:
         One TT-SVD for each row, which is nearly all of the time; with ``eps`` one for each cap tried. ``center`` reads
-        the source twice. Memory in each worker: that of 16,384 rows (fewer of more than 1,024 entries), and twice its
-        shard of the result.
+        the source twice. A row of Parquet is reached by decoding its row group up to it, so groups should be no larger
+        than shards. Memory in each worker: some times 16 MB, with ``center`` or ``eps`` that of 16,384 rows, and twice
+        its shard of the result.
 
     Example:
         >>> import tempfile, numpy, torch
