@@ -71,10 +71,3 @@ def test_without_ray_the_way_out_is_named(monkeypatch, tmp_path):
         run(print, [{"id": "a"}], tmp_path, job={}, engine="ray")
     (record,) = run(dict, [{"id": "a"}], tmp_path, job={})
     assert record == {"id": "a", "error": None}
-
-
-@pytest.mark.parametrize("name", ["a?b", "id=3"])
-def test_folders_that_ray_misreads(name, tmp_path):
-    with pytest.raises(ValueError, match="Ray cannot keep checkpoints in a folder with '(a.b|id=3)' in its name"):
-        run(dict, [{"id": "a"}], tmp_path / name, job={}, engine="ray")
-    assert run(dict, [{"id": "a"}], tmp_path / name, job={}, engine="pool", workers=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from ..bars import bar
@@ -59,8 +58,7 @@ def run(
         ModuleNotFoundError: The engine is "ray", and Ray is not installed; the message holds the install line.
         OSError: The folder cannot be written; nothing was started.
         TypeError: A task or ``job`` holds what JSON does not; ``work`` cannot be sent to other processes.
-        ValueError: The folder holds another job, its state is damaged, or Ray cannot read its name; two tasks with one
-            id; no such engine.
+        ValueError: The folder holds another job, or its state is damaged; two tasks with one id; no such engine.
 
     Cost:
         That of the work, and for each task a record of a few hundred bytes.
@@ -81,28 +79,17 @@ def run(
     if workers is not None:
         workers = whole("workers", workers, least=1)
     tasks = checked_tasks(tasks)
-    if engine == "ray":
-        check_name(Path(folder))
     with opened(folder, job) as state:
         found = state.ended()
-        if all(task["id"] in found for task in tasks):
-            pass
-        elif engine == "ray":
+        left = [task for task in tasks if task["id"] not in found]
+        if left and engine == "ray":
             with cluster(workers):
                 from .ray_data import on_ray
 
-                found |= on_ray(work, tasks, state, workers, description)
-        else:
-            left = [task for task in tasks if task["id"] not in found]
+                found |= on_ray(work, left, state, workers, description)
+        elif left:
             found |= on_pool(work, left, state, workers or cpus(), description)
     return [found[task["id"]] for task in tasks]
-
-
-def check_name(folder: Path) -> None:
-    """Refuse a folder in whose name Ray would read something: a query, or a value of the column of ids."""
-    for part in folder.absolute().parts:
-        if "?" in part or part.startswith("id="):
-            raise ValueError(f"Ray cannot keep checkpoints in a folder with {part!r} in its name; rename it: {folder}")
 
 
 def on_pool(

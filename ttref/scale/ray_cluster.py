@@ -82,6 +82,7 @@ def cluster(workers: int | None = None, *, packages: Sequence[str | Path] = ()) 
 def imported() -> Any:
     """Ray, or a message that holds the install line."""
     try:
+        import pyarrow  # noqa: F401 (Ray Data and Ray Tune need it)
         import ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(

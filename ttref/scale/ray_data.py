@@ -24,18 +24,18 @@ from ray import cloudpickle
 from ray._private.log import PlainRayHandler
 from ray.data import DataContext, Datasource, ReadTask, read_datasource
 from ray.data.block import BlockAccessor, BlockMetadata
-from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
 
 from ..bars import bar
-from .jobs import POOL, Job, Record, Task, attempted, failed, read_records
+from .jobs import Job, Record, Task, attempted, failed, read_records
 
 RETRIES = 3  # of a task whose worker died
 RECORDS = "jsonl"
 
 
 class Tasks(Datasource):
-    """The tasks as a source with a block for each. Ray filters ended ids out of sources, not out of ``from_items``."""
+    """The tasks as a source with a block for each, as checkpoints ask for a source."""
 
     def __init__(self, tasks: list[Task]) -> None:
         super().__init__()
@@ -59,6 +59,19 @@ class Records(BlockBasedFileDatasink):
             file.write(row["record"].encode() + b"\n")
 
 
+class Commits(IdColumnCheckpointManager):
+    """Ray's checkpoints: takes back what a driver that died has left half written.
+
+    Ended ids are not among the tasks any more. Ray would filter them out by an actor that holds a CPU and 1 GiB, and on
+    one CPU the work would wait for it, and it for the work.
+    """
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        """Delete what was not committed; there is nothing to filter."""
+        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0
+
+
 METADATA = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
 
 
@@ -78,11 +91,9 @@ def record_of(row: dict[str, Any], payload: bytes) -> dict[str, str]:
 def on_ray(
     work: Callable[[Task], Record], tasks: list[Task], job: Job, workers: int | None, description: str
 ) -> dict[str, Record]:
-    """The records of tasks done by the Ray that this process is connected to, which leaves out those it has done."""
+    """The records of tasks done by the Ray that this process is connected to."""
     checkpoint = job.state / "checkpoint"
     forget(checkpoint, job.folder)
-    elsewhere = {record["id"] for record in read_records(job.folder / POOL)}
-    tasks = [task for task in tasks if task["id"] not in elsewhere]
     options = {"num_cpus": 1, "max_retries": RETRIES}
     with settings(checkpoint), Heard() as heard, watched(job.folder, len(tasks), description):
         data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), concurrency=workers)
@@ -112,7 +123,11 @@ def settings(checkpoint: Path) -> Iterator[None]:
         warnings.simplefilter("ignore")
         context = DataContext.get_current().copy()
         context.checkpoint_config = CheckpointConfig(
-            "id", str(checkpoint), delete_checkpoint_on_success=False, override_filesystem=LocalFileSystem()
+            "id",
+            str(checkpoint),
+            delete_checkpoint_on_success=False,
+            override_filesystem=LocalFileSystem(),
+            checkpoint_manager_cls=Commits,
         )
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = -1  # a task whose workers died stops no other
