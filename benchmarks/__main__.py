@@ -8,7 +8,7 @@ import sys
 
 from book.tools import results
 
-from . import adapters, fits, integers, layers, memory, page, reshapes, summary, tables, trains
+from . import adapters, audits, fits, integers, layers, memory, page, reshapes, summary, tables, trains
 from .measure import machine
 
 PARTS = {
@@ -18,6 +18,7 @@ PARTS = {
     "tables": tables,
     "adapters": adapters,
     "fits": fits,
+    "audits": audits,
     "integers": integers,
     "reshapes": reshapes,
 }

@@ -1,16 +1,12 @@
 """A checkpoint as a whole: every matrix has a row, memory stays that of one, and the totals are those of the rows."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_checkpoints import alike, as_gguf, noise, saved, sharded, small_model, waves
 
-from book.tools.notebooks import ROOT
 from book.workbook.models import MINILM_SHA256
 from book.workbook.store import wheel_file
 from ttref import advise, ttm_svd, ttm_to_matrix
@@ -74,6 +70,19 @@ def test_files_folders_shards_and_gguf_say_the_same(folder, found, tmp_path):
 
 def test_the_same_audit_again_is_the_same(folder, found):
     assert alike(audit(folder).as_dict(), found.as_dict())
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_counts_the_matrices_where_it_is_wanted(folder, monkeypatch, progress):
+    seen = []
+
+    def bar(items, wanted, description):
+        seen.append((len(items), wanted, description))
+        return items
+
+    monkeypatch.setattr("ttref.audit.auditing.bar", bar)
+    audit(folder, only="h.0.*", progress=progress)
+    assert seen == [(2, progress, "audit")]
 
 
 def test_kinds_are_those_of_the_advice(found):
@@ -206,31 +215,6 @@ def test_the_standard_error_is_that_of_all_samples():
             squares.append((whole - sum(values)) ** 2)
             estimates.append(error**2)
     assert sum(squares) == pytest.approx(sum(estimates))
-
-
-MEMORY = """
-import resource, sys
-from ttref.audit import audit
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-audit(sys.argv[1], progress=False)
-before = peak()
-audit(sys.argv[2], progress=False)
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
-def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
-    """Forty matrices of two megabytes take no more than three do. Their sizes are prime, so that little is tried."""
-    matrices = {f"h.{k}.weight": noise(61, 8209, k) for k in range(40)}
-    few, many = saved(dict(list(matrices.items())[:3]), tmp_path / "few"), saved(matrices, tmp_path / "many")
-    assert many.stat().st_size > 75 << 20
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, few, many], capture_output=True, text=True, cwd=ROOT, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) <= 16
 
 
 def test_minilm_its_position_table_pays_and_its_dense_weights_do_not(tmp_path):

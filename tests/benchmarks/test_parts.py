@@ -1,15 +1,19 @@
 """Every part of the benchmarks measured small: what it records, what it writes, and that its contenders agree."""
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from seen_layers import small
+from small_checkpoints import saved, small_model
 from torch import nn
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import (
     adapters,
+    audits,
     copies,
     einsums,
     fits,
@@ -24,6 +28,11 @@ from benchmarks import (
 )
 from book.tools import results
 
+
+def checkpoint():
+    return saved(small_model(), Path(tempfile.mkdtemp()))
+
+
 LAYER = ((2, 3, 2), (3, 2, 2), 2)
 SMALL = {
     "trains": [(trains, {"ROWS": 12, "SOME": 8, "FEW": 4, "MATRIX": (12, 20, (5, 2, 2), (3, 2, 2), 2)})],
@@ -33,6 +42,7 @@ SMALL = {
         (tables, {"ROWS": 300, "LOOK_UPS": (1, 4), "APPENDED": (2,), "ROW_SHAPE": (8, 8, 5), "RANK": 2, "ROUNDS": 1})
     ],
     "fits": [(fits, {"layers": small, "ROUNDS": 1, "SEARCHES": 1})],
+    "audits": [(audits, {"CHECKPOINTS": (audits.Checkpoint("small", checkpoint, 1),)})],
     "integers": [(integers, {"VECTORS": 4, "ROUNDS": 1})],
     "reshapes": [
         (copies, {"LAYERS": (LAYER, LAYER), "BATCHES": (2,), "ROWS": 3, "ROW_MODES": (2, 2, 2)}),
@@ -73,7 +83,8 @@ def test_a_part_is_measured_recorded_and_written(name, limits, monkeypatch, caps
     assert list(record)[:7] == ["command", "date", "models", "data", "seed", "machine", "versions"]
     assert record["command"] == f"python -m benchmarks {name}" and record["machine"] == limits
     assert set(record["versions"]) == {"python", *part.PACKAGES}
-    timed = ("forward_ms", "training_ms") if name == "memory" else ("median_us",)
+    timed = {"memory": ("forward_ms", "training_ms"), "audits": ("seconds", "cpu_seconds", "floor_s")}
+    timed = timed.get(name, ("median_us",))
     assert all(row[key] > 0 for case in record["cases"] for row in case["rows"] for key in timed)
     shown = page.table(part.RESULT).read_text(encoding="utf-8")
     assert shown == part.markdown(record) and shown in capsys.readouterr().out

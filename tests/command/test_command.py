@@ -1,8 +1,10 @@
 """The command line: what it prints, writes and returns, and that every fault is one line."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -101,4 +103,8 @@ def test_the_module_is_the_command():
     )
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
     assert "(``verify``, unless ``--allow-by-hash``)" in " ".join(done.stdout.split())
-    assert 'ttref = "ttref.command:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_an_installed_package_has_a_script_that_is_the_command():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert importlib.metadata.EntryPoint("ttref", scripts["ttref"], "console_scripts").load() is main

@@ -82,8 +82,12 @@ def audit(
     Cost:
         An eigenproblem for each cut of a matrix, 4 times with the noise: seconds of one core for a model of ten million
         numbers, minutes for a hundred million; with ``sample`` a fraction of it.
-        Memory: some times the largest matrix in float32, and its eigenproblem; with ``data`` the model and Gram
-        matrices too.
+        Memory, whatever the size of the checkpoint: the largest matrix in float32 twice, itself and noise of its size,
+        or once beside the tensor of the file while that is read; matrices below four million numbers so often as torch
+        has threads. Beside them a work space for each thread: the Gram matrix of the smaller side of a cut in float64
+        some times, for its solver needs copies; that side is 1,536 at most, or that of the plain matrix. What the C
+        library keeps of memory that was given back adds to it and differs from run to run. A state dict in the old
+        format of torch is read as a whole. With ``data`` the model and Gram matrices come on top.
 
     Accuracy:
         Of a sample: the middle 4,096 rows of a table tell its gain to some per cent, which is not in the error told.

@@ -20,7 +20,7 @@ from ..shapes import ttm_params
 from ..truncation import bond_tolerance
 
 WIDEST = 1536  # the smaller side of a cut: its eigenproblem takes a second on one core
-PIECE = 1 << 21  # numbers of a matrix that are in float64 at once
+PIECE = 1 << 18  # numbers that are in float64 at once, or as many as the Gram matrix that they are added to has
 STRIPS = 4  # of a Gram matrix, of which the half above the diagonal is not computed: 5/8 of the operations
 BLOCKS = (2, 4, 8, 16)  # rows in a block where a train is judged by what a layer sees
 SVD = "SVD"
@@ -150,7 +150,8 @@ def _pieces(matrix: Tensor, rows: int, cols: int) -> Iterator[Tensor]:
     held = matrix.reshape(rows, m // rows, cols, n // cols)
     left, right = rows * cols, held.shape[1] * held.shape[3]
     axis = max((1, 3) if left <= right else (0, 2), key=lambda k: held.shape[k])
-    for part in held.split(max(1, PIECE * held.shape[axis] // matrix.numel()), axis):
+    numbers = max(PIECE, min(left, right) ** 2)  # fewer would take longer to add than to multiply
+    for part in held.split(max(1, numbers * held.shape[axis] // matrix.numel()), axis):
         wide = part.permute(0, 2, 1, 3).to(torch.float64, memory_format=torch.contiguous_format)
         yield wide.view(left, -1) if left <= right else wide.view(-1, right).mT
 
