@@ -266,6 +266,15 @@ def test_what_is_no_release_is_said_as_ever(place, tmp_path):
             change(tmp_path)
 
 
+def test_a_manifest_that_comes_and_goes_is_no_way_around_the_signature(place, tmp_path, monkeypatch):
+    """Missing when the signature is looked at, there when the manifest is read."""
+    folder = copied(place[0] / "r", tmp_path / "r")
+    (folder / MANIFEST).unlink()
+    monkeypatch.setattr("ttref.release.signing.read_manifest", lambda folder: ({"files": {}}, "ab"))
+    with pytest.raises(ValueError, match="its files are not those that were signed"):
+        load_release(folder, small_dense(), public_key=place[0] / "maker.pub")
+
+
 def test_a_new_release_in_its_place_has_no_signature(place, tmp_path):
     folder, model = copied(place[0] / "r", tmp_path / "r"), place[1]
     released(folder, model, layers=small_layers(model))

@@ -98,7 +98,7 @@ def asking(public_key: str | Path) -> Any:
         return config.use_elliptic_key_verifier(public_key=Path(public_key))
 
 
-def signed(folder: Path, checker: Any, sha256: str | None = None) -> str | None:
+def signed(folder: Path, checker: Any, sha256: str | None = None) -> str:
     """The sha256 of the manifest in a folder whose files are all signed, and none other in it.
 
     Args:
@@ -110,7 +110,7 @@ def signed(folder: Path, checker: Any, sha256: str | None = None) -> str | None:
         ValueError: No signature, one of another key, or of other files.
     """
     if not (folder / MANIFEST).exists():
-        return sha256  # who reads the manifest says what is missing
+        read_manifest(folder)  # says what is missing; one that is back by then is checked as any other
     if not (folder / SIGNATURE).exists():
         raise ValueError(
             f"{folder} is not signed: it has no {SIGNATURE}, and public_key asks for it; nothing was loaded. Whoever "
@@ -132,7 +132,9 @@ def signed(folder: Path, checker: Any, sha256: str | None = None) -> str | None:
             raise ValueError(
                 f"{SIGNATURE} in {folder} is not by the holder of that key, or was changed ({why}); nothing was loaded"
             ) from error
-    found = hashes.found[MANIFEST]
+    found = hashes.found.get(MANIFEST)
+    if found is None:
+        raise refused(folder, f"the signature is over no {MANIFEST}")
     if sha256 not in (None, found):
         raise refused(folder, f"the sha256 of {MANIFEST} is not the one asked for: this is another release")
     return found
