@@ -194,5 +194,5 @@ def test_each_shard_is_a_file_of_its_own(tmp_path):
     path = tmp_path / "out" / report.shards[1]["name"]
     assert agree(load(path).dense(), twin(rows[8:16], rank=2).dense())
     assert path.stat().st_size == report.shards[1]["file_nbytes"]
-    assert str(report).startswith(f"3 of 3 shards of 20 rows, {report.nbytes} bytes, in ")
+    assert repr(report) == f"3 of 3 shards of 20 rows, {report.nbytes} bytes, in {tmp_path / 'out'}"
     assert report.nbytes == Table(tmp_path / "out").nbytes and report.seconds > 0

@@ -14,7 +14,7 @@ from .table import Table
 MOST_SHOWN = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`compress_rows` did. Printing it shows the sizes and the errors.
 
@@ -70,3 +70,5 @@ class Report:
         if len(self.errors) > MOST_SHOWN:
             lines.append(f"and {len(self.errors) - MOST_SHOWN} more errors")
         return "\n".join(map(printable, lines))
+
+    __repr__ = __str__
