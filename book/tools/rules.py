@@ -25,7 +25,6 @@ WIDTH = 88  # characters of a line of code or of printed text that a page shows 
 MOST_WORDS = 3300  # aim at 3,000
 MOST_TAKEAWAYS, TAKEAWAY_WORDS = 6, 30  # aim at 25 words
 NOT_A_LESSON = {"Decide in ten minutes"}  # no exercises and no takeaways: the page is a summary itself
-LONG = {"Claims, audited"}  # a ledger, to be looked up in
 FOLDED = {"hide-input", "hide-cell", "hide-output"}
 
 
@@ -214,7 +213,7 @@ def folded(nb: NotebookNode) -> Iterator[str]:
 
 def short(nb: NotebookNode) -> Iterator[str]:
     """A chapter can be read in a quarter of an hour, and its takeaways at a glance."""
-    if words(nb) > MOST_WORDS and title(nb) not in LONG:
+    if words(nb) > MOST_WORDS:
         yield f"{words(nb):,} words of Markdown; at most {MOST_WORDS:,}, better 3,000"
     text = "\n\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     section = re.search(r"(?ms)^## Key takeaways$(.*?)(?=^## |\Z)", text)
