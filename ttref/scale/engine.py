@@ -93,7 +93,7 @@ def run(
 
 
 def on_pool(
-    work: Callable[[Task], Record], tasks: list[Task], state: Job, workers: int, description: str
+    work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], state: Job, workers: int, description: str
 ) -> dict[str, Record]:
     """The records of tasks done on this machine; those of tasks that ended well are written as they come."""
     found = {}

@@ -8,8 +8,9 @@ import pickle
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def here(work: Callable[[Task], Record], tasks: list[Task]) -> Iterator[Record]:
+def here(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task]) -> Iterator[Record]:
     """The records of tasks done in this process, one after the other, with one thread of torch."""
     threads = torch.get_num_threads()
     try:
@@ -34,7 +35,7 @@ def here(work: Callable[[Task], Record], tasks: list[Task]) -> Iterator[Record]:
         torch.set_num_threads(threads)
 
 
-def pooled(work: Callable[[Task], Record], tasks: list[Task], workers: int) -> Iterator[Record]:
+def pooled(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], workers: int) -> Iterator[Record]:
     """The records of tasks done by processes, in the order in which they end. A worker that dies is replaced."""
     try:
         payload = pickle.dumps(work)
@@ -43,7 +44,8 @@ def pooled(work: Callable[[Task], Record], tasks: list[Task], workers: int) -> I
             f"work must be a function of a module, or a functools.partial of one, to be sent to other processes "
             f"({type(error).__name__}: {error}); with workers=1 it stays in this one"
         ) from error
-    waiting, deaths, staff = deque(tasks), Counter(), []
+    waiting, deaths = deque(tasks), Counter[str]()
+    staff: list[Worker] = []
     try:
         while waiting or any(worker.task for worker in staff):
             idle = sum(worker.task is None for worker in staff)
@@ -89,7 +91,8 @@ class Worker:
         self.process = context.Process(target=serve, args=(payload, theirs), daemon=True)
         self.process.start()
         theirs.close()  # or its death would not be seen here
-        self.started, self.task = False, None
+        self.started = False
+        self.task: Task | None = None
 
     def give(self, task: Task) -> None:
         """Send a task; if the worker has died, its pipe tells."""
@@ -113,7 +116,7 @@ class Worker:
         """Wait for its end, and say how it ended."""
         self.pipe.close()
         self.process.join()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 

@@ -12,7 +12,7 @@ import logging
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def record_of(row: dict[str, Any], payload: bytes) -> dict[str, str]:
 
 
 def on_ray(
-    work: Callable[[Task], Record], tasks: list[Task], job: Job, workers: int | None, description: str
+    work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], job: Job, workers: int | None, description: str
 ) -> dict[str, Record]:
     """The records of tasks done by the Ray that this process is connected to."""
     checkpoint = job.state / "checkpoint"
