@@ -240,7 +240,7 @@ def problems(claim: Claim, sources: dict[str, Source]) -> list[str]:
     for line in claim.evidence:
         try:
             found += _values(line, sources)
-        except (KeyError, ValueError, TypeError, SyntaxError, FileNotFoundError) as error:
+        except (KeyError, ValueError, TypeError, SyntaxError, FileNotFoundError, ImportError) as error:
             wrong.append(f"{line}: {error.args[0]}")
     for link in claim.where:
         try:

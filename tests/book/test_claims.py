@@ -63,6 +63,7 @@ FAULTS = {
     "a key that is not there": ({"evidence": ('rec("embeddings/gain") = 1',)}, "no key 'gain'"),
     "a result that is not there": ({"evidence": ('rec("nothing/gain") = 1',)}, "no recorded result 'nothing'"),
     "a position that is not there": ({"evidence": ('rec("layers/cases/999/rank") = 1',)}, "no position"),
+    "a package that is not there": ({"evidence": ('lacks("nothing_of_it", "TT") = 1',)}, "No module named"),
     "code": ({"evidence": ('__import__("os").getpid() > 0',)}, "holds"),
     "an unknown name": ({"evidence": ("eval('1') = 1",)}, "holds"),
     "evidence of no form": ({"evidence": ("it is so",)}, "is not of the form"),
