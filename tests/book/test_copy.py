@@ -17,7 +17,8 @@ MODULES = {".".join(path.relative_to(ROOT / "ttref").with_suffix("").parts) for 
 MODULES = {name.removesuffix(".__init__") for name in MODULES} - {"__init__"}
 FIXED_POINT = sorted(name for name in MODULES if name.startswith("fixedpoint") and "rtl" not in name)
 FIXED_POINT.remove("fixedpoint.synthesis")  # with the circuits: they need Amaranth
-CORE = sorted(name for name in MODULES if not name.startswith(("fixedpoint", "lora.peft", "release.quantizer")))
+MORE_ROOMS = "fixedpoint", "lora.peft", "release.quantizer", "scale.ray_data"
+CORE = sorted(name for name in MODULES if not name.startswith(MORE_ROOMS))
 # Examples that show what needs one more package; without it, its absence is all that they may fail for.
 NEEDS_MORE = {
     "ttref.audit.auditing.audit": "safetensors",
@@ -47,6 +48,13 @@ NEEDS_MORE = {
     "ttref.release.undoing.rollback": "safetensors",
     "ttref.release.verifying.verify": "safetensors",
     "ttref.retrieval.account.Held.load": "safetensors",
+    "ttref.scale.audits.audit": "safetensors",
+    "ttref.scale.fits.Fitted": "safetensors",
+    "ttref.scale.fits.fit_cores": "safetensors",
+    "ttref.scale.grams.collect_gram": "safetensors",
+    "ttref.scale.rows.compress_rows": "numpy",
+    "ttref.scale.table.Table": "numpy",
+    "ttref.scale.table.Table.index": "numpy",
     "ttref.surgery.gates.equivalence_gate": "scipy",
     "ttref.surgery.gates.false_accepts": "scipy",
     "ttref.surgery.paired.mcnemar": "scipy",

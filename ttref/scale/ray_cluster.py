@@ -13,8 +13,6 @@ from typing import Any
 
 from ..checks import whole
 
-__all__ = ["cluster"]
-
 QUIET = {  # where nothing else is set
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its table even when silenced

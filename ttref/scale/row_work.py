@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..atomic import replace
@@ -71,6 +70,8 @@ def compress(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
 @torch.no_grad()
 def add_up(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
     """Sum the rows of a shard, block by block, and write the sums."""
+    from safetensors.torch import save as to_bytes
+
     parts = [summed(block) for _, block in _blocks(task, about["width"], getattr(torch, about["dtype"]), AT_ONCE)]
     sums = {name: torch.stack(part) for name, part in zip(("sums", "exponents"), zip(*parts, strict=True), strict=True)}
     name = task["name"].replace("rows", "sums")

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as from_bytes
 from torch import Tensor
 
 from ..atomic import replace
@@ -188,7 +187,7 @@ def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
 
     def sums() -> Iterator[tuple[Tensor, Tensor]]:
         for record in records:
-            held = from_bytes((folder / record["name"]).read_bytes())
+            held = _sums(folder, record)
             yield from zip(held["sums"], held["exponents"], strict=True)
 
     total, exponent = added(sums())
@@ -198,8 +197,15 @@ def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
 def _sums_there(folder: Path, record: Record) -> bool:
     """True if the sums of a shard are what its record says."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return digest(from_bytes((folder / record["name"]).read_bytes())["sums"]) == record["sha256"]
+        return digest(_sums(folder, record)["sums"]) == record["sha256"]
     return False
+
+
+def _sums(folder: Path, record: Record) -> dict[str, Tensor]:
+    """The sums of a shard from their file."""
+    from safetensors.torch import load
+
+    return load((folder / record["name"]).read_bytes())
 
 
 def _shard_there(folder: Path, record: Record) -> bool:
