@@ -31,6 +31,7 @@ def remote(tmp_path_factory) -> str:
     subprocess.run([*git, "commit", "--quiet", "--no-verify", "-m", "the working tree"], check=True)
     subprocess.run([*git, "tag", revision()], check=True)
     subprocess.run([*git, "commit", "--quiet", "--no-verify", "--allow-empty", "-m", "later work"], check=True)
+    subprocess.run([*git, "repack", "-adq"], check=True)  # compressed once, and not for each clone
     return folder.as_uri()
 
 

@@ -10,10 +10,11 @@ import re
 import shutil
 import threading
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import axe_playwright_python
+import barriers
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
@@ -40,16 +41,6 @@ ARGUMENTS = [
 UNTYPESET = "[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
 WRONG = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
 BROKEN = "[...document.images].filter(i => !i.naturalWidth).length"
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-# The letters of a formula and the words of a program are thousands of elements; looking at each would take minutes.
-# A fold that fades in has pale letters half way: what still moves is stopped first.
-PLAIN = """document.getAnimations().forEach(moving => moving.cancel());
-document.querySelectorAll("pre").forEach(e => { e.textContent = e.textContent });
-document.querySelectorAll("mjx-container").forEach(e => e.replaceWith("x"))"""
-# Without its preload, which asks for the imports of a style sheet beside the page instead of beside the sheet.
-AXE_RUN = """axe.run({preload: false, resultTypes: ["violations"]})
-.then(found => found.violations.filter(v => ["serious", "critical"].includes(v.impact))
-.map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)} (${v.nodes.length})`))"""
 # What hides columns behind a scroll bar. A table of results may, if the name and the result are in sight.
 CLIPPED = """[...document.querySelectorAll("article :is(pre, .pst-scrollable-table-container, table, .tt-table)")]
 .filter(e => {
@@ -68,11 +59,33 @@ def soup(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+class Tags(HTMLParser):
+    """The opening tags of a page with their attributes, and its inline styles: faster by far than a tree."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.opened: list[tuple[str, dict[str, str | None]]] = []
+        self.styles: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.opened.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.cdata_elem == "style":
+            self.styles.append(data)
+
+
+tags = cache(Tags)
+
+
 @cache
 def anchors(path: Path) -> set[str]:
     """Return what a link into this page may name."""
-    named = {tag["id"] for tag in soup(path).find_all(id=True)}
-    return named | {tag["name"] for tag in soup(path).find_all("a", attrs={"name": True})}
+    opened = tags(path).opened
+    return {attrs["id"] for _, attrs in opened if "id" in attrs} | {
+        attrs["name"] for tag, attrs in opened if tag == "a" and "name" in attrs
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +104,18 @@ def test_the_start_page_leads_to_the_verdict(html):
 def test_every_internal_link_and_anchor_exists(html):
     dead = []
     checked = 0
+    files = {str(file) for file in html.rglob("*") if file.is_file()}
     for page in (p for p in html.rglob("*.html") if "_static" not in p.parts):
-        for link in soup(page).find_all("a", href=True):
-            target = urlsplit(link["href"])
-            if target.scheme or target.netloc or link["href"] in {"", "#"}:
+        for href in (attrs["href"] for tag, attrs in tags(page).opened if tag == "a" and "href" in attrs):
+            target = urlsplit(href)
+            if target.scheme or target.netloc or href in {"", "#"}:
                 continue
             checked += 1
-            file = (page.parent / unquote(target.path)).resolve() if target.path else page
-            if not file.is_file():
-                dead.append(f"{page.name}: {link['href']}")
+            file = Path(os.path.normpath(page.parent / unquote(target.path))) if target.path else page
+            if str(file) not in files:
+                dead.append(f"{page.name}: {href}")
             elif target.fragment and file.suffix == ".html" and unquote(target.fragment) not in anchors(file):
-                dead.append(f"{page.name}: {link['href']}")
+                dead.append(f"{page.name}: {href}")
     assert checked > 100
     assert not dead
 
@@ -144,12 +158,11 @@ def test_every_picture_has_words(pages):
 def test_nothing_is_asked_from_outside(html):
     outside = []
     for page in html.rglob("*.html"):
-        for tag, attribute in SOURCES.items():
-            for element in soup(page).find_all(tag, attrs={attribute: re.compile("^(https?:)?//")}):
-                if tag != "link" or set(element.get("rel", [])) & FETCHED:
-                    outside.append(f"{page.name}: {element[attribute]}")
-        inline = (style.text for style in soup(page).find_all("style"))
-        outside += [f"{page.name}: inline style" for text in inline if re.search(r"url\(.?http", text)]
+        for tag, attrs in tags(page).opened:
+            if re.match("(https?:)?//", attrs.get(SOURCES.get(tag)) or ""):
+                if tag != "link" or set(attrs.get("rel", "").split()) & FETCHED:
+                    outside.append(f"{page.name}: {attrs[SOURCES[tag]]}")
+        outside += [f"{page.name}: inline style" for text in tags(page).styles if re.search(r"url\(.?http", text)]
     for style in html.rglob("*.css"):
         if re.search(r"url\(\s*['\"]?(https?:)?//|@import\s+['\"](https?:)?//", style.read_text(encoding="utf-8")):
             outside.append(style.name)
@@ -164,10 +177,8 @@ def test_formulas_come_from_the_book_itself(html, pages):
 
 def test_no_markup_is_left_unread(pages):
     for page in pages:
-        article = BeautifulSoup(str(soup(page).find("article")), "html.parser")
-        for code in article.find_all(["code", "pre", "script"]):
-            code.decompose()
-        left = re.search(r"\{[a-z:-]+\}`|\[\]\(|\*\*[A-Z]|:(math|func|class|meth|mod|ref):`", article.get_text())
+        words = [text for text in soup(page).find("article").strings if not text.find_parent(["code", "pre", "script"])]
+        left = re.search(r"\{[a-z:-]+\}`|\[\]\(|\*\*[A-Z]|:(math|func|class|meth|mod|ref):`", "".join(words))
         assert not left, f"{page.name}: {left[0]}"
 
 
@@ -265,31 +276,73 @@ def names(html):
     return found
 
 
-@pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light")])
-def test_every_page(visit, names, width, scheme):
-    go = visit(width=width, scheme=scheme)
-    wrong = []
-    formulas = 0
+WIDE, DARK, NARROW = (1280, "light"), (1280, "dark"), (390, "light")
+
+
+def layout(page, width) -> dict:
+    """What is wrong with a page of this width as it is now."""
+    return {
+        "untypeset formulas": page.evaluate(UNTYPESET),
+        "formulas with errors": page.evaluate(WRONG),
+        "broken pictures": page.evaluate(BROKEN),
+        "pictures with a filter": set(page.evaluate(FILTERS)) - {"none"},
+        "sideways": page.evaluate("document.documentElement.scrollWidth") > width,
+        "hidden behind a scroll bar": page.evaluate(CLIPPED),
+    }
+
+
+def setting(page, width, scheme) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+
+
+def test_every_page(visit, names):
+    """Wide, narrow and dark. A page is loaded once, and then turned: loading all of them takes most of the time."""
+    go, wrong, formulas = visit(), [], 0
+    known = {at: set() for at in (WIDE, DARK, NARROW)}  # what the contrasts were seen of, on pages before
     for name in [*names, "search.html"]:
-        page = go(name)
-        assert page.evaluate("document.documentElement.dataset.theme") == scheme, name
-        found = {
-            "untypeset formulas": page.evaluate(UNTYPESET),
-            "formulas with errors": page.evaluate(WRONG),
-            "broken pictures": page.evaluate(BROKEN),
-            "pictures with a filter": set(page.evaluate(FILTERS)) - {"none"},
-            "sideways": page.evaluate("document.documentElement.scrollWidth") > width,
-            "hidden behind a scroll bar": page.evaluate(CLIPPED),
-        }
-        page.evaluate(OPEN)
-        found["hidden in a fold"] = page.evaluate(CLIPPED)
+        page, found = go(name), []
         formulas += page.locator("mjx-container").count()
-        page.evaluate(PLAIN)
-        page.evaluate(AXE)
-        found["barriers"] = page.evaluate(AXE_RUN)
-        wrong += [f"{name}: {what}: {seen}" for what, seen in found.items() if seen]
+        for at in (WIDE, DARK, NARROW):
+            setting(page, *at)
+            found += [(at, what, seen) for what, seen in layout(page, at[0]).items()]
+        page.evaluate(OPEN)
+        found.append((NARROW, "hidden in a fold", page.evaluate(CLIPPED)))
+        setting(page, *WIDE)
+        found.append((WIDE, "hidden in a fold", page.evaluate(CLIPPED)))
+        barriers.prepare(page)
+        for at in (WIDE, DARK, NARROW):
+            setting(page, *at)
+            found.append((at, "barriers", barriers.found(page, dark=at == DARK)))
+            found.append((at, "pale", barriers.pale(page, known[at])))
+        wrong += [f"{name} {at}: {what}: {seen}" for at, what, seen in found if seen]
     assert not wrong, "\n".join(wrong)
     assert formulas > 10
+
+
+@pytest.mark.parametrize("width, scheme", [DARK, NARROW])
+def test_a_page_that_is_loaded_dark_or_narrow(visit, width, scheme):
+    go = visit(width=width, scheme=scheme)
+    for name in ("notebooks/00_decide.html", "book/api/trains.html", "search.html"):
+        page = go(name)
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme, name
+        assert not [what for what, seen in layout(page, width).items() if seen], name
+        page.evaluate(OPEN)
+        assert not page.evaluate(CLIPPED), name
+        barriers.prepare(page)
+        assert not barriers.found(page) and not barriers.pale(page, set()), name
+
+
+def test_a_pale_word_is_found_once_among_all_that_look_alike(visit):
+    page, known = visit()("notebooks/00_decide.html"), set()
+    page.evaluate(OPEN)
+    barriers.prepare(page)
+    assert not barriers.pale(page, known)
+    page.evaluate("document.querySelectorAll('article p')[9].innerHTML = 'plain <b style=\"color: #ccc\">pale</b>'")
+    (found,) = barriers.pale(page, known)
+    assert found.startswith("color-contrast: <b") and found.endswith("(1)")
+    assert not barriers.pale(page, known)
 
 
 def test_a_tab_stop_is_something_to_act_on(visit):
