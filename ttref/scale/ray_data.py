@@ -94,12 +94,14 @@ def on_ray(
     """The records of tasks done by the Ray that this process is connected to."""
     checkpoint = job.state / "checkpoint"
     forget(checkpoint, job.folder)
+    # Alike in all three, so that Ray makes one task of them: a write of its own would keep a CPU for itself.
     options = {"num_cpus": 1, "max_retries": RETRIES}
+    places = {"concurrency": workers, "ray_remote_args": options}
     with settings(checkpoint), Heard() as heard, watched(job.folder, len(tasks), description):
-        data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), concurrency=workers)
+        data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), **places)
         data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, concurrency=workers, **options)
         records = Records(str(job.folder), file_format=RECORDS, filesystem=LocalFileSystem())
-        data.write_datasink(records, concurrency=workers)
+        data.write_datasink(records, **places)
     found = job.records()
     says = " | ".join(heard.errors) or "nothing"
     lost = f"RuntimeError: there is no record of it, after {RETRIES + 1} tries if its worker died; Ray says: {says}"
