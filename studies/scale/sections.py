@@ -24,7 +24,7 @@ from .source import WIDTH, table
 RANK = 1
 ONCE = f"{__package__}.once"
 ENGINES = ("pool", "ray")
-ROUNDS = 3
+ROUNDS = 2
 TASKS = (2, 402)  # without work: the first engine start, then what 400 more take
 ROWS = 524_288  # of the table for strong scaling and for shard sizes
 SHARD = 16_384
