@@ -41,6 +41,22 @@ def work(task, out, marks=None):
     return {"square": task["x"] ** 2, "third": task["x"] / 3}
 
 
+class Fatal:
+    """Work whose first readers are killed by reading it, as a worker may be while it starts."""
+
+    def __init__(self, marks, out, times):
+        self.held = {"marks": str(marks), "out": str(out), "times": times}
+
+    def __call__(self, task):
+        return work(task, self.held["out"])
+
+    def __setstate__(self, state):
+        held = state["held"]
+        if any(once(Path(held["marks"]), f"read {k}") for k in range(held["times"])):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.held = held
+
+
 def not_json(task):
     return {"found": {1, 2}}
 

@@ -108,6 +108,22 @@ def test_a_driver_that_dies(undisturbed, tmp_path, sent):
     assert "t4" in done and len(done) <= 2  # the record of the task before it may be lost
 
 
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(undisturbed, tmp_path):
+    (tmp_path / "marks").mkdir()
+    fatal = small_tasks.Fatal(tmp_path / "marks", tmp_path / "out", times=1)
+    found = run(fatal, TASKS, tmp_path / "out", job=JOB, engine="pool", workers=2)
+    assert (found, small_tasks.hashes(tmp_path / "out")) == undisturbed
+    assert len(list((tmp_path / "marks").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_workers_that_are_all_killed_while_they_start_end_the_run(tmp_path):
+    (tmp_path / "marks").mkdir()
+    fatal = small_tasks.Fatal(tmp_path / "marks", tmp_path / "out", times=4)
+    with pytest.raises(RuntimeError, match="a worker could not start .SIGKILL"):
+        run(fatal, TASKS, tmp_path / "out", job=JOB, engine="pool", workers=2)
+
+
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.replace('if __name__ == "__main__":', "if True:"))

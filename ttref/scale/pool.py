@@ -46,6 +46,7 @@ def pooled(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], workers
         ) from error
     waiting, deaths = deque(tasks), Counter[str]()
     staff: list[Worker] = []
+    unborn = 0
     try:
         while waiting or any(worker.task for worker in staff):
             idle = sum(worker.task is None for worker in staff)
@@ -60,6 +61,9 @@ def pooled(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], workers
                     staff.remove(worker)
                     how = worker.ended()
                     if not worker.started:
+                        unborn += 1
+                        if worker.process.exitcode < 0 and unborn < TRIES:  # killed while it started, as any may be
+                            continue
                         raise RuntimeError(
                             f"a worker could not start ({how}); a script that uses more than one must make its calls "
                             'under `if __name__ == "__main__":`'
