@@ -86,8 +86,8 @@ def test_recorded_reshapes_keep_what_the_page_says():
 def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == [
-        *"adapters advise convolutions deployment elsewhere embeddings fits fitting fpga fusion integers".split(),
-        *"layers memory overview partial_tensorization reshapes retrieval".split(),
+        *"adapters advise audits convolutions deployment elsewhere embeddings fits fitting fpga fusion".split(),
+        *"integers layers memory overview partial_tensorization reshapes retrieval scale".split(),
         *"speed tables toy_classifier tt_lora".split(),
     ]
     for name in names:
