@@ -12,6 +12,7 @@ from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
 from .retrieval import study as retrieval
 from .scale import study as scale
+from .structures import study as structures
 from .toy_classifier import study as toy_classifier
 from .tt_lora import study as tt_lora
 
@@ -30,6 +31,7 @@ STUDIES = (
     fusion,
     deployment,
     scale,
+    structures,
 )
 
 if __name__ == "__main__":
