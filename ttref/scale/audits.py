@@ -45,33 +45,33 @@ def audit(
 ) -> Audit:
     """Say for each matrix of a checkpoint whether a train pays, with as many processes as there are.
 
-    The rows are those of :func:`ttref.audit.audit`, in the same order: the noise that a matrix is compared with depends
+    The rows are those of ``ttref.audit.audit``, in the same order: the noise that a matrix is compared with depends
     on its name alone. A large tensor is a task, and small ones share one.
 
     Args:
-        checkpoint: As for :func:`ttref.audit.audit`, where all processes can read it.
+        checkpoint: As for ``ttref.audit.audit``, where all processes can read it.
         destination: A folder for the result, ``audit.json``, and for what is known until then. Where an interrupted
             job lies, it goes on.
         eps: Relative errors to compare at, in (0, 1).
         only: A pattern of names, as a shell has them. Other tensors are not read.
-        sample: Read a part, as :func:`ttref.audit.audit` does.
+        sample: Read a part, as ``ttref.audit.audit`` does.
         data: A file of texts, one a line. One process runs the model on them before the others begin.
         state_dict: Read a file of ``torch.save``, with ``weights_only=True``.
-        engine: As for :func:`ttref.scale.run`.
+        engine: As for ``ttref.scale.run``.
         workers: Likewise.
 
     Returns:
         An :class:`~ttref.audit.report.Audit`.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, TypeError, ValueError: As :func:`ttref.audit.audit`; also a destination
+        FileNotFoundError, ModuleNotFoundError, TypeError, ValueError: As ``ttref.audit.audit``; also a destination
             that holds another job, or one on a checkpoint that was other files, or is the checkpoint's own folder.
         RuntimeError: Tasks failed; the message names them: a checkpoint that was written meanwhile, memory. What ended
             is kept.
-        BlockingIOError, ConnectionError, OSError: As :func:`ttref.scale.run`.
+        BlockingIOError, ConnectionError, OSError: As ``ttref.scale.run``.
 
     Cost:
-        That of :func:`ttref.audit.audit` divided by the workers, one tensor at least, and their starts. Each needs the
+        That of ``ttref.audit.audit`` divided by the workers, one tensor at least, and their starts. Each needs the
         memory of one process. A tensor that is stored twice is looked at twice, and told once.
 
     Example:

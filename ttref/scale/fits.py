@@ -110,7 +110,7 @@ def fit_cores(
     A layer is ``TTLinear.from_linear(layer, gram=...)``, with the same cores.
 
     Args:
-        source: A checkpoint with the weights, as :func:`ttref.audit.audit` reads them; its names may have a prefix more
+        source: A checkpoint with the weights, as ``ttref.audit.audit`` reads them; its names may have a prefix more
             or less than those of the Gram matrices. Or a function of a module, without arguments, that makes the model.
         grams: :class:`~ttref.fitting.gram.Grams`, a file of them, or the destination of :func:`collect_gram`.
         destination: A folder for the layers, and ``cores.json``, which is written at the end. Where an interrupted
@@ -119,7 +119,7 @@ def fit_cores(
         rank: Cap on the TT-ranks.
         eps: Relative error of a layer's outputs, in [0, 1). Give exactly one of rank and eps.
         modes: ``(row_shape, col_shape)`` by full names of layers; for others they are chosen, as by :class:`TTLinear`.
-        engine: As for :func:`ttref.scale.run`.
+        engine: As for ``ttref.scale.run``.
         workers: Likewise.
 
     Returns:
@@ -132,13 +132,13 @@ def fit_cores(
         TypeError: A model in the place of a source; a function that cannot be sent to other processes.
         ValueError: Not exactly one of rank and eps; names without a Gram matrix, or without a weight in the checkpoint;
             damaged files; a destination that holds another job, or is the checkpoint's own folder.
-        BlockingIOError, ConnectionError, OSError: As :func:`ttref.scale.run`.
+        BlockingIOError, ConnectionError, OSError: As ``ttref.scale.run``.
 
     Warns:
-        UserWarning: The inputs of a layer do not span, as :func:`ttref.fitting.fit_cores` tells.
+        UserWarning: The inputs of a layer do not span, as ``ttref.fitting.fit_cores`` tells.
 
     Cost:
-        That of :func:`ttref.fitting.fit_cores` for each layer, divided by the workers. Memory: one weight, one Gram
+        That of ``ttref.fitting.fit_cores`` for each layer, divided by the workers. Memory: one weight, one Gram
         matrix and some copies of it for each worker; with a function a whole model.
 
     Example:

@@ -48,25 +48,25 @@ def collect_gram(
 ) -> Grams:
     """Sum the Gram matrices of layers' inputs over texts or batches, in parts that many processes share.
 
-    The sums are those of :func:`ttref.fitting.collect_gram`. Each part is summed by itself, and the parts are added in
+    The sums are those of ``ttref.fitting.collect_gram``. Each part is summed by itself, and the parts are added in
     their order, in float64: the result does not depend on how many worked, nor on who ended first.
 
     Args:
         source: The folder of a model that transformers reads, or a function of a module, without arguments, that makes
             one, the same each time. Every process loads it once, in float32 from a folder.
-        layers: Names of layers, or ends of names, as for :func:`ttref.fitting.collect_gram`.
+        layers: Names of layers, or ends of names, as for ``ttref.fitting.collect_gram``.
         batches: Files, or a sequence of batches. A file is a text in UTF-8, one a line, read with the tokenizer of the
             folder; or ``.npy``, integers ``(rows, tokens)``, passed as ``input_ids``. A sequence has a length and is
             indexed; it is sent to each process, so one that reads from a disk should hold no more than paths.
         destination: A folder for the result, ``grams.safetensors``, which ``ttref.load`` reads, and for what is known
             until then. Where an interrupted job lies, it goes on.
-        mask: As for :func:`ttref.fitting.collect_gram`; a function of a module, which other processes can be sent.
+        mask: As for ``ttref.fitting.collect_gram``; a function of a module, which other processes can be sent.
         forward: Likewise.
         batch_size: Texts, or rows of tokens, that run together.
         max_tokens: Tokens of a text; what is longer is cut.
         parts: The batches are divided into so many at most. Each takes as much room in the destination as the result,
             until that is written; more than this many workers would have nothing to do.
-        engine: As for :func:`ttref.scale.run`.
+        engine: As for ``ttref.scale.run``.
         workers: Likewise.
 
     Returns:
@@ -80,10 +80,10 @@ def collect_gram(
         TypeError: A model in the place of a source; one batch, or an iterator; a function that cannot be sent.
         ValueError: No layers, no batches, an empty file; a layer that no batch reaches; a destination that holds
             another job, or is the source's own folder.
-        BlockingIOError, ConnectionError, OSError: As :func:`ttref.scale.run`.
+        BlockingIOError, ConnectionError, OSError: As ``ttref.scale.run``.
 
     Cost:
-        That of :func:`ttref.fitting.collect_gram` divided by the workers, and their starts. Memory: a model and its
+        That of ``ttref.fitting.collect_gram`` divided by the workers, and their starts. Memory: a model and its
         Gram matrices for each worker; at the end the sums, and one part.
 
     Example:

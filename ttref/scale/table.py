@@ -70,7 +70,7 @@ class Table:
     Attributes:
         folder: Its path.
         num_embeddings, embedding_dim, dtype, shape, core_bits: As in :class:`MPSEmbedding`, of the whole table.
-        params, nbytes, dense_nbytes, ratio, ranks, modes: As in :class:`~ttref.Compressed`. A mean is counted in each
+        params, nbytes, dense_nbytes, ratio, ranks, modes: As in ``ttref.Compressed``. A mean is counted in each
             shard, where it is stored.
         shards: A :class:`Shard` for each file.
         about: ``table.json``: also how the rows were compressed and the files that they come from.
