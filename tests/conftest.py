@@ -1,11 +1,13 @@
 """What every test shares: one thread, examples that do not change, and the switch that shakes what processors shake."""
 
 import os
+import shutil
 
 if os.environ.get("TTREF_SHAKE") == "1":  # torch reads this when it is imported
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "default")
 
 import matplotlib
+import pytest
 import torch
 from hypothesis import settings
 from shake import SHAKING
@@ -21,3 +23,27 @@ torch.set_num_threads(2 if SHAKING else 1)
 settings.register_profile("ttref", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=300, derandomize=False)
 settings.load_profile("ttref")
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+QUIET_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for as long as a file of tests; without it they are skipped, but not in CI."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("no chromium on this machine; install it with: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET_BROWSER)
+        yield browser
+        browser.close()

@@ -1,17 +1,14 @@
 """The audit as text, and as a page in a real browser: sorted by a press, light and dark, nothing fetched."""
 
 import html.parser
-import shutil
 from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import sync_playwright
 from small_checkpoints import noise, saved, small_model
 
 from ttref.audit import audit
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 AXE_RUN = """axe.run({preload: false, resultTypes: ["violations"]})
 .then(found => found.violations.filter(v => ["serious", "critical"].includes(v.impact))
@@ -74,16 +71,6 @@ def test_the_page_is_whole_and_names_are_escaped(found, tmp_path):
     assert sum(tag == "circle" for tag, _ in tags.seen) == sum(row["looked"] for row in found.rows)
     assert sum(tag == "tr" for tag, _ in tags.seen) == 1 + len(found.rows)
     assert "<script" not in found._repr_html_() and "<b>x" not in found._repr_html_()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; install it with: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light")])

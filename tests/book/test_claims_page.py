@@ -3,20 +3,15 @@
 The page is made of the ledger's own HTML and the two static files, so that no book has to be built for it.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import sync_playwright
 
 from book.tools.notebooks import ROOT
 from book.workbook import claims, ledger
 
 STATIC = ROOT / "book" / "_static"
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 COLORS = ":root { --pst-color-text-base: #222; --pst-color-text-muted: #48566b; --pst-color-background: #fff;"
 COLORS += " --pst-color-surface: #f3f4f5; --pst-color-border: #d1d5da; --pst-color-link: #0a7d91; }"
@@ -37,16 +32,6 @@ def page_file(tmp_path_factory):
         encoding="utf-8",
     )
     return file.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("no chromium on this machine; install it with: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

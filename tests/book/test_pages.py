@@ -7,7 +7,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import threading
 from functools import cache
 from html.parser import HTMLParser
@@ -17,7 +16,6 @@ from urllib.parse import unquote, urlsplit
 import barriers
 import pytest
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
 
 import ttref
 from book.tools import used
@@ -28,16 +26,6 @@ from ttref.lora import peft
 SOURCES = {"script": "src", "link": "href", "img": "src", "iframe": "src", "video": "src"}
 FETCHED = {"stylesheet", "preload", "icon", "preconnect"}  # the kinds of <link> that a browser acts on
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
 UNTYPESET = "[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
 WRONG = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
 BROKEN = "[...document.images].filter(i => !i.naturalWidth).length"
@@ -218,16 +206,6 @@ def site(html):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("no chromium on this machine; install it with: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
