@@ -252,7 +252,7 @@ def markdown(record: dict) -> str:
             f"{page.short(case['largest_bytes'] / 1e6)} MB; wanted: under {case['wanted_s']} s, of a sample a quarter "
             "of the time of the whole",
             "",
-            "| run | seconds | floor | expected | processor | peak, MB | above start, MB | rows | verdicts |",
+            "| run | seconds | floor | expected | processor | peak, MB | grown, MB | rows | verdicts |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         for row in case["rows"]:
