@@ -241,9 +241,8 @@ def markdown(record: dict) -> str:
         f"{page.measured(record)} Eigenvalues: {record['eigen_flops_per_s'] / 1e9:.0f} Gflop/s.",
         "",
         "Floor: half a Gram matrix and its eigenvalues for each cut, of the matrix and of each draw of noise, at the "
-        "speed of a large matrix product. Expected: the same with eigenvalues at the speed of their solver. Processor: "
-        "seconds of all threads together, which tell more on a machine that others use. Memory: the peak of a fresh "
-        "process, and by how much it lies above what importing took.",
+        "speed of a large matrix product. Expected: the same with eigenvalues at the speed of their solver. Memory: "
+        "the peak of a fresh process, and by how much it has grown above what importing took.",
     ]
     for case in record["cases"]:
         lines += [
@@ -252,11 +251,11 @@ def markdown(record: dict) -> str:
             f"{page.short(case['largest_bytes'] / 1e6)} MB; wanted: under {case['wanted_s']} s, of a sample a quarter "
             "of the time of the whole",
             "",
-            "| run | seconds | floor | expected | processor | peak, MB | grown, MB | rows | verdicts |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+            "| run | seconds | floor | expected | peak, MB | grown, MB | rows | verdicts |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         for row in case["rows"]:
-            times = (row[key] for key in ("seconds", "floor_s", "expected_s", "cpu_seconds"))
+            times = (row[key] for key in ("seconds", "floor_s", "expected_s"))
             sizes = (row["peak_bytes"], row["peak_bytes"] - row["start_bytes"])
             verdicts = ", ".join(f"{word} {count}" for word, count in row["verdicts"].items())
             cells = [page.short(one) for one in times] + [f"{one / 1e6:,.0f}" for one in sizes]
