@@ -188,6 +188,19 @@ def test_shards_of_a_longer_source_do_not_stay(tmp_path):
     ]
 
 
+def test_files_of_others_stay(tmp_path):
+    """Also those that are called as shards are, and were never made here."""
+    others = ("rows-mine-of-me.safetensors", "rows-00009-of-00009.safetensors", "notes.txt")
+    (tmp_path / "out").mkdir()
+    for name in others:
+        (tmp_path / "out" / name).write_text(name)
+    for count in (40, 20):
+        written(tmp_path, smooth(count, 12), "npy")
+        compress_rows(tmp_path / "rows.npy", tmp_path / "out", rank=2, rows_per_shard=8, **HERE)
+        assert {name: content(tmp_path / "out")[name] for name in others} == {n: n.encode() for n in others}
+    assert len(content(tmp_path / "out")) == 3 + 3 + 1
+
+
 def test_each_shard_is_a_file_of_its_own(tmp_path):
     rows = smooth(20, 12)
     report = compress_rows(written(tmp_path, rows, "npy"), tmp_path / "out", rank=2, rows_per_shard=8, **HERE)

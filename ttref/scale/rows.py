@@ -22,11 +22,11 @@ from ..files import TABLE, digest
 from ..powers import times_power
 from ..rows.frame import added
 from .engine import run
-from .jobs import Record, Task
+from .jobs import Job, Record, Task
 from .row_report import Report
 from .row_work import add_up, compress
 from .sources import Source, open_source
-from .table import FORMAT, VERSION, seal_of, shard_name
+from .table import FORMAT, SHARD, VERSION, seal_of, shard_name
 
 __all__ = ["compress_rows"]
 
@@ -234,9 +234,9 @@ def _gather(destination: Path, found: Source, job: dict[str, Any], records: list
     if not path.exists() or path.read_bytes() != text:
         replace(path, [text])
     names = {record["name"] for record in records}
-    for old in destination.glob("rows-*-of-*.safetensors"):
-        if old.name not in names:
-            old.unlink()
+    made = {str(record.get("name")) for record in Job(destination).ended().values()}
+    for name in filter(SHARD.fullmatch, made - names):  # a file that no record names is somebody else's
+        (destination / name).unlink(missing_ok=True)
 
 
 def _apart(destination: Path, found: Source) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..shards import open_safetensors
 __all__ = ["Table"]
 
 FORMAT, VERSION = "ttref.table", 1
+SHARD = re.compile(r"rows-\d{5,}-of-\d{5,}\.safetensors")  # what shard_name gives
 MOST_INDEX = 1 << 30  # bytes of a list of shards; a billion rows take some megabytes
 WANTED = {
     "format": (str,),
