@@ -19,10 +19,21 @@ def once(folder, name):
     return True
 
 
+def until(happened):
+    """Wait for what others do."""
+    while not happened():
+        time.sleep(0.02)
+
+
 def work(task, out, marks=None):
     """Writes a file of its own and returns a number; ``task["do"]`` says what happens before or after."""
     do, name = task.get("do", ""), task["id"]
     if do == "die before" and once(marks, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "end first":  # once another worker has begun
+        until(lambda: any(Path(marks).iterdir()))
+    if do == "die last" and once(marks, name):  # once another task's record is written
+        until(lambda: any(path.stat().st_size for path in (Path(out) / ".job" / "records").iterdir()))
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "die always":
         os.kill(os.getpid(), signal.SIGKILL)

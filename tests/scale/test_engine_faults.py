@@ -71,6 +71,20 @@ if __name__ == "__main__":
 """
 
 
+def test_a_worker_that_dies_when_nobody_else_has_work(undisturbed, tmp_path):
+    """The other worker has answered and is idle: it gets the task that is left."""
+    (tmp_path / "marks").mkdir()
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    tasks = disturbed(t0="end first", t1="die last")[:2]
+    arguments = [json.dumps(tasks), str(tmp_path / "out"), str(tmp_path / "marks")]
+    subprocess.run([sys.executable, str(script), *arguments], env=environment, check=True, timeout=240)
+    assert (tmp_path / "marks" / "t1").exists()
+    records, _ = undisturbed
+    assert run(None, TASKS[:2], tmp_path / "out", job=JOB, engine="pool", workers=1) == records[:2]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_dies(undisturbed, tmp_path, sent):
     """Killed, or stopped by Ctrl-C, while a worker is in a task: nothing runs on, and the next run goes on."""

@@ -49,8 +49,11 @@ def pooled(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], workers
     unborn = 0
     try:
         while waiting or any(worker.task for worker in staff):
-            idle = sum(worker.task is None for worker in staff)
-            for _ in range(min(workers - len(staff), len(waiting) - idle)):
+            for worker in staff:
+                if waiting and worker.started and worker.task is None:
+                    worker.give(waiting.popleft())
+            starting = sum(not worker.started for worker in staff)
+            for _ in range(min(workers - len(staff), len(waiting) - starting)):
                 staff.append(Worker(payload))
             for pipe in wait([worker.pipe for worker in staff]):
                 worker = next(worker for worker in staff if worker.pipe is pipe)
@@ -77,8 +80,6 @@ def pooled(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task], workers
                     record = failed(task, f"RuntimeError: its worker died {TRIES} times, at last by {how}")
                 if record is not None:
                     yield record
-                if waiting and worker in staff:
-                    worker.give(waiting.popleft())
     finally:
         for worker in staff:
             worker.process.kill()
