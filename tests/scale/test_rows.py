@@ -152,7 +152,14 @@ def test_what_is_complete_is_not_repeated(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-4])])
+def flip(path, place=-1):
+    """One bit of a file."""
+    held = bytearray(path.read_bytes())
+    held[place] ^= 1
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-4]), flip])
 def test_a_file_that_is_lost_is_made_again(tmp_path, damage):
     source = written(tmp_path, smooth(20, 12), "npy")
     how = {"rank": 2, "rows_per_shard": 8, **HERE}
@@ -160,9 +167,39 @@ def test_a_file_that_is_lost_is_made_again(tmp_path, damage):
     before = content(tmp_path / "out")
     for _ in range(2):
         damage(tmp_path / "out" / "rows-00002-of-00003.safetensors")
-        compress_rows(source, tmp_path / "out", **how)
+        assert compress_rows(source, tmp_path / "out", **how).table.rows([9]).shape == (1, 12)
         assert content(tmp_path / "out") == before
     assert len(done(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize("name", ["sums", "exponents"])
+def test_a_damaged_part_of_a_mean_is_made_again(tmp_path, name):
+    """Neither its sums nor their exponents, which only rows in float64 have, ever get into the rows."""
+    source = written(tmp_path, smooth(20, 12, 1, torch.float64), "npy")
+    how = {"rank": 2, "center": True, "rows_per_shard": 8, **HERE}
+    compress_rows(source, tmp_path / "out", **how)
+    before, path = content(tmp_path / "out"), tmp_path / "out" / ".mean" / "sums-00002-of-00003.safetensors"
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    flip(path, 8 + size + json.loads(path.read_bytes()[8 : 8 + size])[name]["data_offsets"][0])
+    assert not compress_rows(source, tmp_path / "out", **how).errors
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_complete_table_whose_source_is_spoiled_is_complete_no_more(tmp_path, center):
+    """Its old rows would be taken for the new ones, or for a part of them."""
+    rows = smooth(20, 12)
+    source = written(tmp_path, rows, "npy")
+    how = {"rank": 2, "center": center, "rows_per_shard": 8, **HERE}
+    compress_rows(source, tmp_path / "out", **how)
+    rows[15, 2] = torch.nan
+    written(tmp_path, rows, "npy"), os.utime(source, ns=(0, 1))
+    assert "rows-00002-of-00003.safetensors" in compress_rows(source, tmp_path / "out", **how).errors
+    with pytest.raises(FileNotFoundError, match="compress_rows writes it when all shards are done"):
+        Table(tmp_path / "out")
+    rows[15, 2] = 1.0
+    written(tmp_path, rows, "npy"), os.utime(source, ns=(0, 2))
+    assert agree(compress_rows(source, tmp_path / "out", **how).table.dense(), twin(rows, rank=2, center=center).dense())
 
 
 def test_a_file_that_is_mended_costs_its_shards_alone(tmp_path):

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atomic import replace
 from ..embeddings import MPSEmbedding
 from ..embeddings.settings import RowSettings
-from ..files import digest
+from ..files import write
 from ..precision import full_precision
 from ..rows.frame import AT_ONCE, Frame, summed
 from ..rows.joining import joined
@@ -26,6 +25,7 @@ from .table import seal_of
 
 BLOCK_BYTES = 128 << 20  # of a block of padded rows in float64: the most that is decomposed at once
 MOST_NAMED = 10
+SUMS = "RowSums"  # the kind of a file with the sums of a shard
 
 
 @full_precision
@@ -70,13 +70,16 @@ def compress(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
 @torch.no_grad()
 def add_up(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
     """Sum the rows of a shard, block by block, and write the sums."""
-    from safetensors.torch import save as to_bytes
-
     parts = [summed(block) for _, block in _blocks(task, about["width"], getattr(torch, about["dtype"]), AT_ONCE)]
     sums = {name: torch.stack(part) for name, part in zip(("sums", "exponents"), zip(*parts, strict=True), strict=True)}
-    name = task["name"].replace("rows", "sums")
-    replace(Path(folder) / name, [to_bytes(sums)])
-    return {"name": name, "sha256": digest(sums["sums"])}
+    path = Path(folder) / task["name"].replace("rows", "sums")
+    write(path, SUMS, sums, {}, held_sums)
+    return {"name": path.name, "file_nbytes": path.stat().st_size, "sha256": seal_of(path)}
+
+
+def held_sums(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Sums and exponents of blocks, from the tensors of their file."""
+    return tensors["sums"], tensors["exponents"]
 
 
 def _blocks(task: Task, width: int, dtype: torch.dtype, most: int) -> Iterator[tuple[int, Tensor]]:

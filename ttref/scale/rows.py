@@ -18,13 +18,13 @@ from torch import Tensor
 from ..atomic import replace
 from ..checks import check_rank_or_eps, whole
 from ..embeddings.settings import RowSettings
-from ..files import TABLE, digest
+from ..files import TABLE, read
 from ..powers import times_power
 from ..rows.frame import added
 from .engine import run
 from .jobs import Job, Record, Task
 from .row_report import Report
-from .row_work import add_up, compress
+from .row_work import SUMS, add_up, compress, held_sums
 from .sources import Source, open_source
 from .table import FORMAT, SHARD, VERSION, seal_of, shard_name
 
@@ -128,18 +128,17 @@ def compress_rows(
     job |= {"source": str(found.folder or [str(file.path) for file in found.files]), "tensor": tensor}
     places = {"engine": engine, "workers": workers}
     tasks = _planned(found, count)
+    run(dict, [], destination, job=job, **places)  # the folder is this job's before anything is written into it
+    table = destination / TABLE
     if center:
-        run(dict, [], destination, job=job)  # the folder is this job's before anything is written into it
         folder = destination / MEANS
-        sums = _done(
-            functools.partial(add_up, folder=str(folder), about=about), tasks, folder, job, _sums_there, places
-        )
+        sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, job, places, table)
         if any(record["error"] for record in sums):
             return Report.of(destination, tasks, sums, started)
         about["mean"] = _mean(folder, sums, found).tolist()
         tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
     work = functools.partial(compress, folder=str(destination), about=about)
-    records = _done(work, tasks, destination, job, _shard_there, places)
+    records = _done(work, tasks, destination, job, places, table)
     report = Report.of(destination, tasks, records, started)
     if not report.errors:
         _gather(destination, found, job, records)
@@ -167,19 +166,35 @@ def _done(
     tasks: list[Task],
     folder: Path,
     job: dict[str, Any],
-    there: Callable[[Path, Record], bool],
     places: dict[str, Any],
+    table: Path,
 ) -> list[Record]:
-    """The records of all tasks. One whose file is gone, or is another now, is done again, under an id of its own."""
-    records, left, turn = [{"error": "not done"}] * len(tasks), dict(enumerate(tasks)), 1
-    while left:
-        ended = run(work, list(left.values()), folder, job=job, description="shards", **places)
-        for k, record in zip(left, ended, strict=True):
-            records[k] = record
-        turn += 1
-        lost = [k for k in left if records[k]["error"] is None and not there(folder, records[k])]
-        left = {k: tasks[k] | {"id": f"{tasks[k]['id']}-{turn}"} for k in lost}
-    return records
+    """The records of all tasks. One whose file is gone, or is another now, is done again, under an id of its own.
+
+    If anything has to be done, the list of the table goes first: what is not complete must not look so.
+    """
+    run(dict, [], folder, job=job, **places)  # the folder is this job's
+    ended, ids = Job(folder).ended(), []
+    for task in tasks:
+        name, turn = task["id"], 1
+        while name in ended and not _there(folder, ended[name]):
+            turn += 1
+            name = f"{task['id']}-{turn}"
+        ids.append(name)
+    if not ended.keys() >= set(ids):
+        table.unlink(missing_ok=True)
+    tasks = [task | {"id": name} for task, name in zip(tasks, ids, strict=True)]
+    return run(work, tasks, folder, job=job, description="shards", **places)
+
+
+def _there(folder: Path, record: Record) -> bool:
+    """True if the file of a task is the one that its record says, all of it."""
+    path = folder / record["name"]
+    with suppress(OSError, ValueError, KeyError):
+        return (path.stat().st_size, seal_of(path)) == (record["file_nbytes"], record["sha256"]) and read(
+            path, None, lambda tensors, header: True
+        )
+    return False
 
 
 def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
@@ -187,33 +202,10 @@ def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
 
     def sums() -> Iterator[tuple[Tensor, Tensor]]:
         for record in records:
-            held = _sums(folder, record)
-            yield from zip(held["sums"], held["exponents"], strict=True)
+            yield from zip(*read(folder / record["name"], SUMS, held_sums), strict=True)
 
     total, exponent = added(sums())
     return times_power(total / found.rows, exponent).to(found.dtype)
-
-
-def _sums_there(folder: Path, record: Record) -> bool:
-    """True if the sums of a shard are what its record says."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return digest(_sums(folder, record)["sums"]) == record["sha256"]
-    return False
-
-
-def _sums(folder: Path, record: Record) -> dict[str, Tensor]:
-    """The sums of a shard from their file."""
-    from safetensors.torch import load
-
-    return load((folder / record["name"]).read_bytes())
-
-
-def _shard_there(folder: Path, record: Record) -> bool:
-    """True if the file of a shard is the one that its record says; its numbers are checked when it is opened."""
-    path = folder / record["name"]
-    with suppress(OSError, ValueError):
-        return path.stat().st_size == record["file_nbytes"] and seal_of(path) == record["sha256"]
-    return False
 
 
 def _gather(destination: Path, found: Source, job: dict[str, Any], records: list[Record]) -> None:
