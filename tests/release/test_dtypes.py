@@ -1,6 +1,7 @@
 """Numbers keep the dtype that they were saved in, whoever loads them, unless another one is asked for."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -98,3 +99,27 @@ def test_numbers_on_the_disk_keep_theirs(tmp_path):
     assert any(tensor.is_meta for tensor in loaded.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert agree(answer(loaded), answer(model))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, "bfloat16", torch.float64])
+def test_a_dense_model_has_the_dtype_that_is_asked_for(kind, tmp_path):
+    """Also where that is the one of its configuration, and numbers in another were kept as they were saved."""
+    model, folder = released("LLaMA, tied", torch.bfloat16, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": str(kind).removeprefix("torch.")}))
+    loaded = type(model).from_pretrained(folder)
+    assert floats(loaded) == {torch.bfloat16, torch.float32}
+    assert {str(one) for one in floats(loaded.dequantize(kind))} == {f"torch.{str(kind).removeprefix('torch.')}"}
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "auto"}, {"dtype": None}, {"dtype": torch.float32}], ids=str)
+def test_a_configuration_without_a_dtype_asks_for_none(options, tmp_path):
+    model, folder = released("LLaMA, tied", torch.bfloat16, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = type(model).from_pretrained(folder, **options)
+    if options.get("dtype") == torch.float32:
+        assert floats(loaded) == {torch.float32} and loaded.config.dtype == torch.float32
+    else:
+        assert dtypes(loaded) == dtypes(model) and same_state(loaded, model) and loaded.config.dtype == model.dtype

@@ -108,14 +108,13 @@ class TensorTrainQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Mark the configuration's own dtype: transformers does not tell whether a dtype is that, or was asked for."""
-        if config.dtype is not None:
-            self._own, config.dtype = config.dtype, UNASKED
+        self._own, config.dtype = config.dtype, UNASKED
         return config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the model: the one asked for, else that of its configuration."""
+        """The dtype of the model: the one asked for, else that of its configuration, or the default if it has none."""
         self._asked = dtype != UNASKED
-        return dtype if self._asked else self._own
+        return dtype if self._asked else self._own or torch.get_default_dtype()
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """None, for the dtype that a tensor was saved in, unless one was asked for."""
@@ -173,11 +172,15 @@ class TensorTrainQuantizer(HfQuantizer):
         if not self._checked:
             raise ValueError(f"{_folder(model)} was read in a way that does not tell what is missing in it")
         self._placing.complete(model)
+        if not self._asked and self._own is None:  # nothing told it before
+            model.config.dtype = model.dtype
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
+    def dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
+        """Put dense layers in place; all numbers get ``dtype`` if one is given, and else each keeps its own."""
+        wanted = None if dtype is None else getattr(torch, str(dtype).removeprefix("torch."))
         self._placing.undo(model)
-        dtype, now = (str(one).removeprefix("torch.") for one in (dtype, model.config.dtype))
-        return model if dtype == now else model.to(getattr(torch, dtype))
+        self.remove_quantization_config(model)
+        return model if wanted is None else model.to(wanted)
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
         """Before the model is saved: the layers may have changed since it was loaded."""
