@@ -101,6 +101,23 @@ def test_texts_are_run_once_and_give_the_same_verdicts(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
+    """While the report is saved too; and a user's own files of any name stay."""
+    path = saved({"fc.weight": noise(16, 24)}, tmp_path / "model")
+    (tmp_path / "out" / "seen").mkdir(parents=True)
+    save = audits.Audit.save
+
+    def meanwhile(*given):
+        with pytest.raises(BlockingIOError, match="another run works on this folder now"):
+            audit(path, tmp_path / "out", **HERE)
+        return save(*given)
+
+    monkeypatch.setattr(audits.Audit, "save", meanwhile)
+    audit(path, tmp_path / "out", **HERE)
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [".job", "audit.json", "seen"]
+    assert not list((tmp_path / "out" / "seen").iterdir())
+
+
 def stopping(monkeypatch, at, error):
     """Let the row of one tensor raise an error; returns the names looked at."""
     names = []

@@ -149,7 +149,10 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
 
 
 def test_two_drivers(tmp_path):
-    with opened(tmp_path, JOB):
+    with opened(tmp_path, JOB) as job:
+        assert [run(dict, [{"id": name}], job, workers=1)[0]["id"] for name in "ab"] == ["a", "b"]
+        with pytest.raises(TypeError, match="job was given when the job was opened"):
+            run(dict, [], job, job=JOB)
         with pytest.raises(BlockingIOError, match="another run works on this folder now; wait for its end, or stop it"):
             run(small_tasks.work, TASKS, tmp_path, job=JOB)
     assert run(working(tmp_path), TASKS[:1], tmp_path / "out", job=JOB)[0]["error"] is None

@@ -81,8 +81,22 @@ def test_two_workers_write_the_same_bytes_as_one(checkpoint, grams, tmp_path):
     for workers in (1, 2):
         fit_cores(checkpoint, grams, tmp_path / str(workers), rank=2, engine="pool", workers=workers)
     one, two = (sorted((tmp_path / name).glob("[!.]*")) for name in "12")
-    assert [path.name for path in one] == [path.name for path in two] and len(one) == 6
+    assert [path.name for path in one] == [path.name for path in two] and len(one) == 5
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+def test_a_layer_may_be_called_as_the_job_calls_its_files(tmp_path):
+    """Its file is not that of the Gram matrices, which the next layer is fitted with."""
+    state = {f"{name}.weight": gaussian((6, 6), k, torch.float32) for k, name in enumerate(("grams", "other"))}
+    path = saved(state, tmp_path / "model")
+    few = Grams({name: Gram.from_inputs(gaussian((9, 6), 0, torch.float32)) for name in ("grams", "other")})
+    found = fit_cores(path, few, tmp_path / "out", rank=2, **HERE)
+    assert [found[name].ranks for name in ("grams", "other")] == [(1, 2, 2, 1)] * 2
+    assert sorted(one.name for one in (tmp_path / "out").glob("[!.]*")) == [
+        "cores.json",
+        "grams.safetensors",
+        "other.safetensors",
+    ]
 
 
 def test_from_texts_to_a_model_with_cores(tmp_path):

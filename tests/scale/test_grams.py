@@ -152,9 +152,28 @@ def test_parts_that_somebody_removed_are_missed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scaled, "_added", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         collect_gram(Experts, "q", batches(), tmp_path, **HERE)
-    next((tmp_path / "parts").iterdir()).unlink()
-    with pytest.raises(FileNotFoundError, match="has lost parts, which its job had written; remove the folder"):
+    next((tmp_path / ".job" / "parts").iterdir()).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"has lost \.job.parts.*, which its job had written; remove the folder"
+    ):
         collect_gram(Experts, "q", batches(), tmp_path, **HERE)
+
+
+def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
+    """While the parts are added too; and a user's own files of any name stay."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "mine.txt").write_text("mine")
+    added = scaled._added
+
+    def meanwhile(*given):
+        with pytest.raises(BlockingIOError, match="another run works on this folder now"):
+            collect_gram(Experts, "q", batches(), tmp_path, **HERE)
+        return added(*given)
+
+    monkeypatch.setattr(scaled, "_added", meanwhile)
+    same(collect_gram(Experts, "q", batches(), tmp_path, **HERE), one_process(Experts(), "q", batches()))
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / ".job" / "parts").exists()
 
 
 def test_a_batch_with_nan_is_named_and_the_others_are_kept(tmp_path, monkeypatch):

@@ -20,9 +20,9 @@ from ..audit.words import left
 from ..files import read, write
 from ..precision import full_precision
 from .checkpoints import check_stamps, entries_of, forget_entries, stamps
-from .ended import claim, complete
+from .ended import complete, lost
 from .engine import run
-from .jobs import Record, Task
+from .jobs import Record, Task, opened
 
 __all__ = ["audit"]
 
@@ -94,25 +94,32 @@ def audit(
     if texts is not None and not texts.is_file():
         raise FileNotFoundError(f"there is no file of texts {texts}")
     job["data"] = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()
-    folder = claim(destination, path, job)
     where = {"engine": engine, "workers": workers}
     wanted = [entry for entry in entries if entry.name in stands_for]
-    try:
-        roots = {}
-        if texts is not None:
-            (folder / SEEN).mkdir(exist_ok=True)
-            names = [entry.name for entry in wanted]
-            work = partial(_roots, how, texts, names, folder / SEEN)
-            records = run(work, [{"id": "roots"}], folder / SEEN, job=job, **where, description="texts")
-            roots = complete(records, folder, "runs of the model")[0]["roots"]
-        work = partial(_rows, how, errors, sample, folder / SEEN)
-        records = run(work, list(_tasks(wanted, roots)), folder, job=job, **where, description="audit")
-    finally:
-        forget_entries()
-    rows = [row | {"stands_for": stands_for[row["name"]]} for row in _told(complete(records, folder, "tasks"), errors)]
-    numbers, nbytes = (sum(getattr(entry, key) for entry in entries) for key in ("numbers", "nbytes"))
-    found = Audit(str(checkpoint), held.format, errors, rows, numbers, nbytes, sample, data is not None)
-    found.save(folder / REPORT)
+    with opened(destination, job, path) as state:
+        folder, seen = state.folder, state.space(SEEN)
+        try:
+            roots = {}
+            if texts is not None:
+                work = partial(_roots, how, texts, [entry.name for entry in wanted], seen)
+                records = run(work, [{"id": "roots"}], state, **where, description="texts")
+                roots = complete(records, folder, "runs of the model")[0]["roots"]
+                if missing := [file for file in roots.values() if not (seen / file).is_file()]:
+                    raise lost(folder, str((seen / missing[0]).relative_to(folder)))
+            records = run(
+                partial(_rows, how, errors, sample, seen),
+                list(_tasks(wanted, roots)),
+                state,
+                **where,
+                description="audit",
+            )
+        finally:
+            forget_entries()
+        done = complete(records, folder, "tasks")
+        rows = [row | {"stands_for": stands_for[row["name"]]} for row in _told(done, errors)]
+        numbers, nbytes = (sum(getattr(entry, key) for entry in entries) for key in ("numbers", "nbytes"))
+        found = Audit(str(checkpoint), held.format, errors, rows, numbers, nbytes, sample, data is not None)
+        found.save(folder / REPORT)
     return found
 
 

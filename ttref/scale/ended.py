@@ -1,22 +1,11 @@
-"""What the jobs share before and after their tasks: a folder that is theirs, and an end without gaps."""
+"""What the jobs share when their tasks have ended: nothing failed, and nothing is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .engine import run
 from .jobs import Record
-
-
-def claim(destination: str | Path, source: str | Path | None, job: Mapping[str, Any]) -> Path:
-    """The destination, now this job's: before it writes there, another's is refused, and so is the source's folder."""
-    folder = Path(destination).expanduser().absolute()
-    if source is not None and folder.resolve() == _around(Path(source).resolve()):
-        raise ValueError(f"{folder} is where the source lies; give a folder of its own to what is made of it")
-    run(dict, [], folder, job=job)
-    return folder
 
 
 def complete(records: Sequence[Record], folder: Path, what: str) -> Sequence[Record]:
@@ -41,7 +30,3 @@ def lost(folder: Path, name: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"{folder} has lost {name}, which its job had written; remove the folder, and what is in it is made again"
     )
-
-
-def _around(path: Path) -> Path:
-    return path if path.is_dir() else path.parent

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from ..bars import bar
 from ..checks import whole
 from .jobs import Job, Record, Task, checked_tasks, opened
-from .pool import cpus, here, pooled
+from .pool import cpus, in_this_process, pooled
 from .ray_cluster import cluster
 
 __all__ = ["run"]
@@ -21,9 +21,9 @@ ENGINES = ("pool", "ray")
 def run(
     work: Callable[[Task], Mapping[str, Any]],
     tasks: Sequence[Mapping[str, Any]],
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Job,
     *,
-    job: Mapping[str, Any],
+    job: Mapping[str, Any] | None = None,
     engine: str | None = None,
     workers: int | None = None,
     description: str = "tasks",
@@ -40,8 +40,10 @@ def run(
             ``functools.partial`` of one.
         tasks: dicts of JSON values, each with an ``"id"``, a str of its own. An id names all that a result depends on
             and ``job`` does not hold.
-        folder: where the job keeps its state, made if it is not there.
-        job: the settings of the job, a dict of JSON values. A folder with another job's state is refused.
+        folder: where the job keeps its state, made if it is not there; or a job that ``ttref.scale.jobs.opened`` holds
+            open, which runs several times, and reads and writes between, before another may.
+        job: the settings of the job, a dict of JSON values, which an open job has. A folder with another job's state is
+            refused.
         engine: "pool" for processes of this machine, "ray" for Ray: the cluster of ``RAY_ADDRESS``, or one that is
             started here and stopped again. By default Ray if ``RAY_ADDRESS`` is set, else the pool.
         workers: tasks at a time; by default as many as there are CPUs. With the pool, 1 works in this process.
@@ -79,7 +81,9 @@ def run(
     if workers is not None:
         workers = whole("workers", workers, least=1)
     tasks = checked_tasks(tasks)
-    with opened(folder, job) as state:
+    if isinstance(folder, Job) and job is not None:
+        raise TypeError("job was given when the job was opened; leave it out here")
+    with nullcontext(folder) if isinstance(folder, Job) else opened(folder, job) as state:
         found = state.ended()
         left = [task for task in tasks if task["id"] not in found]
         if left and engine == "ray":
@@ -97,7 +101,7 @@ def on_pool(
 ) -> dict[str, Record]:
     """The records of tasks done on this machine; those of tasks that ended well are written as they come."""
     found = {}
-    ended = here(work, tasks) if workers == 1 else pooled(work, tasks, workers)
+    ended = in_this_process(work, tasks) if workers == 1 else pooled(work, tasks, workers)
     with state.appending() as append, closing(ended):
         for _ in bar(range(len(tasks)), True, description):
             record = next(ended)

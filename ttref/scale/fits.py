@@ -24,10 +24,10 @@ from ..linears import weight_and_bias
 from ..shards import open_safetensors
 from ..surgery.wrappers import Names, find, names_it
 from .checkpoints import Stamps, forget_entries, linear, stamps, weights_by_layer
-from .ended import claim, complete, lost
+from .ended import complete, lost
 from .engine import run
 from .grams import GRAMS
-from .jobs import Task
+from .jobs import Task, opened
 from .models import Source, forget, loaded, source_of
 
 __all__ = ["Fitted", "fit_cores"]
@@ -167,26 +167,27 @@ def fit_cores(
         files, where = stamps(held), weights_by_layer(held, known, names)
         job = {"job": "fit_cores", "source": str(held), "files": files}
     job |= {"grams": _mark(grams, file), "layers": names, "rank": rank, "eps": eps, "modes": modes}
-    folder = claim(destination, None if isinstance(held, Source) else held, job)
-    if file is None:
-        file = folder / GRAMS
-        if not file.exists():
-            grams.save(file)
     tasks = [{"id": name, "weight": where[name], "modes": modes.get(name)} for name in names]
-    work = partial(_fitted, held, files, file, {"rank": rank, "eps": eps}, folder)
-    try:
-        records = run(work, tasks, folder, job=job, engine=engine, workers=workers, description="layers")
-    finally:
-        forget()
-        forget_entries()
-    rows = [{"name": row["id"]} | row for row in complete(records, folder, "layers")]
-    for row in rows:
-        if not (folder / row["file"]).is_file():
-            raise lost(folder, row["file"])
-        del row["id"], row["error"]
-        for told in row["warnings"]:
-            warnings.warn(f"{row['name']}: {told}", stacklevel=2)
-    replace(folder / INDEX, [json.dumps({"version": 1, "job": job, "layers": rows}, indent=1).encode()])
+    with opened(destination, job, None if isinstance(held, Source) else held) as state:
+        folder = state.folder
+        if file is None:
+            file = state.state / GRAMS
+            if not file.exists():
+                grams.save(file)
+        work = partial(_fitted, held, files, file, {"rank": rank, "eps": eps}, folder)
+        try:
+            records = run(work, tasks, state, engine=engine, workers=workers, description="layers")
+        finally:
+            forget()
+            forget_entries()
+        rows = [{"name": row["id"]} | row for row in complete(records, folder, "layers")]
+        for row in rows:
+            if not (folder / row["file"]).is_file():
+                raise lost(folder, row["file"])
+            del row["id"], row["error"]
+            for told in row["warnings"]:
+                warnings.warn(f"{row['name']}: {told}", stacklevel=2)
+        replace(folder / INDEX, [json.dumps({"version": 1, "job": job, "layers": rows}, indent=1).encode()])
     return Fitted(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,9 +20,9 @@ from ..files import write
 from ..fitting.collecting import gram_of, seen_by
 from ..fitting.gram import Grams
 from . import batches as reading
-from .ended import claim, complete, lost
+from .ended import complete, lost
 from .engine import run
-from .jobs import Record, Task
+from .jobs import Job, Record, Task, opened
 from .models import Source, forget, loaded, name_of, source_of
 
 __all__ = ["collect_gram"]
@@ -106,26 +105,20 @@ def collect_gram(
         raise ValueError("texts need the tokenizer of a folder; give a folder as source, or files of tokens")
     job = {"job": "collect_gram", **made.settings(), "layers": names, "parts": parts}
     job |= {"batch_size": batch_size, "max_tokens": max_tokens, "mask": name_of(mask), "forward": name_of(forward)}
-    folder = claim(destination, made.folder, job)
-    if (ended := _ended(folder, tasks)) is not None:
-        return ended
-    (folder / PARTS).mkdir(exist_ok=True)
     how = {"batch_size": batch_size, "max_tokens": max_tokens, "tokenizer": texts, "mask": mask, "forward": forward}
-    work = partial(_summed, made, names, batches if files is None else None, how, folder / PARTS)
-    try:
-        records = run(work, tasks, folder, job=job, engine=engine, workers=workers, description="Gram matrices")
-    finally:
-        forget()
-    try:
-        grams = _added(complete(records, folder, "parts"), folder / PARTS)
-    except FileNotFoundError:  # another driver that waited for this moment may have added them
-        if (ended := _ended(folder, tasks)) is not None:
+    with opened(destination, job, made.folder) as state:
+        if (ended := _ended(state, tasks)) is not None:
             return ended
-        raise lost(folder, PARTS) from None
-    grams.save(folder / GRAMS)
-    index = {"version": 1, "job": job, "parts": [task["id"] for task in tasks]}
-    replace(folder / INDEX, [json.dumps(index, indent=1).encode()])
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+        work = partial(_summed, made, names, batches if files is None else None, how, state.space(PARTS))
+        try:
+            records = run(work, tasks, state, engine=engine, workers=workers, description="Gram matrices")
+        finally:
+            forget()
+        grams = _added(complete(records, state.folder, "parts"), state)
+        grams.save(state.folder / GRAMS)
+        index = {"version": 1, "job": job, "parts": [task["id"] for task in tasks]}
+        replace(state.folder / INDEX, [json.dumps(index, indent=1).encode()])
+        state.clear(PARTS)
     return grams
 
 
@@ -159,7 +152,7 @@ def _summed(
     return {"file": file, "layers": about, "tokens": tokens}
 
 
-def _added(records: Sequence[Record], folder: Path) -> Grams:
+def _added(records: Sequence[Record], job: Job) -> Grams:
     """The sums of all parts, in their order; layers that shared an input in each of them share their sum."""
     records = [record for record in records if record["file"] is not None]
     if not records:
@@ -168,7 +161,9 @@ def _added(records: Sequence[Record], folder: Path) -> Grams:
     keys = {name: tuple(record["layers"][name][0] for record in records) for name in names}
     totals: dict[tuple, Tensor] = {}
     for k, record in enumerate(records):
-        held = read_file(folder / record["file"], KIND, _restored)
+        if not (path := job.space(PARTS) / record["file"]).is_file():
+            raise lost(job.folder, f"{path.relative_to(job.folder)}")
+        held = read_file(path, KIND, _restored)
         for key in dict.fromkeys(keys.values()):
             if key[k] is not None:
                 part = held[str(key[k])]
@@ -181,14 +176,16 @@ def _added(records: Sequence[Record], folder: Path) -> Grams:
     return Grams({name: made[key] for name, key in keys.items()})
 
 
-def _ended(folder: Path, tasks: Sequence[Task]) -> Grams | None:
+def _ended(job: Job, tasks: Sequence[Task]) -> Grams | None:
     """The result, if the job has ended; ValueError if that was over other batches."""
     with suppress(FileNotFoundError):
-        before = json.loads((folder / INDEX).read_bytes())["parts"]
+        before = json.loads((job.folder / INDEX).read_bytes())["parts"]
         if before != [task["id"] for task in tasks]:
-            raise ValueError(f"{folder} holds the result for other batches, or for files as they were; give another")
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
-        return Grams.load(folder / GRAMS)
+            raise ValueError(
+                f"{job.folder} holds the result for other batches, or for files as they were; give another"
+            )
+        job.clear(PARTS)
+        return Grams.load(job.folder / GRAMS)
     return None
 
 

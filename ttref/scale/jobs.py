@@ -1,8 +1,8 @@
 """A job's folder: whose it is, who works on it, and what has ended; all of it in ``folder/.job``.
 
-``job.json`` holds the settings, ``lock`` is locked while a driver runs, ``records/`` holds a line of JSON for every
-task that ended. A line that a kill has cut short is no record: its task is done again, which changes nothing, as the
-same task writes the same bytes.
+``job.json`` holds the settings, ``lock`` is locked while a driver works on the job, to its end, and ``records/`` holds
+a line of JSON for every task that ended. What is needed until the end lies beside them. A line that a kill has cut
+short is no record: its task is done again, which changes nothing, as the same task writes the same bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ def checked_tasks(tasks: Sequence[Mapping[str, Any]]) -> list[Task]:
     return found
 
 
-def plain(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def plain(name: str, value: Any) -> dict[str, Any]:
     """A dict as JSON gives it back."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a dict of JSON values, not {type(value).__name__}")
@@ -73,15 +74,31 @@ def failed(task: Task, error: str) -> Record:
 
 
 class Job:
-    """The state of a job in its folder; made by :func:`opened`."""
+    """A job in its folder, while a driver has it; made by :func:`opened`.
+
+    Attributes:
+        folder: The destination, for what is left at the end. Nobody else's files are touched there.
+        state: The job's own folder in it.
+        written: The folder of the records.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.state = folder / STATE
-        self.folder = self.state / "records"
+        self.written = self.state / "records"
+
+    def space(self, name: str) -> Path:
+        """A folder of the job's own, made if it is not there, for what is needed until its end."""
+        (self.state / name).mkdir(exist_ok=True)
+        return self.state / name
+
+    def clear(self, name: str) -> None:
+        """Remove such a folder, if it is there."""
+        shutil.rmtree(self.state / name, ignore_errors=True)
 
     def records(self) -> dict[str, Record]:
         """The records by their ids; one of a task that failed gives way to one without an error."""
-        found = [record for path in sorted(self.folder.iterdir()) for record in read_records(path)]
+        found = [record for path in sorted(self.written.iterdir()) for record in read_records(path)]
         return {record["id"]: record for record in sorted(found, key=lambda record: record["error"] is None)}
 
     def ended(self) -> dict[str, Record]:
@@ -91,7 +108,7 @@ class Job:
     @contextmanager
     def appending(self) -> Iterator[Any]:
         """A function that writes a record of a task that ended well."""
-        with open(self.folder / POOL, "a+b") as file:
+        with open(self.written / POOL, "a+b") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # a kill has cut the last line short
 
@@ -115,13 +132,28 @@ def read_records(path: Path) -> list[Record]:
 
 
 @contextmanager
-def opened(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[Job]:
-    """The job in a folder, made if there is none, for this driver alone; refuses another job's folder."""
-    folder = Path(folder).absolute()  # workers may stand elsewhere
+def opened(
+    folder: str | os.PathLike[str], settings: Mapping[str, Any] | None, source: str | Path | None = None
+) -> Iterator[Job]:
+    """The job in a folder, made if there is none, for this driver alone until the context ends.
+
+    Args:
+        folder: The destination.
+        settings: A dict of JSON values.
+        source: What the job is made of; its folder is not taken for a destination.
+
+    Raises:
+        BlockingIOError: Another driver has the folder.
+        OSError: It cannot be written.
+        ValueError: It holds another job, or the source.
+    """
+    folder = Path(folder).expanduser().absolute()  # workers may stand elsewhere
     settings = plain("job", settings)
+    if source is not None and folder.resolve() == around(Path(source).resolve()):
+        raise ValueError(f"{folder} is where the source lies; give a folder of its own to what is made of it")
     job = Job(folder)
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        job.written.mkdir(parents=True, exist_ok=True)
         file = open(job.state / "lock", "ab")  # noqa: SIM115
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}; nothing was started", str(folder)) from error
@@ -129,6 +161,11 @@ def opened(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Itera
         lock(file, folder)
         check_settings(job.state / "job.json", settings, folder)
         yield job
+
+
+def around(path: Path) -> Path:
+    """A folder itself, or that of a file."""
+    return path if path.is_dir() else path.parent
 
 
 def lock(file: Any, folder: Path) -> None:

@@ -24,7 +24,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def here(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task]) -> Iterator[Record]:
+def in_this_process(work: Callable[[Task], Mapping[str, Any]], tasks: list[Task]) -> Iterator[Record]:
     """The records of tasks done in this process, one after the other, with one thread of torch."""
     threads = torch.get_num_threads()
     try:

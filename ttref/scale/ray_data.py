@@ -93,14 +93,14 @@ def on_ray(
 ) -> dict[str, Record]:
     """The records of tasks done by the Ray that this process is connected to."""
     checkpoint = job.state / "checkpoint"
-    forget(checkpoint, job.folder)
+    forget(checkpoint, job.written)
     # Alike in all three, so that Ray makes one task of them: a write of its own would keep a CPU for itself.
     options = {"num_cpus": 1, "max_retries": RETRIES}
     places = {"concurrency": workers, "ray_remote_args": options}
-    with settings(checkpoint), Heard() as heard, watched(job.folder, len(tasks), description):
+    with settings(checkpoint), Heard() as heard, watched(job.written, len(tasks), description):
         data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), **places)
         data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, concurrency=workers, **options)
-        records = Records(str(job.folder), file_format=RECORDS, filesystem=LocalFileSystem())
+        records = Records(str(job.written), file_format=RECORDS, filesystem=LocalFileSystem())
         data.write_datasink(records, **places)
     found = job.records()
     says = " | ".join(heard.errors) or "nothing"
