@@ -69,7 +69,11 @@ def test_without_all_rows_there_is_no_mean(do):
     rows = ROWS.clone()
     rows[20] = torch.nan
     report = do(rows, center=True)
-    assert list(report.errors) == ["rows-00003-of-00005.safetensors"] and not report.nbytes
+    assert str(report).startswith("0 of 5 shards of 40 rows, 0 bytes") and len(report.errors) == 5
+    assert all(shard.keys() == {"name", "rows", "error"} for shard in report.shards)
+    assert "row 20 (row 20 of rows.npy): NaN or Inf" in report.errors.pop("rows-00003-of-00005.safetensors")
+    says = "ValueError: there is no mean: 1 shards could not be summed, first rows-00003-of-00005.safetensors"
+    assert report.errors["rows-00001-of-00005.safetensors"] == says and not list(do.out.glob("rows-*"))
     assert do(ROWS, center=True).table.num_embeddings == 40
 
 

@@ -133,8 +133,10 @@ def compress_rows(
     if center:
         folder = destination / MEANS
         sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, job, places, table)
-        if any(record["error"] for record in sums):
-            return Report.of(destination, tasks, sums, started)
+        if wrong := [task["name"] for task, record in zip(tasks, sums, strict=True) if record["error"]]:
+            missing = f"ValueError: there is no mean: {len(wrong)} shards could not be summed, first {wrong[0]}"
+            lost = [{"error": record["error"] or missing} for record in sums]
+            return Report.of(destination, tasks, lost, started)
         about["mean"] = _mean(folder, sums, found).tolist()
         tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
     work = functools.partial(compress, folder=str(destination), about=about)
