@@ -84,10 +84,13 @@ def summed(block: Tensor) -> tuple[Tensor, Tensor]:
 
 def added(sums: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """One :func:`summed` after the other. In this order it gives the same bits wherever the blocks were summed."""
-    parts, powers = map(torch.stack, zip(*sums, strict=True))
-    largest, total = powers.max(), torch.zeros_like(parts[0])
-    for part, power in zip(parts, powers, strict=True):
-        total += times_power(part, power - largest)
+    sums = iter(sums)
+    total, largest = next(sums)
+    total = total + 0.0  # as if added to zeros, which have no sign
+    for part, power in sums:  # one at a time: a billion rows have as many sums as a small table has rows
+        above = torch.maximum(largest, power)
+        total = times_power(total, largest - above) + times_power(part, power - above)
+        largest = above
     return total, largest
 
 
