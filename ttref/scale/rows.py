@@ -22,7 +22,7 @@ from ..files import TABLE, read
 from ..powers import times_power
 from ..rows.frame import added
 from .engine import run
-from .jobs import Job, Record, Task
+from .jobs import Job, Record, Task, opened
 from .row_report import Report
 from .row_work import SUMS, add_up, compress, held_sums
 from .sources import Source, open_source
@@ -30,7 +30,7 @@ from .table import FORMAT, SHARD, VERSION, seal_of, shard_name
 
 __all__ = ["compress_rows"]
 
-MEANS = ".mean"  # a folder in the destination, for the sums that a mean is made of
+MEANS = "means"  # the space of the job for the sums that a mean is made of
 
 
 def compress_rows(
@@ -128,23 +128,23 @@ def compress_rows(
     job |= {"source": str(found.folder or [str(file.path) for file in found.files]), "tensor": tensor}
     places = {"engine": engine, "workers": workers}
     tasks = _planned(found, count)
-    run(dict, [], destination, job=job, **places)  # the folder is this job's before anything is written into it
-    table = destination / TABLE
-    if center:
-        folder = destination / MEANS
-        sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, job, places, table)
-        if wrong := [task["name"] for task, record in zip(tasks, sums, strict=True) if record["error"]]:
-            missing = f"ValueError: there is no mean: {len(wrong)} shards could not be summed, first {wrong[0]}"
-            lost = [{"error": record["error"] or missing} for record in sums]
-            return Report.of(destination, tasks, lost, started)
-        about["mean"] = _mean(folder, sums, found).tolist()
-        tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
-    work = functools.partial(compress, folder=str(destination), about=about)
-    records = _done(work, tasks, destination, job, places, table)
-    report = Report.of(destination, tasks, records, started)
-    if not report.errors:
-        _gather(destination, found, job, records)
-    return report
+    run(dict, [], destination, job=job, **places)  # refuses an engine that is none before there is a folder
+    with opened(destination, job) as state:
+        if center:
+            folder = state.space(MEANS)
+            sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, state, places)
+            if wrong := [task["name"] for task, record in zip(tasks, sums, strict=True) if record["error"]]:
+                missing = f"ValueError: there is no mean: {len(wrong)} shards could not be summed, first {wrong[0]}"
+                lost = [{"error": record["error"] or missing} for record in sums]
+                return Report.of(destination, tasks, lost, started)
+            about["mean"] = _mean(folder, sums, found).tolist()
+            tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
+        work = functools.partial(compress, folder=str(destination), about=about)
+        records = _done(work, tasks, destination, state, places)
+        report = Report.of(destination, tasks, records, started)
+        if not report.errors:
+            _gather(state, found, job, records)
+        return report
 
 
 def _planned(found: Source, count: int) -> list[Task]:
@@ -167,16 +167,14 @@ def _done(
     work: Callable[[Task], Record],
     tasks: list[Task],
     folder: Path,
-    job: dict[str, Any],
+    state: Job,
     places: dict[str, Any],
-    table: Path,
 ) -> list[Record]:
     """The records of all tasks. One whose file is gone, or is another now, is done again, under an id of its own.
 
     If anything has to be done, the list of the table goes first: what is not complete must not look so.
     """
-    run(dict, [], folder, job=job, **places)  # the folder is this job's
-    ended, ids = Job(folder).ended(), []
+    ended, ids = state.ended(), []
     for task in tasks:
         name, turn = task["id"], 1
         while name in ended and not _there(folder, ended[name]):
@@ -184,9 +182,9 @@ def _done(
             name = f"{task['id']}-{turn}"
         ids.append(name)
     if not ended.keys() >= set(ids):
-        table.unlink(missing_ok=True)
+        (state.folder / TABLE).unlink(missing_ok=True)
     tasks = [task | {"id": name} for task, name in zip(tasks, ids, strict=True)]
-    return run(work, tasks, folder, job=job, description="shards", **places)
+    return run(work, tasks, state, description="shards", **places)
 
 
 def _there(folder: Path, record: Record) -> bool:
@@ -210,7 +208,7 @@ def _mean(folder: Path, records: list[Record], found: Source) -> Tensor:
     return times_power(total / found.rows, exponent).to(found.dtype)
 
 
-def _gather(destination: Path, found: Source, job: dict[str, Any], records: list[Record]) -> None:
+def _gather(state: Job, found: Source, job: dict[str, Any], records: list[Record]) -> None:
     """Write ``table.json``, then remove shards of an earlier source, which it does not name."""
     kept = ("name", "rows", "params", "nbytes", "sha256", "source_sha256")
     ranks = [max(bond) for bond in zip(*(record["ranks"] for record in records), strict=True)]
@@ -224,13 +222,13 @@ def _gather(destination: Path, found: Source, job: dict[str, Any], records: list
         "shards": [{name: record[name] for name in kept} for record in records],
     }
     text = json.dumps(about, indent=1).encode()
-    path = destination / TABLE
+    path = state.folder / TABLE
     if not path.exists() or path.read_bytes() != text:
         replace(path, [text])
     names = {record["name"] for record in records}
-    made = {str(record.get("name")) for record in Job(destination).ended().values()}
+    made = {str(record.get("name")) for record in state.ended().values()}
     for name in filter(SHARD.fullmatch, made - names):  # a file that no record names is somebody else's
-        (destination / name).unlink(missing_ok=True)
+        (state.folder / name).unlink(missing_ok=True)
 
 
 def _apart(destination: Path, found: Source) -> Path:
