@@ -55,6 +55,7 @@ def listed(path: Path) -> dict[str, Path]:
     return {name: path.with_name(shard) for name, shard in where.items()}
 
 
-def one_line(error: Exception) -> str:
-    """The beginning of a message, in one line."""
-    return " ".join(str(error).split())[:160]
+def one_line(said: object, most: int = 300) -> str:
+    """The beginning of what an error or anything else says, in one line."""
+    words = " ".join(str(said).split())
+    return words if len(words) <= most else f"{words[: most - 4]} ..."

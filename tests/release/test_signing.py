@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 
@@ -91,7 +92,7 @@ def test_a_signature_of_another_release(place, tmp_path):
     other = small_dense(1)
     _, _, folder = released(tmp_path / "r", other, layers=small_layers(other))
     (folder / SIGNATURE).write_bytes((place[0] / "r" / SIGNATURE).read_bytes())
-    refused(folder, place, "its files are not those that were signed: all have new hashes in manifest.json")
+    refused(folder, place, "its files are not those that were signed: .*manifest.json differs")
 
 
 def payload(change):
@@ -181,12 +182,23 @@ def test_files_that_are_not_those_that_were_signed(name, place, tmp_path):
             sign(folder, place[0] / "other.pem")
 
 
+def left_by_tools(folder):
+    """What nothing here reads, of kinds that model-signing refuses."""
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    for name in (".cache", ".git"):
+        (folder / name).mkdir()
+        (folder / name / "log").touch()
+        (folder / name / "link").symlink_to(folder / "nowhere")
+        os.mkfifo(folder / name / "pipe")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_what_tools_leave_in_a_folder_needs_no_signature(place, tmp_path):
     folder = copied(place[0] / "r", tmp_path / "r")
-    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "log").touch()
+    left_by_tools(folder)
     load_release(folder, small_dense(), public_key=place[0] / "maker.pub")
+    sign(folder, place[0] / "other.pem")
+    load_release(folder, small_dense(), public_key=place[0] / "other.pub")
 
 
 def test_what_changes_after_the_check_is_refused(place, tmp_path, monkeypatch):
@@ -196,27 +208,84 @@ def test_what_changes_after_the_check_is_refused(place, tmp_path, monkeypatch):
     other = small_dense(1)
     released(tmp_path / "other", other, layers=small_layers(other))
 
-    def checked_then_changed(*arguments, signed=loading.signed):
+    def checked_then_changed(*arguments, signed=loading.signed_sha256):
         found = signed(*arguments)
         for path in (tmp_path / "other").iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         return found
 
-    monkeypatch.setattr(loading, "signed", checked_then_changed)
+    monkeypatch.setattr(loading, "signed_sha256", checked_then_changed)
     with pytest.raises(ValueError, match="this is another release"):
         load_release(folder, small_dense(), public_key=place[0] / "maker.pub")
 
 
-def test_model_signing_itself_reads_and_writes_the_same(place, tmp_path):
-    """As its command line does, which leaves the signature's own path out."""
-    folder = copied(place[0] / "r", tmp_path / "r")
-    maker, public = place[0] / "maker.pem", place[0] / "maker.pub"
-    verifying.Config().use_elliptic_key_verifier(public_key=public).verify(folder, folder / SIGNATURE)
+def by_model_signing(folder, private, settings=None):
+    """Signed as by its command line, which leaves the signature's own path out."""
     (folder / SIGNATURE).unlink()
-    settings = hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=True)
-    made = signing.Config().use_elliptic_key_signer(private_key=maker).set_hashing_config(settings)
+    settings = (settings or hashing.Config()).set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=True)
+    made = signing.Config().use_elliptic_key_signer(private_key=private).set_hashing_config(settings)
     made.sign(folder, folder / SIGNATURE)
-    load_release(folder, small_dense(), public_key=public)
+
+
+def test_model_signing_itself_reads_and_writes_the_same(place, tmp_path):
+    folder = copied(place[0] / "r", tmp_path / "r")
+    public = place[0] / "maker.pub"
+    verifying.Config().use_elliptic_key_verifier(public_key=public).verify(folder, folder / SIGNATURE)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "log").touch()  # is signed too
+    by_model_signing(folder, place[0] / "maker.pem")
+    for change in (lambda: None, (folder / ".cache" / "log").unlink):
+        change()
+        load_release(folder, small_dense(), public_key=public)
+    flipped(folder)
+    refused(folder, place, "its files are not those that were signed: model.safetensors differs")
+
+
+@pytest.mark.parametrize("way, says", [
+    ({"hashing_algorithm": "blake2"}, "is over blake2b of files, and what is read here is sha256 of files"),
+    ({"shard_size": 1000}, "is over sha256 of shards, and what is read here is sha256 of files"),
+], ids=["blake2", "shards"])  # fmt: skip
+def test_other_hashes_than_those_of_files_are_named(way, says, place, tmp_path):
+    folder = copied(place[0] / "r", tmp_path / "r")
+    config = hashing.Config()
+    settings = config.use_shard_serialization(**way) if "shard_size" in way else config.use_file_serialization(**way)
+    by_model_signing(folder, place[0] / "maker.pem", settings)
+    refused(folder, place, says)
+
+
+def test_a_file_that_was_left_out_is_told(place, tmp_path):
+    folder = copied(place[0] / "r", tmp_path / "r")
+    card = (folder / "README.md").read_bytes()
+    (folder / "README.md").unlink()
+    by_model_signing(folder, place[0] / "maker.pem")
+    (folder / "README.md").write_bytes(card)
+    refused(folder, place, "its files are not those that were signed: README.md is not signed")
+
+
+def test_names_of_files_are_told_in_plain_letters(place, tmp_path):
+    folder = copied(place[0] / "r", tmp_path / "r")
+    (folder / f"\x1b[2J\n{'long' * 50}").touch()
+    refused(folder, place, r"those that were signed: \\x1b\[2J\\nlonglong[a-z]* is not signed")
+
+
+@pytest.mark.parametrize("error", [MemoryError, ModuleNotFoundError])
+def test_what_is_no_fault_of_the_signature_is_not_said_of_it(error, place, monkeypatch):
+    def verify(*_):
+        raise error("of this machine")
+
+    monkeypatch.setattr(verifying.Config, "verify", verify)
+    with pytest.raises(error, match="of this machine"):
+        load_release(place[0] / "r", small_dense(), public_key=place[0] / "maker.pub")
+
+
+def test_a_signature_is_on_the_disk_before_it_has_its_name(place, tmp_path, monkeypatch):
+    folder, events = copied(place[0] / "r", tmp_path / "r"), []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append(os.fstat(number).st_ino), fsync(number)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("renamed"), replace(a, b)))
+    sign(folder, place[0] / "maker.pem")
+    written, renamed, last = events
+    assert (written, renamed, last) == ((folder / SIGNATURE).stat().st_ino, "renamed", folder.stat().st_ino)
 
 
 def test_nothing_of_this_machine_is_in_a_signature(place):

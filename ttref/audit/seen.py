@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..fitting.collecting import collect_gram
 from ..linears import conv1d_of
 from ..pretrained import model_class
+from ..shards import one_line
 from .naming import matched
 from .reading import Checkpoint, Entry
 
@@ -95,7 +96,7 @@ def model_of(
             safe = {} if more else {"use_safetensors": True}
             model = kind.from_pretrained(path, dtype=dtype, **safe, **here).eval()
     except Exception as error:  # what a foreign configuration makes transformers raise is of any kind
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise ValueError(f"transformers cannot run {checkpoint.path} ({type(error).__name__}: {line})") from None
     return model, words
 

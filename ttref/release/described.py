@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from ..embeddings.mps import MPSEmbedding
 from ..embeddings.ttm import TTMEmbedding
 from ..layers import TTLinear
 from ..ttmatrix import TTMatrix
-from .makers import MAKERS, Spec, allocated
+from .makers import MAKERS, Spec, allocated, kind_in
 
 __all__ = ["build", "describe"]
 
@@ -105,8 +105,7 @@ def build(
         >>> torch.equal(made.weight, layer.weight)
         True
     """
-    kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    if not isinstance(kind, str) or kind not in MAKERS:
+    if (kind := kind_in(spec)) not in MAKERS:
         raise ValueError(f"{reprlib.repr(kind)} is no kind of compressed layer; known are {', '.join(MAKERS)}")
     if dtype is not None and dtype not in FLOATS.values():
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")

@@ -50,8 +50,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
                 lock = _locked(fresh)
         yield fresh
         for file in sorted(fresh.iterdir()):
-            with file.open("r+b") as held:  # Windows flushes only what is open for writing
-                os.fsync(held.fileno())
+            flush(file)
         settle(fresh)
         with _turn(target.parent):
             _swap(fresh, target)
@@ -68,6 +67,12 @@ def recovered(folder: str | Path) -> Path:
         with _turn(target.parent):  # waits for a save that is just between its renames
             _put_back(target)
     return target
+
+
+def flush(file: Path) -> None:
+    """Have the content of a file on the disk, before it gets the name that others read."""
+    with file.open("r+b") as held:  # Windows flushes only what is open for writing
+        os.fsync(held.fileno())
 
 
 def opened(folder: Path, name: str) -> BinaryIO:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..pretrained import model_class
+from ..shards import one_line
 from ..surgery.edit import edit
 from ..surgery.wrappers import bare
 from .configs import CONFIG, check_config, of_transformers
@@ -19,7 +20,7 @@ from .contents import devices_of, fill
 from .folders import opened, recovered
 from .manifest import MODEL, damages, read_manifest, read_tensors, refused
 from .placing import Placing
-from .signing import asking, signed
+from .signing import checks_with, signed_sha256
 
 __all__ = ["load_release"]
 
@@ -105,7 +106,7 @@ def load_release(
 def checked(folder: Path, sha256: str | None, public_key: str | Path | None) -> dict[str, Any]:
     """The manifest of a release all of whose files are what was written, and signed where a key is given."""
     if public_key is not None:
-        sha256 = signed(folder, asking(public_key), sha256)
+        sha256 = signed_sha256(folder, checks_with(public_key), sha256)
     manifest, _ = read_manifest(folder, sha256)
     if problems := damages(folder, manifest):
         raise refused(folder, "; ".join(problems[:3]))
@@ -113,7 +114,7 @@ def checked(folder: Path, sha256: str | None, public_key: str | Path | None) -> 
         try:
             check_config(json.loads(content_of(folder, manifest, CONFIG)), manifest)
         except (ValueError, RecursionError) as error:
-            raise refused(folder, " ".join(str(error).split())) from error
+            raise refused(folder, one_line(error)) from error
     return manifest
 
 

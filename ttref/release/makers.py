@@ -43,6 +43,12 @@ def allocated(made: nn.Module, device: torch.device | str) -> nn.Module:
     return made
 
 
+def kind_in(spec: Any) -> str | None:
+    """What a description says that it is; :func:`build` refuses what is no kind."""
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    return kind if isinstance(kind, str) else None
+
+
 def _matrix(kind: type[TTMatrix], settings: Spec, dtype: torch.dtype | None) -> Any:
     """A :class:`TTLinear` or a :class:`TTMEmbedding`."""
     biased = getattr(kind, "_BIAS", {})

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files import MOST_HEADER, check_header, digest
+from ..shards import one_line
 from .folders import opened
 
 FORMAT, VERSION = "ttref.release", 1
@@ -213,8 +214,3 @@ def _check(manifest: Any) -> None:
 
 def _text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without its line breaks."""
-    return " ".join(str(error).split())

@@ -6,7 +6,6 @@ import copy
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +14,14 @@ from ..conv import TTConv2d
 from ..embeddings.head import ScaledTable
 from ..embeddings.tables import CompressedTable
 from ..linears import conv1d_of
-from .makers import Spec
+from .makers import Spec, kind_in
+from .manifest import USING
 
 SHARED, HEAD = "Shared", "TiedHead"
-_USES = {SHARED: "with", HEAD: "look_up"}  # kinds that name the module whose table they use
 # Attributes that a layer and the one in its place have in common, with the names that GPT-2's layers give them.
 _ALIKE = {"in_features": "nx", "out_features": "nf", "num_embeddings": "", "embedding_dim": "", "in_channels": ""}
 _ALIKE |= {"out_channels": "", "kernel_size": "", "stride": "", "padding": "", "dilation": ""}
 _FACTOR = 2**-7  # by which bfloat16 may round a factor, relative to it
-
-
-def kind_of(spec: Any) -> str | None:
-    """What a description says that it is; :func:`build` refuses what is no kind."""
-    kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    return kind if isinstance(kind, str) else None
 
 
 def names_in(model: nn.Module, described: Mapping[str, Spec], same: bool) -> dict[str, str]:
@@ -41,14 +34,14 @@ def names_in(model: nn.Module, described: Mapping[str, Spec], same: bool) -> dic
             found[name] = here
         elif same or name.startswith(prefix):
             raise ValueError(
-                f"a {kind_of(spec)} is described as {name!r}, and a {type(model).__name__} has no such module"
+                f"a {kind_in(spec)} is described as {name!r}, and a {type(model).__name__} has no such module"
             )
     if len(set(found.values())) < len(found):
         raise ValueError("two descriptions are of the same module")
     for name in found:
-        if kind_of(described[name]) in _USES:
-            other = described[name].get(_USES[kind_of(described[name])])
-            if not isinstance(other, str) or other not in found or kind_of(described[other]) in _USES:
+        if kind_in(described[name]) in USING:
+            other = described[name].get(USING[kind_in(described[name])])
+            if not isinstance(other, str) or other not in found or kind_in(described[other]) in USING:
                 raise ValueError(
                     f"{name} is described with the table of {reprlib.repr(other)}, which is no look-up here"
                 )

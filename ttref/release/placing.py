@@ -29,8 +29,8 @@ from ..surgery.wrappers import bare_modules
 from ..ttlayer import TTLayer
 from ..ttmatrix import TTMatrix
 from .described import build, describe
-from .makers import Spec
-from .places import HEAD, SHARED, check_fits, kind_of, names_in
+from .makers import Spec, kind_in
+from .places import HEAD, SHARED, check_fits, names_in
 
 __all__ = ["Placing", "describe_model"]
 
@@ -106,7 +106,7 @@ class Placing:
         made = _made({name: described[name] for name in here}, dtype)
         self._replaced = {here[name]: model.get_submodule(here[name]) for name in here}
         self._shared = {
-            here[name]: here[described[name]["with"]] for name in here if kind_of(described[name]) == SHARED
+            here[name]: here[described[name]["with"]] for name in here if kind_in(described[name]) == SHARED
         }
         for name in here:
             check_fits(model, name, self._replaced[here[name]], made[name if name in made else described[name]["with"]])
@@ -177,10 +177,10 @@ def _described(name: str, module: nn.Module, look_up: str | None = None) -> dict
 def _made(described: Mapping[str, Spec], dtype: torch.dtype | None) -> dict[str, nn.Module]:
     """The layers by the names they are described with; heads last, because they use others."""
     made: dict[str, nn.Module] = {}
-    for name, spec in sorted(described.items(), key=lambda item: kind_of(item[1]) == HEAD):
-        if kind_of(spec) == SHARED:
+    for name, spec in sorted(described.items(), key=lambda item: kind_in(item[1]) == HEAD):
+        if kind_in(spec) == SHARED:
             continue
-        table = made[spec["look_up"]] if kind_of(spec) == HEAD else None
+        table = made[spec["look_up"]] if kind_in(spec) == HEAD else None
         try:
             made[name] = build(spec, dtype=dtype, table=table)
         except ValueError as error:

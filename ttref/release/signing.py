@@ -1,25 +1,26 @@
 """Who made a release: a signature over all its files, made with a private key and checked with the public one, offline.
 
 Hashes tell that a release was not damaged; whoever changes it can write new ones. A signature tells that the holder of
-a key wrote it. The format is that of model-signing (OpenSSF), whose command line reads and writes it too; nothing is
-asked of a network.
+a key wrote it. The format is that of model-signing (OpenSSF): its command line reads what is written here, and what it
+writes is read here, as sha256 of whole files, in which it signs unless told otherwise. Nothing is asked of a network.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import sys
 import tempfile
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..atomic import settle
-from .folders import recovered
-from .manifest import BESIDE, MANIFEST, SIGNATURE, limited, one_line, read_manifest, refused
+from ..shards import one_line
+from .folders import flush, recovered
+from .manifest import BESIDE, MANIFEST, SIGNATURE, limited, read_manifest, refused
 
 __all__ = ["sign"]
 
@@ -73,22 +74,22 @@ def sign(folder: str | Path, private_key: str | Path, *, password: str | None = 
     with _reading(private_key):
         secret = None if password is None else password.encode()
         maker = signing.Config().use_elliptic_key_signer(private_key=Path(private_key), password=secret)
-    try:
-        hashes = _hashes(folder)
-    except ValueError as error:
-        raise refused(folder, one_line(error)) from error
-    if wrong := _wrong(folder, hashes):
-        raise refused(folder, f"{wrong} is not what was written")
+    hashes = _hashes(folder)
+    manifest, name = read_manifest(folder)
+    files = {MANIFEST: name} | {file: about["sha256"] for file, about in manifest["files"].items()}
+    if wrong := _differing(_by_name(hashes), files, "is not in the manifest"):
+        raise refused(folder, wrong)
     # Beside the folder: what a killed process leaves within would be a foreign file of the release.
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as private:
-        maker.set_hashing_config(hashes).sign(folder, written := Path(private, SIGNATURE))
+        maker.set_hashing_config(_Given(hashes)).sign(folder, written := Path(private, SIGNATURE))
+        flush(written)
         os.replace(written, folder / SIGNATURE)
         settle(folder)
     return folder / SIGNATURE
 
 
-def asking(public_key: str | Path) -> Any:
-    """What checks signatures with a key, for :func:`signed`.
+def checks_with(public_key: str | Path) -> Any:
+    """What checks signatures with a key, for :func:`signed_sha256`.
 
     Raises:
         ModuleNotFoundError, FileNotFoundError, ValueError: As :func:`sign`.
@@ -98,12 +99,14 @@ def asking(public_key: str | Path) -> Any:
         return config.use_elliptic_key_verifier(public_key=Path(public_key))
 
 
-def signed(folder: Path, checker: Any, sha256: str | None = None) -> str:
+def signed_sha256(folder: Path, verifier: Any, sha256: str | None = None) -> str:
     """The sha256 of the manifest in a folder whose files are all signed, and none other in it.
+
+    What tools leave beside a release (``manifest.BESIDE``) may be signed or not, and is not looked at.
 
     Args:
         folder: The release.
-        checker: From :func:`asking`.
+        verifier: From :func:`checks_with`.
         sha256: The sha256 that the manifest must have, if it is known.
 
     Raises:
@@ -116,57 +119,93 @@ def signed(folder: Path, checker: Any, sha256: str | None = None) -> str:
             f"{folder} is not signed: it has no {SIGNATURE}, and public_key asks for it; nothing was loaded. Whoever "
             "made it writes one with ttref.release.sign(folder, private_key)"
         )
+    said = _said(folder, verifier)
+    found = _by_name(_hashes(folder))
+    if wrong := _differing(found, said, "is not signed"):
+        raise refused(folder, f"its files are not those that were signed: {wrong}")
+    if MANIFEST not in found:
+        raise refused(folder, f"the signature is over no {MANIFEST}")
+    if sha256 not in (None, found[MANIFEST]):
+        raise refused(folder, f"the sha256 of {MANIFEST} is not the one asked for: this is another release")
+    return found[MANIFEST]
+
+
+class _Given:
+    """Hashes that are known already, as model-signing asks for them; it compares with them only what the key signed."""
+
+    def __init__(self, hashes: Any = None) -> None:
+        self.hashes, self.signed = hashes, None
+
+    def hash(self, *_: Any, **__: Any) -> Any:
+        return self if self.hashes is None else self.hashes
+
+    def add_ignored_paths(self, **_: Any) -> None:
+        """Nothing: which files a release has is not for a signature to say."""
+
+    def __eq__(self, signed: object) -> bool:
+        self.signed = signed
+        return True
+
+    __hash__ = None
+
+
+def _said(folder: Path, verifier: Any) -> dict[str, str]:
+    """The files of a release that its signature is over, each with its sha256; the signature is by that key."""
+    from cryptography.exceptions import InvalidSignature
+
     try:
-        content, hashes = limited(folder, SIGNATURE, MOST), _hashes(folder)
+        content = limited(folder, SIGNATURE, MOST)
     except ValueError as error:
         raise refused(folder, one_line(error)) from error
+    given = _Given()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private, contextlib.redirect_stdout(sys.stderr):
         Path(private, SIGNATURE).write_bytes(content)
         try:
-            checker.set_hashing_config(hashes).verify(folder, Path(private, SIGNATURE))
-        except Exception as error:  # of several packages, whatever is in the file
-            if hashes.asked:
-                wrong = _wrong(folder, hashes) or f"all have new hashes in {MANIFEST}"
-                raise refused(folder, f"its files are not those that were signed: {wrong}") from error
-            why = _short(error) or type(error).__name__
+            verifier.set_hashing_config(given).verify(folder, Path(private, SIGNATURE))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, InvalidSignature) as error:
+            why = one_line(error) or type(error).__name__
             raise ValueError(
                 f"{SIGNATURE} in {folder} is not by the holder of that key, or was changed ({why}); nothing was loaded"
             ) from error
-    found = hashes.found.get(MANIFEST)
-    if found is None:
-        raise refused(folder, f"the signature is over no {MANIFEST}")
-    if sha256 not in (None, found):
-        raise refused(folder, f"the sha256 of {MANIFEST} is not the one asked for: this is another release")
-    return found
+    if given.signed is None:
+        raise RuntimeError("this version of model-signing does not tell what was signed; install model-signing 1.1")
+    way = [one_line(given.signed.serialization_type.get(name), 20) for name in ("hash_type", "method")]
+    if way != ["sha256", "files"]:
+        raise ValueError(
+            f"{SIGNATURE} in {folder} is over {' of '.join(way)}, and what is read here is sha256 of files; nothing "
+            "was loaded. ttref.release.sign(folder, private_key) writes such a signature, and so does model-signing, "
+            "unless told otherwise"
+        )
+    return _by_name(given.signed)
 
 
 def _hashes(folder: Path) -> Any:
-    """What model-signing hashes a folder with: all its files were hashed already, whatever a signature leaves out.
-
-    ``found`` has the sha256 of each file; ``asked`` is True after a valid signature was compared with them.
-    """
-    hashing = _tool("hashing")
-    known = hashing.Config().set_ignored_paths(paths=sorted(BESIDE)).hash(folder)
-
-    class Hashes(hashing.Config):
-        found = {about.identifier: about.digest.digest_hex for about in known.resource_descriptors()}
-        asked = False
-
-        def hash(self, *_: Any, **__: Any) -> Any:
-            self.asked = True
-            return known
-
-    return Hashes()
-
-
-def _wrong(folder: Path, hashes: Any) -> str:
-    """The first file that is not what the manifest says, the manifest included; "" if all are."""
+    """What model-signing finds in a folder, but for what tools leave beside a release."""
+    # One after the other, because a link is refused before what lies behind it is listed.
+    files = (
+        itertools.chain([path], path.rglob("*")) for path in sorted(folder.iterdir()) if path.name not in BESIDE
+    )
     try:
-        manifest, name = read_manifest(folder)
-    except ValueError:
-        return MANIFEST
-    wanted = {MANIFEST: name} | {file: about["sha256"] for file, about in manifest["files"].items()}
-    return min((file for file, _ in hashes.found.items() ^ wanted.items()), default="")
+        hashing = _tool("hashing").Config().set_ignored_paths(paths=sorted(BESIDE))
+        return hashing.hash(folder, files_to_hash=itertools.chain.from_iterable(files))
+    except ValueError as error:
+        raise refused(folder, one_line(error)) from error
+
+
+def _by_name(hashes: Any) -> dict[str, str]:
+    """The sha256 of each file but those that tools leave beside a release."""
+    found = {about.identifier: about.digest.digest_hex for about in hashes.resource_descriptors()}
+    return {name: digest for name, digest in found.items() if name.split("/")[0] not in BESIDE}
+
+
+def _differing(found: Mapping[str, str], wanted: Mapping[str, str], more: str) -> str:
+    """What is wrong with the files that were found, the first three in words; "" if nothing is."""
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    said = [
+        f"{ascii(name)[1:-1][:80]} {'is missing' if name not in found else more if name not in wanted else 'differs'}"
+        for name in names[:3]
+    ]
+    return "; ".join([*said, f"and {len(names) - 3} more"] if len(names) > 3 else said)
 
 
 def _tool(name: str) -> Any:
@@ -191,10 +230,6 @@ def _reading(key: str | Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise ValueError(
-            f"{key} is no key for this ({_short(error)}): an elliptic-curve key in PEM is needed, of P-256, P-384 or "
+            f"{key} is no key for this ({one_line(error)}): an elliptic-curve key in PEM is needed, of P-256, P-384 or "
             "P-521, the private one to sign, with its password if it has one, and the public one to check"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200, placeholder=" ...")

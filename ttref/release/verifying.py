@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..bars import bar
 from ..files import digest
+from ..shards import one_line
 from ..surgery.wrappers import bare_modules
 from .configs import CONFIG, check_config, same_configuration
 from .contents import own, standing
@@ -28,7 +29,7 @@ from .manifest import (
     read_manifest,
     read_tensors,
 )
-from .signing import asking, signed
+from .signing import checks_with, signed_sha256
 from .sources import Source, lacking
 from .verified import ABSENT, BY_HASH, CHANGED, EQUAL, NEW, SIGNED, VerifyReport
 
@@ -99,11 +100,11 @@ def verify(
         ...     verify(f"{folder}/release", dense).proved, verify(f"{folder}/release", small).ok
         (True, False)
     """
-    checker = None if public_key is None else asking(public_key)
+    verifier = None if public_key is None else checks_with(public_key)
     dense, folder = Source.of(source), recovered(folder)
     try:
-        if checker is not None:
-            sha256 = signed(folder, checker, sha256)
+        if verifier is not None:
+            sha256 = signed_sha256(folder, verifier, sha256)
         manifest, name = read_manifest(folder, sha256)
     except ValueError as error:
         return VerifyReport("", [str(error)])
@@ -117,13 +118,13 @@ def verify(
         return VerifyReport(name, [str(error)])
     dense = dense.fitted([f"{layer}.weight" for layer in manifest["layers"]], tensors)
     problems = [f"{tensor} is not the tensor of the manifest" for tensor in differing(manifest, tensors)]
-    rows = [] if checker is None else [_row(SIGNATURE, SIGNED)]
+    rows = [] if verifier is None else [_row(SIGNATURE, SIGNED)]
     for layer in bar(manifest["layers"], progress, "deriving"):
         try:
             rows.append(_layer(layer, manifest["layers"][layer], tensors, dense, source))
         except (ValueError, TypeError, RuntimeError) as error:
             rows.append(_row(layer, DIFFERS))
-            problems.append(f"{layer}: {' '.join(str(error).split())}")
+            problems.append(f"{layer}: {one_line(error)}")
             continue
         if rows[-1]["status"] == DIFFERS:
             problems.append(f"{layer} is not what its method makes of the source (error {rows[-1]['error']:.2g})")
@@ -191,7 +192,7 @@ def _configuration(folder: Path, manifest: dict[str, Any], source: Any) -> tuple
         with opened(folder, CONFIG) as file:
             check_config(json.load(file), manifest)
     except (ValueError, RecursionError) as error:
-        problems.append(" ".join(str(error).split()))
+        problems.append(one_line(error))
     same = same_configuration(folder, source)
     if same is False:
         problems.append(f"{CONFIG} has other settings than that of the source")
