@@ -211,7 +211,7 @@ def parts(path: Path) -> dict[str, float]:
     try:
         with (
             patch.object(auditing, "open_checkpoint", booked("reading", opened_by(auditing.open_checkpoint, booked))),
-            patch.object(looking, "_lost", booked("integers", looking._lost)),
+            patch.object(looking, "integer_errors", booked("integers", looking.integer_errors)),
             patch.object(looking, "_noise", booked("nulls: drawing", drawn)),
             patch.object(looking, "_spectra", begun),
             patch.object(forms, "energies", cut),

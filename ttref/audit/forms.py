@@ -75,7 +75,7 @@ class Spectra:
         self.shape = tuple(matrix.shape)
         self.forms = forms
         self.at = {cut: energies(matrix, *cut) for cut in {cut for form in forms for cut in form.cuts()}}
-        self._lost = {cut: _lost(held) for cut, held in self.at.items()}
+        self._lost = {cut: shares_lost(held) for cut, held in self.at.items()}
         self._found: dict[tuple[Form, float], list[int]] = {}
 
     def ranks(self, form: Form, eps: float) -> list[int]:
@@ -121,7 +121,7 @@ class Spectra:
         return found
 
 
-def _lost(squares: Tensor) -> Tensor:
+def shares_lost(squares: Tensor) -> Tensor:
     """The share of the squares that is lost with 1, 2, ... singular values kept; none with all."""
     tails = squares.flip(0).cumsum(0).flip(0)
     return torch.cat([tails[1:], tails.new_zeros(1)]) / tails[0].clamp(min=torch.finfo(torch.float64).tiny)

@@ -62,7 +62,7 @@ def look(
 
     spectra, *noise = _spectra(matrix, forms, [None, *range(seed + 1, seed + 1 + DRAWS)], seen)
     best, svd = [spectra.best(eps) for eps in errors], [spectra.svd(eps) for eps in errors]
-    lost = _lost(matrix, seen)
+    lost = integer_errors(matrix, seen)
     integers = [_integers(lost, eps, matrix) for eps in errors]
     words = [judged(gain, svd[k], integers[k][0]) for k, (_, gain) in enumerate(best)]
     # Only what would win has to be better than that much noise; SVD needs only its own spectrum of it.
@@ -150,7 +150,7 @@ def _chance(of_noise: Sequence[float], gain: float) -> float:
     return (1 + sum(one >= gain for one in of_noise)) / (1 + len(of_noise))
 
 
-def _lost(matrix: Tensor, seen: Callable[[Tensor], Tensor]) -> dict[int, float]:
+def integer_errors(matrix: Tensor, seen: Callable[[Tensor], Tensor]) -> dict[int, float]:
     """The relative error of integers of each width, with one scale a row."""
     squares, total = dict.fromkeys(BITS, 0.0), 0.0
     for rows in matrix.split(_rows(matrix, PIECE)):
