@@ -22,7 +22,7 @@ import torch
 from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle
 from ray._private.log import PlainRayHandler
-from ray.data import DataContext, Datasource, ReadTask, read_datasource
+from ray.data import DataContext, Datasource, ExecutionResources, ReadTask, read_datasource
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
@@ -83,9 +83,14 @@ def block_of(task: Task) -> list[pyarrow.Table]:
 def record_of(row: dict[str, Any], payload: bytes) -> dict[str, str]:
     """A row with a task as a row with its record; on a worker."""
     torch.set_num_threads(1)
-    task = json.loads(row["task"])
-    record = attempted(lambda task: pickle.loads(payload)(task), task)
+    record = attempted(lambda task: read_work(payload)(task), json.loads(row["task"]))
     return {"id": row["id"], "record": json.dumps(record)}
+
+
+@functools.lru_cache(maxsize=1)
+def read_work(payload: bytes) -> Callable[[Task], Mapping[str, Any]]:
+    """The work, read once in each process: it may hold batches."""
+    return pickle.loads(payload)
 
 
 def on_ray(
@@ -94,14 +99,14 @@ def on_ray(
     """The records of tasks done by the Ray that this process is connected to."""
     checkpoint = job.state / "checkpoint"
     forget(checkpoint, job.written)
-    # Alike in all three, so that Ray makes one task of them: a write of its own would keep a CPU for itself.
+    # Alike in all three, and without a `concurrency` of their own, so that Ray makes one task of them: reads and writes
+    # that are tasks of their own keep a CPU from the work.
     options = {"num_cpus": 1, "max_retries": RETRIES}
-    places = {"concurrency": workers, "ray_remote_args": options}
-    with settings(checkpoint), Heard() as heard, watched(job.written, len(tasks), description):
-        data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), **places)
-        data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, concurrency=workers, **options)
+    with settings(checkpoint, workers), Heard() as heard, watched(job.written, len(tasks), description):
+        data = read_datasource(Tasks(tasks), override_num_blocks=len(tasks), ray_remote_args=options)
+        data = data.map(record_of, fn_kwargs={"payload": cloudpickle.dumps(work)}, **options)
         records = Records(str(job.written), file_format=RECORDS, filesystem=LocalFileSystem())
-        data.write_datasink(records, **places)
+        data.write_datasink(records, ray_remote_args=options)
     found = job.records()
     says = " | ".join(heard.errors) or "nothing"
     lost = f"RuntimeError: there is no record of it, after {RETRIES + 1} tries if its worker died; Ray says: {says}"
@@ -119,8 +124,8 @@ def forget(checkpoint: Path, records: Path) -> None:
 
 
 @contextmanager
-def settings(checkpoint: Path) -> Iterator[None]:
-    """Ray Data's settings for one job."""
+def settings(checkpoint: Path, workers: int | None) -> Iterator[None]:
+    """Ray Data's settings for one job: its checkpoints, and how many CPUs it may use of a cluster's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = DataContext.get_current().copy()
@@ -131,6 +136,8 @@ def settings(checkpoint: Path) -> Iterator[None]:
             override_filesystem=LocalFileSystem(),
             checkpoint_manager_cls=Commits,
         )
+        if workers is not None:
+            context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=workers)
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = -1  # a task whose workers died stops no other
         with DataContext.current(context):
