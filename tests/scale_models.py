@@ -1,6 +1,10 @@
 """Models that workers of jobs make for themselves, in a module that other processes import, so quickly."""
 
+import os
+import signal
+
 import torch
+from small_tasks import once
 from torch import nn
 
 LINES = ["the cat sees a small dog", "", "  ", "a dog runs home", "the house and the small cat", "ünï"] * 5
@@ -19,12 +23,29 @@ class Experts(nn.Module):
         return self.first(mixed) if x.flatten()[0] > 0 else self.second(mixed)
 
 
+class Weighted(nn.Module):
+    """A layer after a product with what it is given, a number, a list, a tensor or a layer."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.q = weight, nn.Linear(6, 6)
+
+    def forward(self, x):
+        made = self.weight(x) if isinstance(self.weight, nn.Module) else torch.as_tensor(self.weight) * x
+        return self.q(made)
+
+
+def scaled(batch, by):
+    """A mask that holds a number."""
+    return torch.full(batch.shape[:2], float(by["by"][0]))
+
+
 def no_model():
     return "nothing"
 
 
 def no_memory():
-    raise MemoryError("it is too large")
+    raise MemoryError
 
 
 def first_token(batch):
@@ -48,6 +69,25 @@ def batches(count=7):
     for k, batch in enumerate(made):
         batch[0, 0, 0] = 1.0 if k < 2 else -1.0
     return made
+
+
+class Batch:
+    """A batch of a class of its own."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+
+def unpacked(model, batch):
+    """Run a model on what a batch holds."""
+    model(torch.as_tensor(batch.inputs if isinstance(batch, Batch) else batch))
+
+
+def dying(model, batch, marks):
+    """Run a model on a batch; the first that does is killed."""
+    if once(marks, "died"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    model(batch)
 
 
 class Indexed:

@@ -52,6 +52,13 @@ def work(task, out, marks=None):
     return {"square": task["x"] ** 2, "third": task["x"] / 3}
 
 
+def timed(task):
+    """Takes a moment, and says when it began and ended."""
+    begun = time.time()
+    time.sleep(0.2)
+    return {"begun": begun, "ended": time.time()}
+
+
 class Fatal:
     """Work whose first readers are killed by reading it, as a worker may be while it starts."""
 
@@ -66,6 +73,20 @@ class Fatal:
         if any(once(Path(held["marks"]), f"read {k}") for k in range(held["times"])):
             os.kill(os.getpid(), signal.SIGKILL)
         self.held = held
+
+
+class Counted:
+    """Work that notes in which process it is read, each time."""
+
+    def __init__(self, marks):
+        self.marks = str(marks)
+
+    def __call__(self, task):
+        return {}
+
+    def __setstate__(self, state):
+        self.marks = state["marks"]
+        next(k for k in range(99) if once(self.marks, f"{os.getpid()} {k}"))
 
 
 def not_json(task):

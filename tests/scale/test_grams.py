@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 from functools import partial
 
 import numpy as np
 import pytest
 import scale_models
+import small_tasks
 import torch
 from scale_models import LINES, Experts, Indexed, batches
 from torch import nn
@@ -55,6 +57,17 @@ def test_two_workers_sum_the_same_bits_as_one(tmp_path):
     assert files[0] == files[1]
 
 
+def test_a_worker_that_is_killed_changes_no_bit(tmp_path):
+    """Its part is summed by another one."""
+    forward = partial(scale_models.dying, marks=str(tmp_path))
+    for workers in (2, 1):
+        job = {"parts": 4, "engine": "pool", "workers": workers, "forward": forward}
+        collect_gram(Experts, LAYERS, batches(), tmp_path / str(workers), **job)
+    assert (tmp_path / "died").exists()
+    one, two = (small_tasks.hashes(tmp_path / name) for name in "12")
+    assert one == two and len(one) == 2
+
+
 def test_mask_and_forward_are_those_of_one_process(tmp_path):
     how = {"mask": scale_models.first_token, "forward": scale_models.twice}
     found = collect_gram(Experts, "q", batches(), tmp_path, **how, **HERE)
@@ -96,9 +109,11 @@ def test_texts_are_read_once_each_wherever_files_are_cut(folder, tmp_path, monke
     assert count == {2: 2, 3: 3}.get(parts, count) and (parts < 40 or count > 30)
 
 
-def test_tokens_are_rows_of_integers(folder, tmp_path):
-    rows = np.arange(50, dtype=np.uint16).reshape(10, 5)
-    np.save(tmp_path / "rows.npy", rows)
+@pytest.mark.parametrize("kind", ["uint16", "int32", "uint64"])
+@pytest.mark.parametrize("order", "CF")
+def test_tokens_are_rows_of_integers(folder, tmp_path, kind, order):
+    rows = np.arange(50, dtype=kind).reshape(10, 5)
+    np.save(tmp_path / "rows.npy", np.asarray(rows, order=order))
     found = collect_gram(folder, "c_attn", tmp_path / "rows.npy", tmp_path / "out", batch_size=3, parts=2, **HERE)
     ids = torch.from_numpy(rows.astype("int64"))
     twin = one_process(GPT2LMHeadModel.from_pretrained(folder), "c_attn", [{"input_ids": ids}])
@@ -179,7 +194,9 @@ def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
 def test_a_batch_with_nan_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
     given = batches()
     given[4][1, 2, 3] = float("nan")
-    with pytest.raises(RuntimeError, match=r"1 of 4 parts failed \(batches 3 to 4 .*batch 4: the inputs of q hold NaN"):
+    with pytest.raises(
+        RuntimeError, match=r"1 of 4 parts failed \(batches 3 to 4 .*batch 4: ValueError: the inputs of q hold NaN"
+    ):
         collect_gram(Experts, LAYERS, given, tmp_path, parts=4, **HERE)
     assert not (tmp_path / "grams.safetensors").exists()
     calls, seen_by = [], scaled.seen_by
@@ -215,8 +232,20 @@ def test_files_written_while_they_are_read_are_named(folder, tmp_path, monkeypat
         return seen_by(*given)
 
     monkeypatch.setattr(scaled, "seen_by", meddled)
-    with pytest.raises(RuntimeError, match="a.txt was written or removed while the job ran; call again"):
+    with pytest.raises(RuntimeError, match="a.txt has changed since the job was planned: it had .* bytes and has 13"):
         collect_gram(folder, "c_attn", file, tmp_path / "out", **HERE)
+
+
+def test_a_file_of_tokens_that_is_cut_short_ends_its_part_and_not_the_process(folder, tmp_path):
+    """Of a file that is mapped, what is gone is read as zeros, or kills the process."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.ones((10, 5), dtype=np.int64))
+
+    def forward(model, batch):
+        os.truncate(path, 300)
+
+    with pytest.raises(RuntimeError, match="rows 0 to 2: ValueError: .*rows.npy ended while it was read"):
+        collect_gram(folder, "c_attn", path, tmp_path / "out", forward=forward, batch_size=3, parts=1, **HERE)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +254,8 @@ def test_files_written_while_they_are_read_are_named(folder, tmp_path, monkeypat
         (Experts, "value", RuntimeError, "no module is named 'value'.*innermost modules here end in q, k"),
         (Experts, ["q", "never"], ValueError, "never was never called"),
         (Experts, [], ValueError, "layers is empty"),
-        (scale_models.no_model, "q", RuntimeError, "no_model made no model.*returned a str"),
-        (scale_models.no_memory, "q", RuntimeError, "no_memory made no model.*it is too large"),
+        (scale_models.no_model, "q", RuntimeError, "no_model made no model: TypeError: it returned a str"),
+        (scale_models.no_memory, "q", RuntimeError, "no_memory made no model: MemoryError"),
         (Experts(), "q", TypeError, "or a function that makes it, not a Experts"),
         ("no/such/folder", "q", FileNotFoundError, "there is no folder .*no.such.folder"),
     ],
@@ -264,10 +293,12 @@ def test_batches_that_cannot_be_shared(folder, tmp_path):
     refused(ValueError, "empty.txt is empty; leave it out", empty)
     refused(ValueError, "texts need the tokenizer of a folder", folder / "texts-0", Experts)
     np.save(tmp_path / "floats.npy", np.ones((2, 3)))
-    refused(ValueError, r"floats.npy holds float64 \(2, 3\); tokens are integers", tmp_path / "floats.npy")
+    refused(TypeError, r"floats.npy is float64; tokens are integers: save it with", tmp_path / "floats.npy")
+    np.save(tmp_path / "none.npy", np.ones((0, 3), dtype=np.int64))
+    refused(ValueError, r"none.npy has shape \(0, 3\): it holds no tokens", tmp_path / "none.npy")
     np.save(tmp_path / "cut.npy", np.ones((200, 3), dtype=np.int64))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-99])
-    refused(ValueError, "cut.npy is no file of numpy.save, or is truncated", tmp_path / "cut.npy")
+    refused(ValueError, "cut.npy is truncated: it has 4829 bytes, and shape .* needs 4928", tmp_path / "cut.npy")
     with pytest.raises(ValueError, match="is where the source lies"):
         collect_gram(folder, "c_attn", folder / "texts-0", folder, **HERE)
     assert not (folder / ".job").exists()
@@ -277,6 +308,14 @@ def test_a_file_of_blank_lines_holds_no_text(folder, tmp_path):
     (tmp_path / "blank.txt").write_text("\n \n\n")
     with pytest.raises(RuntimeError, match="blank.txt holds no text"):
         collect_gram(folder, "c_attn", tmp_path / "blank.txt", tmp_path / "out", **HERE)
+
+
+def test_an_error_without_a_text_keeps_its_kind(tmp_path):
+    def forward(model, batch):
+        raise MemoryError
+
+    with pytest.raises(RuntimeError, match="RuntimeError: batch 0: MemoryError[;)]"):
+        collect_gram(Experts, "q", batches(), tmp_path, forward=forward, **HERE)
 
 
 def test_functions_that_cannot_be_sent_to_other_processes(tmp_path):

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..audit.auditing import EPS, TIED, asked_for, errors_of, row_of
-from ..audit.looking import ENTRIES
+from ..audit.auditing import EPS, TIED, asked_for, errors_of, mark_of, row_of
 from ..audit.reading import Entry, open_checkpoint
 from ..audit.report import Audit
 from ..audit.seen import roots_of
 from ..audit.words import left
 from ..files import read, write
 from ..precision import full_precision
-from .checkpoints import check_stamps, entries_of, forget_entries, stamps
-from .ended import complete, lost
+from .checkpoints import entries_of, forget_entries
+from .completeness import complete, lost
 from .engine import run
 from .jobs import Record, Task, opened
+from .stamps import Stamp, check_stamp, check_stamps, stamps
 
 __all__ = ["audit"]
 
@@ -93,6 +93,7 @@ def audit(
     texts = None if data is None else Path(data).expanduser().absolute()
     if texts is not None and not texts.is_file():
         raise FileNotFoundError(f"there is no file of texts {texts}")
+    stamp = None if texts is None else Stamp.of(texts)
     job["data"] = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()
     where = {"engine": engine, "workers": workers}
     wanted = [entry for entry in entries if entry.name in stands_for]
@@ -101,7 +102,7 @@ def audit(
         try:
             roots = {}
             if texts is not None:
-                work = partial(_roots, how, texts, [entry.name for entry in wanted], seen)
+                work = partial(_roots, how, texts, stamp, [entry.name for entry in wanted], seen)
                 records = run(work, [{"id": "roots"}], state, **where, description="texts")
                 roots = complete(records, folder, "runs of the model")[0]["roots"]
                 if missing := [file for file in roots.values() if not (seen / file).is_file()]:
@@ -165,10 +166,7 @@ class _Marks:
 
     def same(self, entry: Entry, tensor: Tensor) -> None:
         """Note the hash of a tensor; which others have it is seen at the end."""
-        made = hashlib.sha256()
-        for piece in tensor.flatten().split(ENTRIES):
-            made.update((piece + 0.0).view(torch.uint8).numpy())  # of -0.0, which equals 0.0, too
-        self.found[entry.name] = made.hexdigest()
+        self.found[entry.name] = mark_of(tensor)
 
 
 def _told(records: Sequence[Record], errors: tuple[float, ...]) -> Iterator[dict[str, Any]]:
@@ -184,12 +182,22 @@ def _told(records: Sequence[Record], errors: tuple[float, ...]) -> Iterator[dict
 
 @full_precision
 @torch.no_grad()
-def _roots(how: dict[str, Any], texts: Path, names: Sequence[str], folder: Path, task: Task) -> dict[str, Any]:
+def _roots(
+    how: dict[str, Any], texts: Path, stamp: Stamp, names: Sequence[str], folder: Path, task: Task
+) -> dict[str, Any]:
     """Run the model on the texts, and write the root of each Gram matrix: files by the names of weights."""
-    check_stamps(how["path"], how["files"])
+
+    def unchanged() -> None:
+        check_stamp(texts, stamp)
+        check_stamps(how["path"], how["files"])
+
+    unchanged()
     held = open_checkpoint(how["path"], state_dict=how["state_dict"])
     wanted = set(names)
-    roots = roots_of(held, texts, [entry for entry in held.entries if entry.name in wanted], False)
+    try:
+        roots = roots_of(held, texts, [entry for entry in held.entries if entry.name in wanted], False)
+    finally:  # of a file that is written meanwhile any error may come
+        unchanged()
     each = {id(root): root for root in roots.values()}
     files = {key: f"root-{k:05d}.safetensors" for k, key in enumerate(each)}
     for key, root in each.items():

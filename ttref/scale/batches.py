@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import digest
+from .fingerprints import fingerprint
 from .jobs import Task
+from .row_files import RawRows, integers_of_npy
+from .stamps import Stamp, check_stamp
 
 LEAST = 16 << 10  # bytes of text in a part of a file; less is not worth a task
 Placed = tuple[str, Any]  # where a batch comes from, for messages, and the batch
@@ -45,10 +46,11 @@ def planned(batches: Any, parts: int) -> list[Task]:
     if files is None:
         cuts = _cuts(len(batches), parts)
         listed = isinstance(batches, (list, tuple))  # others may be read from a disk: their length has to do
-        return [
-            {"id": f"batches {a} to {b - 1}" + (f" {_mark(batches[a:b])}" if listed else ""), "start": a, "stop": b}
-            for a, b in zip(cuts, cuts[1:], strict=False)
-        ]
+        tasks = []
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            mark = f" {fingerprint(list(batches[a:b]))}" if listed else ""
+            tasks.append({"id": f"batches {a} to {b - 1}{mark}", "start": a, "stop": b})
+        return tasks
     pieces = [_pieces(path, max(1, parts // len(files))) for path in files]
     cuts = _cuts(len(files), parts)
     grouped = [sum(pieces[a:b], []) for a, b in zip(cuts, cuts[1:], strict=False)]
@@ -68,8 +70,8 @@ def read(task: Task, batches: Any, tokenizer: Any, batch_size: int, max_tokens: 
             yield f"batch {k}", batches[k]
         return
     for path, start, stop, *stamp in task["pieces"]:
-        path, found = Path(path), False
-        _check(path, stamp)
+        path, stamp, found = Path(path), Stamp(*stamp), False
+        check_stamp(path, stamp)
         if _holds_tokens(path):
             made = _tokens(path, start, stop, batch_size)
         else:
@@ -77,8 +79,8 @@ def read(task: Task, batches: Any, tokenizer: Any, batch_size: int, max_tokens: 
         for placed in made:
             yield placed
             found = True
-        _check(path, stamp)
-        if not found and (start, stop) == (0, stamp[0]):
+        check_stamp(path, stamp)
+        if not found and (start, stop) == (0, stamp.size):
             raise ValueError(f"{path} holds no text: one a line is expected")
 
 
@@ -86,10 +88,10 @@ def _pieces(path: Path, parts: int) -> list[list[Any]]:
     """Parts of one file: path, beginning, end (bytes of text or rows of tokens), size and time of the whole."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} of texts or tokens")
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-    if not stamp[0]:
+    stamp = Stamp.of(path)
+    if not stamp.size:
         raise ValueError(f"{path} is empty; leave it out")
-    count = len(_rows(path)) if _holds_tokens(path) else stamp[0]
+    count = _rows(path).rows if _holds_tokens(path) else stamp.size
     cuts = _cuts(count, parts if _holds_tokens(path) else min(parts, -(-count // LEAST)))
     return [[str(path), a, b, *stamp] for a, b in zip(cuts, cuts[1:], strict=False)]
 
@@ -134,32 +136,22 @@ def _holds_tokens(path: Path) -> bool:
     return path.suffix == ".npy"
 
 
-def _rows(path: Path) -> Any:
-    """The rows of tokens in a file, mapped."""
-    import numpy
-
-    try:
-        rows = numpy.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no file of numpy.save, or is truncated ({error})") from None
-    if rows.ndim != 2 or rows.dtype.kind not in "iu" or not len(rows):
-        raise ValueError(
-            f"{path} holds {rows.dtype} {rows.shape}; tokens are integers (rows, tokens), one row at least"
-        )
-    return rows
+def _rows(path: Path) -> RawRows:
+    """The rows of tokens in a file, not read yet."""
+    found = integers_of_npy(path)
+    if not found.rows * found.width:
+        raise ValueError(f"{path} has shape ({found.rows}, {found.width}): it holds no tokens; leave it out")
+    return found
 
 
 def _tokens(path: Path, start: int, stop: int, batch_size: int) -> Iterator[Placed]:
     """Batches of the rows of a part of a file."""
-    rows = _rows(path)
-    for a in range(start, stop, batch_size):
-        b = min(a + batch_size, stop)
-        yield f"{path}, rows {a} to {b - 1}", {"input_ids": torch.from_numpy(rows[a:b].astype("int64"))}
-
-
-def _check(path: Path, stamp: list[int]) -> None:
-    if not path.is_file() or [path.stat().st_size, path.stat().st_mtime_ns] != stamp:
-        raise ValueError(f"{path} was written or removed while the job ran; call again")
+    with _rows(path) as rows:
+        for a in range(start, stop, batch_size):
+            b = min(a + batch_size, stop)
+            ids = torch.empty(b - a, rows.width, dtype=rows.dtype)
+            rows.fill(ids, a)
+            yield f"{path}, rows {a} to {b - 1}", {"input_ids": ids.to(torch.int64)}
 
 
 def _cuts(count: int, parts: int) -> list[int]:
@@ -171,24 +163,4 @@ def _cuts(count: int, parts: int) -> list[int]:
 def _named(k: int, group: list[list[Any]]) -> str:
     """An id that says which files, and changes with them."""
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    return f"{k:05d} {Path(group[0][0]).name}{more} {short(repr(group))}"
-
-
-def short(text: str) -> str:
-    """Digits that tell one text from another."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _mark(value: Any) -> str:
-    """Digits that tell batches from others, by their numbers."""
-    return short(repr(_told(value)))
-
-
-def _told(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return digest(value)
-    if isinstance(value, Mapping):
-        return [(key, _told(one)) for key, one in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [_told(one) for one in value]
-    return value if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__name__
+    return f"{k:05d} {Path(group[0][0]).name}{more} {fingerprint(group)}"

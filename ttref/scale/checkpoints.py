@@ -11,26 +11,7 @@ from torch import nn
 from ..advice.weights import stored_in_by_out, weights_of
 from ..audit.naming import matched
 from ..audit.reading import Entry, open_checkpoint
-from ..shards import LISTS
-
-Stamps = dict[str, list[int]]
-
-
-def stamps(path: str | Path) -> Stamps:
-    """Size and time of a file, or of each file that lies in a folder or beside a list of shards."""
-    path = Path(path)
-    around = path if path.is_dir() else path.parent
-    whole = path.is_dir() or path.name.endswith(LISTS[1:])
-    files = [one for one in sorted(around.iterdir()) if one.is_file() and one.name[0] != "."] if whole else [path]
-    return {one.name: [one.stat().st_size, one.stat().st_mtime_ns] for one in files}
-
-
-def check_stamps(path: str | Path, before: Stamps) -> None:
-    """Refuse files that were written since the job began."""
-    now = stamps(path)
-    if now != before:
-        name = next(name for name in [*before, *now] if before.get(name) != now.get(name))
-        raise ValueError(f"{name} of {path} was written while the job ran; begin anew, in another folder")
+from .stamps import Stamps, check_stamps
 
 
 def entries_of(path: str, files: Stamps, *, state_dict: bool = False) -> tuple[dict[str, Entry], bool]:

@@ -23,12 +23,13 @@ from ..layers import TTLinear
 from ..linears import weight_and_bias
 from ..shards import open_safetensors
 from ..surgery.wrappers import Names, find, names_it
-from .checkpoints import Stamps, forget_entries, linear, stamps, weights_by_layer
-from .ended import complete, lost
+from .checkpoints import forget_entries, linear, weights_by_layer
+from .completeness import complete, lost
 from .engine import run
 from .grams import GRAMS
 from .jobs import Task, opened
 from .models import Source, forget, loaded, source_of
+from .stamps import Stamps, stamps
 
 __all__ = ["Fitted", "fit_cores"]
 
@@ -111,7 +112,8 @@ def fit_cores(
 
     Args:
         source: A checkpoint with the weights, as ``ttref.audit.audit`` reads them; its names may have a prefix more
-            or less than those of the Gram matrices. Or a function of a module, without arguments, that makes the model.
+            or less than those of the Gram matrices. Or a function of a module, without arguments, that makes the model;
+            what a job sees of it says :func:`collect_gram`.
         grams: :class:`~ttref.fitting.gram.Grams`, a file of them, or the destination of :func:`collect_gram`.
         destination: A folder for the layers, and ``cores.json``, which is written at the end. Where an interrupted
             job lies, it goes on.

@@ -20,10 +20,11 @@ from ..files import write
 from ..fitting.collecting import gram_of, seen_by
 from ..fitting.gram import Grams
 from . import batches as reading
-from .ended import complete, lost
+from .completeness import complete, lost
 from .engine import run
-from .jobs import Job, Record, Task, opened
-from .models import Source, forget, loaded, name_of, source_of
+from .fingerprints import fingerprint
+from .jobs import Job, Record, Task, opened, told
+from .models import Source, forget, identity_of, loaded, source_of
 
 __all__ = ["collect_gram"]
 
@@ -52,11 +53,16 @@ def collect_gram(
 
     Args:
         source: The folder of a model that transformers reads, or a function of a module, without arguments, that makes
-            one, the same each time. Every process loads it once, in float32 from a folder.
+            one, the same each time. Every process loads it once, in float32 from a folder. A job knows the files of a
+            folder by size and time, a function of a module, and a class, by its name, another function by its code,
+            and a ``functools.partial`` by its arguments too, tensors and modules by their numbers. The code of a
+            module, and files that a function reads, are not seen.
         layers: Names of layers, or ends of names, as for ``ttref.fitting.collect_gram``.
         batches: Files, or a sequence of batches. A file is a text in UTF-8, one a line, read with the tokenizer of the
             folder; or ``.npy``, integers ``(rows, tokens)``, passed as ``input_ids``. A sequence has a length and is
-            indexed; it is sent to each process, so one that reads from a disk should hold no more than paths.
+            indexed; it is sent to each process, so one that reads from a disk should hold no more than paths. The
+            items of a list are compared with those of an interrupted job by what they hold. Of another sequence only
+            its length is seen: where its items change, give another destination.
         destination: A folder for the result, ``grams.safetensors``, which ``ttref.load`` reads, and for what is known
             until then. Where an interrupted job lies, it goes on.
         mask: As for ``ttref.fitting.collect_gram``; a function of a module, which other processes can be sent.
@@ -76,7 +82,8 @@ def collect_gram(
         RuntimeError: Parts failed; the message names them: a layer that is not there, a model that cannot be loaded,
             NaN among a layer's inputs, texts that were written meanwhile. What ended is kept, and files that were
             mended are read again by the next call.
-        TypeError: A model in the place of a source; one batch, or an iterator; a function that cannot be sent.
+        TypeError: A model in the place of a source; one batch, or an iterator; tokens that are no integers; functions,
+            or items of a list, that cannot be sent.
         ValueError: No layers, no batches, an empty file; a layer that no batch reaches; a destination that holds
             another job, or is the source's own folder.
         BlockingIOError, ConnectionError, OSError: As ``ttref.scale.run``.
@@ -104,7 +111,8 @@ def collect_gram(
     if texts and made.folder is None:
         raise ValueError("texts need the tokenizer of a folder; give a folder as source, or files of tokens")
     job = {"job": "collect_gram", **made.settings(), "layers": names, "parts": parts}
-    job |= {"batch_size": batch_size, "max_tokens": max_tokens, "mask": name_of(mask), "forward": name_of(forward)}
+    job |= {"batch_size": batch_size, "max_tokens": max_tokens}
+    job |= {"mask": identity_of(mask), "forward": identity_of(forward)}
     how = {"batch_size": batch_size, "max_tokens": max_tokens, "tokenizer": texts, "mask": mask, "forward": forward}
     with opened(destination, job, made.folder) as state:
         if (ended := _ended(state, tasks)) is not None:
@@ -141,12 +149,11 @@ def _summed(
             return {"file": None}
         seen = seen_by(model, layers, chain([first], given), how["mask"], how["forward"], False)
     except Exception as error:
-        kind = next((one for one in (ValueError, TypeError, IndexError) if isinstance(error, one)), RuntimeError)
-        raise kind(f"{place}: {error}") from error
+        raise RuntimeError(f"{place}: {told(error)}") from error
     places = {key: k for k, key in enumerate(dict.fromkeys(tuple(one.inputs) for one in seen.values() if one.inputs))}
     sums = {str(places[tuple(one.inputs)]): one.total.cpu() for one in seen.values() if one.inputs}
     tokens = {str(places[tuple(one.inputs)]): one.tokens for one in seen.values() if one.inputs}
-    file = f"{reading.short(task['id'])}.safetensors"
+    file = f"{fingerprint(task['id'])}.safetensors"
     write(folder / file, KIND, sums, {"id": task["id"]}, _restored)
     about = {name: [places.get(tuple(one.inputs)), one.called] for name, one in seen.items()}
     return {"file": file, "layers": about, "tokens": tokens}

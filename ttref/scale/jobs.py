@@ -65,7 +65,12 @@ def attempted(work: Any, task: Task) -> Record:
     try:
         return {"id": task["id"], **plain("what work returns", work(dict(task))), "error": None}
     except Exception as error:
-        return failed(task, f"{type(error).__name__}: {error}")
+        return failed(task, told(error))
+
+
+def told(error: BaseException) -> str:
+    """An error in a line: its kind, and its text if it has one."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def failed(task: Task, error: str) -> Record:

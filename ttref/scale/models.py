@@ -12,7 +12,9 @@ from torch import nn
 
 from ..audit.reading import open_checkpoint
 from ..audit.seen import model_of
-from .checkpoints import Stamps, check_stamps, stamps
+from .fingerprints import fingerprint
+from .jobs import told
+from .stamps import Stamps, check_stamps, stamps
 
 _HELD: dict[tuple[str, bool], Any] = {}  # the one model that this process holds, or why it cannot be loaded
 
@@ -34,7 +36,7 @@ class Source(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """What tells this source from another one, for a job's settings."""
-        return {"source": self.folder or name_of(self.make), "files": self.files}
+        return {"source": self.folder or identity_of(self.make), "files": self.files}
 
 
 def source_of(source: Any) -> Source:
@@ -66,7 +68,8 @@ def loaded(source: Source, *, tokenizer: bool = False) -> tuple[nn.Module, Any]:
         try:
             _HELD[key] = _load(source, tokenizer)
         except Exception as error:  # once: the next task would wait for the same error again
-            _HELD[key] = ValueError(str(error) if source.folder else f"{name_of(source.make)} made no model: {error!r}")
+            what = f"{name_of(source.make)} made no model" if source.make else f"no model is read from {source.folder}"
+            _HELD[key] = ValueError(f"{what}: {told(error)}")
     if isinstance(_HELD[key], ValueError):
         raise ValueError(*_HELD[key].args)
     return _HELD[key]
@@ -77,24 +80,29 @@ def forget() -> None:
     _HELD.clear()
 
 
-def name_of(function: Callable | None) -> str | None:
-    """A function by module and name, for settings; a partial one with the plain arguments that it holds."""
-    if function is None:
-        return None
+def name_of(function: Any) -> str:
+    """A function by module and name, for messages."""
     if isinstance(function, partial):
-        given = [*function.args, *(f"{key}={value}" for key, value in function.keywords.items() if _is_plain(value))]
-        return f"{name_of(function.func)}({', '.join(str(one) for one in given if _is_plain(one))})"
+        return f"partial {name_of(function.func)}"
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, Path))
+def identity_of(function: Callable | None) -> str | None:
+    """A function for settings: its name, and digits of what it holds, as :func:`fingerprint` sees it."""
+    if function is None:
+        return None
+    try:
+        return f"{name_of(function)} {fingerprint(function)}"
+    except TypeError as error:
+        raise TypeError(f"{error}; use functions of a module, or a functools.partial of one") from error
 
 
 def _load(source: Source, tokenizer: bool) -> tuple[nn.Module, Any]:
     if source.folder is not None:
         check_stamps(source.folder, source.files)
-        return model_of(open_checkpoint(source.folder), tokenizer=tokenizer)
+        found = model_of(open_checkpoint(source.folder), tokenizer=tokenizer)
+        check_stamps(source.folder, source.files)
+        return found
     model = source.make()
     if not isinstance(model, nn.Module):
         raise TypeError(f"it returned a {type(model).__name__}")

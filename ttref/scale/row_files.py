@@ -7,18 +7,21 @@ read kills the process, and what was read of it counts as this process's memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..shards import one_line, open_safetensors
+from .stamps import Stamp
 
 MOST_NAMED = 4
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = "float64, float32, float16 and bfloat16"
+INTEGERS = [getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
 class RowFile:
@@ -28,6 +31,7 @@ class RowFile:
         path: The file.
         tensor: The name of the tensor or column, or None where there is nothing to choose.
         rows, width, dtype: What the file says.
+        columns: Their names in a file that has columns, else nothing.
         stamp: Size and time of change when it was looked at.
     """
 
@@ -36,6 +40,7 @@ class RowFile:
     rows: int
     width: int
     dtype: torch.dtype
+    columns: Sequence[str] = ()
     stamp: Stamp
 
     def __enter__(self) -> RowFile:
@@ -47,19 +52,6 @@ class RowFile:
     def fill(self, out: Tensor, start: int) -> dict[int, str]:
         """Rows from ``start`` on into ``out``; NaN for rows that are not there, with the reason for each."""
         raise NotImplementedError
-
-
-class Stamp(NamedTuple):
-    """What tells a file from itself after a change."""
-
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """As the file is now."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns)
 
 
 class RawRows(RowFile):
@@ -133,10 +125,20 @@ def _chosen(path: Path, tensor: str | None, shapes: dict[str, tuple[tuple[int, .
 
 def rows_of_npy(path: Path, tensor: str | None) -> RawRows:
     """The array in an ``.npy`` file."""
-    import numpy as np
-
     if tensor is not None:
         raise ValueError(f"{path} holds one array without a name; leave tensor={tensor!r} out")
+    how = f"rows are {FLOATS}: save it with .astype('float32') (bfloat16 goes into safetensors)"
+    return _array(path, DTYPES.values(), how)
+
+
+def integers_of_npy(path: Path) -> RawRows:
+    """The array of integers, of any width, in an ``.npy`` file."""
+    return _array(path, INTEGERS, "tokens are integers: save it with .astype('int32')")
+
+
+def _array(path: Path, dtypes: Collection[torch.dtype], how: str) -> RawRows:
+    import numpy as np
+
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -146,16 +148,14 @@ def rows_of_npy(path: Path, tensor: str | None) -> RawRows:
             raise ValueError(f"{path} is no .npy file, or is truncated or damaged ({one_line(error)})") from None
         offset = file.tell()
     if kind.hasobject:
-        raise TypeError(f"{path} holds Python objects, a pickle, which is not opened; save it with dtype float32")
+        raise TypeError(f"{path} holds Python objects, a pickle, which is not opened; {how}")
     dtype = None
     if kind.isnative:
         with suppress(TypeError):
             dtype = torch.from_numpy(np.empty(0, kind)).dtype
-    if dtype not in DTYPES.values():
-        raise TypeError(
-            f"{path} is {kind.newbyteorder('=') if kind.isnative else f'{kind}, of the other byte order'}; rows are "
-            f"{FLOATS}: save it with .astype('float32') (bfloat16 goes into safetensors)"
-        )
+    if dtype not in dtypes:
+        what = kind.newbyteorder("=") if kind.isnative else f"{kind}, of the other byte order"
+        raise TypeError(f"{path} is {what}; {how}")
     if len(shape) != 2:
         raise ValueError(f"{path} has shape {shape}; rows are a matrix (rows, width)")
     needed = offset + shape[0] * shape[1] * dtype.itemsize

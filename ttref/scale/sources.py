@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..shards import LISTS, listed
 from .parquet import ParquetRows
-from .row_files import MOST_NAMED, RowFile, Stamp, rows_of_npy, rows_of_safetensors
+from .row_files import MOST_NAMED, RowFile, rows_of_npy, rows_of_safetensors
+from .stamps import Stamp, check_stamp
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".npz")
@@ -52,14 +54,14 @@ def open_source(source: str | Path | Sequence[str | Path], tensor: str | None = 
     """List the files of a table of rows and look at what they say, without reading rows.
 
     Args:
-        source: A file of safetensors, ``.npy`` or Parquet; a list of shards (``model.safetensors.index.json``); a
-            folder with one of these, or with several files of one kind, taken in the order of their names; or a
-            sequence of files.
+        source: A file of safetensors, ``.npy`` or Parquet; a list of shards (``model.safetensors.index.json``), which
+            stands for the one of them with the tensor; a folder with one of these, or with several files of one kind,
+            taken in the order of their names; or a sequence of files.
         tensor: The name of the tensor or column.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, TypeError, ValueError: As :func:`open_rows`;
-            a folder without such files, or with several kinds; files of another width or dtype than the first; no
+        FileNotFoundError, ModuleNotFoundError, TypeError, ValueError: As :func:`open_rows`; a folder without such
+            files, or with several kinds; files of another width or dtype, or with other columns, than the first; no
             rows. The message names the file.
     """
     folder, paths = _files(source, tensor)
@@ -70,6 +72,14 @@ def open_source(source: str | Path | Sequence[str | Path], tensor: str | None = 
             raise ValueError(
                 f"{file.path} has {file.dtype} rows of {file.width} and {first.path} has {first.dtype} rows of "
                 f"{first.width}; all files of a table need one width and one dtype"
+            )
+    named = [file for file in files if file.columns]
+    for file in named[1:]:
+        if (wrong := file.columns) != (right := named[0].columns):
+            one, other = next(pair for pair in zip_longest(wrong, right, fillvalue="nothing") if pair[0] != pair[1])
+            raise ValueError(
+                f"among the columns of its rows {file.path} has {one} where {named[0].path} has {other}; all files of "
+                "a table need the same columns in the same order"
             )
     rows = sum(file.rows for file in files)
     if not rows:
@@ -142,14 +152,7 @@ def read_pieces(
 
 def check_unchanged(piece: Piece) -> None:
     """ValueError if the file is not as it was when the job was planned."""
-    path, planned = Path(piece["path"]), Stamp(piece["size"], piece["mtime_ns"])
-    try:
-        now = Stamp.of(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
-    if now != planned:
-        what = f"had {planned.size} bytes and has {now.size}" if now.size != planned.size else "was written to"
-        raise ValueError(f"{path} has changed since the job was planned: it {what}; run again when nobody writes to it")
+    check_stamp(Path(piece["path"]), Stamp(piece["size"], piece["mtime_ns"]))
 
 
 def where(pieces: Sequence[Piece], row: int) -> str:
@@ -201,7 +204,7 @@ def _in_folder(folder: Path, tensor: str | None) -> list[Path]:
 
 
 def _in_list(path: Path, tensor: str | None) -> list[Path]:
-    """The file in which a list says that a tensor is; without a name, all of its files must hold one tensor."""
+    """The one file in which a list says that a tensor is; without a name, it must list no other."""
     where = listed(path)
     if tensor is None and len(where) > 1:
         named = ", ".join(list(where)[:MOST_NAMED]) + (", ..." if len(where) > MOST_NAMED else "")
