@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -106,7 +106,8 @@ def build(
         True
     """
     if (kind := kind_in(spec)) not in MAKERS:
-        raise ValueError(f"{reprlib.repr(kind)} is no kind of compressed layer; known are {', '.join(MAKERS)}")
+        said = spec.get("kind") if isinstance(spec, Mapping) else None
+        raise ValueError(f"{reprlib.repr(said)} is no kind of compressed layer; known are {', '.join(MAKERS)}")
     if dtype is not None and dtype not in FLOATS.values():
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     settings = {name: value for name, value in spec.items() if name != "kind"}
