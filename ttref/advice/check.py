@@ -12,14 +12,14 @@ from ..checks import check_matrix, check_real, whole
 from ..matrices import ttm_svd
 from ..precision import full_precision
 from ..shapes import factorize
+from .tree import IN_INT8, judged
+from .tree import MARGIN_INTEGERS as MARGIN_INTEGERS
 
 __all__ = ["Check", "does_a_train_pay"]
 
 ROWS = 512
 BLOCK = 8
 BITS = (2, 3, 4, 5, 6, 8)
-IN_INT8 = 4  # numbers of float32 that take four bytes take one each, so a ratio in numbers is a fourth of that in bytes
-MARGIN_INTEGERS, MARGIN_SVD = 1.5, 1.1
 
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -73,7 +73,8 @@ def does_a_train_pay(weight: Tensor, eps: float = 0.2, *, rows: int = ROWS) -> C
 
     The verdict is a judgment: in int8, trains and SVD take a quarter of the bytes of float32. Unless the better of them
     is then 1.5 times as small as integers, the verdict is integers, which are simpler and faster, and int8 cores err a
-    little more. A train must be 1.1 times as small as SVD; less is not worth another format.
+    little more. A train must be 1.1 times as small as SVD; less is not worth another format. These are the questions
+    of ``ttref.advice.tree``.
 
     Args:
         weight: Matrix ``(m, n)``, float; it is compared in float32.
@@ -152,10 +153,3 @@ def middle_rows(m: int, rows: int) -> tuple[int, int]:
 
 def _ratio(matrix: Tensor, modes: Modes, eps: float) -> float:
     return matrix.numel() / sum(core.numel() for core in ttm_svd(matrix, *modes, eps=eps))
-
-
-def judged(train: float, svd: float, integers: float) -> str:
-    best = max(train, svd)
-    if IN_INT8 * best < MARGIN_INTEGERS * integers or best <= 1:
-        return "integers" if integers > 1 else "none"
-    return "train" if train > MARGIN_SVD * svd else "SVD"
