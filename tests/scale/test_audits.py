@@ -101,6 +101,21 @@ def test_texts_are_run_once_and_give_the_same_verdicts(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("which", ["texts", "config.json"])
+def test_texts_and_models_that_are_written_while_they_are_read(tmp_path, monkeypatch, which):
+    folder, texts = scale_models.gpt2(tmp_path / "model"), tmp_path / "texts"
+    texts.write_text("a dog\n")
+    path = texts if which == "texts" else folder / which
+
+    def roots_of(*given):
+        path.write_text(path.read_text() + "\n")
+        return {}
+
+    monkeypatch.setattr(audits, "roots_of", roots_of)
+    with pytest.raises(RuntimeError, match=f"runs of the model failed .*{which} (has changed|of .* was written)"):
+        audit(folder, tmp_path / "out", data=texts, **HERE)
+
+
 def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
     """While the report is saved too; and a user's own files of any name stay."""
     path = saved({"fc.weight": noise(16, 24)}, tmp_path / "model")

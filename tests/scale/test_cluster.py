@@ -3,8 +3,10 @@
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -13,6 +15,7 @@ pytest.importorskip("ray", reason="Ray is not installed", exc_type=ImportError)
 import ray
 
 from ttref.scale import cluster, run
+from ttref.scale.ray_cluster import start_here
 
 SAYS = "no Ray answers at RAY_ADDRESS={address} .*; start one there with `ray start --head`, or unset RAY_ADDRESS"
 
@@ -57,6 +60,31 @@ def test_nothing_is_there(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConnectionError, match=SAYS.format(address=address)), cluster():
         pass
+
+
+def test_a_ray_that_does_not_start_takes_no_process_of_another_thread_with_it(tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "raylet.py").write_text("import time\ntime.sleep(600)\n")
+    begun = {"ray": [], "user": []}
+
+    def init(*given, **how):
+        begun["ray"].append(subprocess.Popen([sys.executable, str(tmp_path / "ray" / "raylet.py")]))
+        begun["user"].append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        raise RuntimeError("The current node timed out during startup.")
+
+    fake = types.SimpleNamespace(__file__=str(tmp_path / "ray" / "__init__.py"), init=init)
+    before = dict(os.environ)
+    try:
+        with pytest.raises(RuntimeError, match="timed out during startup"):
+            start_here(fake, 1)
+        assert [one.wait(60) != 0 for one in begun["ray"]] == [True] * 3
+        assert all(one.poll() is None for one in begun["user"])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        for one in begun["ray"] + begun["user"]:
+            one.kill()
+            one.wait()
 
 
 def test_workers_are_counted():

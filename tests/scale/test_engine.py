@@ -2,11 +2,15 @@
 
 import functools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import small_tasks
 import torch
 
+import ttref
 from ttref.scale import run
 
 TASKS = [{"id": f"t{x}", "x": x} for x in range(5)]
@@ -121,3 +125,34 @@ def test_the_state_is_plain_to_read(do):
     do()
     assert json.loads((do.out / ".job" / "job.json").read_text()) == {"of": "squares"}
     assert not list(do.out.glob("**/*.part"))
+
+
+WINDOWS = """
+import os, pkgutil, signal, sys, warnings
+from importlib import import_module
+
+import torch
+
+for name in ("fcntl", "grp", "pwd", "resource"):
+    sys.modules[name] = None
+del os.sched_getaffinity, signal.SIGKILL
+import ttref.scale
+
+for module in pkgutil.iter_modules(ttref.scale.__path__):
+    if module.name != "ray_data":
+        import_module(f"ttref.scale.{module.name}")
+with warnings.catch_warnings(record=True) as caught:
+    print(ttref.scale.run(dict, [{"id": "a", "x": 1}], sys.argv[1], job={}, workers=1))
+assert "cannot be locked" in str(caught[0].message)
+"""
+
+
+def test_a_system_without_what_unix_alone_has(tmp_path):
+    """As on Windows: nothing that is imported asks for it."""
+    found = subprocess.run(
+        [sys.executable, "-c", WINDOWS, str(tmp_path)],
+        cwd=Path(ttref.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert (found.stdout, found.stderr) == ("[{'id': 'a', 'x': 1, 'error': None}]\n", "")

@@ -93,13 +93,13 @@ def start_here(ray: Any, workers: int | None) -> None:
     """Start Ray on this machine, bound to the loopback address; its workers find the modules that we find."""
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     for left in range(STARTS)[::-1]:
-        before = children()
+        before = started(ray)
         try:
             with loopback_alone():
                 ray.init("local", num_cpus=workers, include_dashboard=False, **SILENT)
             break
         except BaseException as error:
-            for child in children() - before:  # Ray forgets them until this process ends
+            for child in started(ray) - before:  # Ray forgets them until this process ends
                 with contextlib.suppress(Exception):  # it has ended already
                     child.kill()
             if not left or "timed out during startup" not in str(error):
@@ -108,11 +108,19 @@ def start_here(ray: Any, workers: int | None) -> None:
         raise RuntimeError(f"this version of Ray ({ray.__version__}) listens at {found}, not at {LOOPBACK} alone")
 
 
-def children() -> set[Any]:
-    """The processes that this one has started, and theirs."""
+def started(ray: Any) -> set[Any]:
+    """The processes that Ray has started from this one, and theirs; never those of other threads.
+
+    What Ray starts is a program or a script in its package.
+    """
     import psutil  # Ray brings it
 
-    return set(psutil.Process().children(recursive=True))
+    home, found = str(Path(ray.__file__).parent) + os.sep, set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended already
+            if any(part.startswith(home) for part in child.cmdline()):
+                found |= {child, *child.children(recursive=True)}
+    return found
 
 
 def connect(ray: Any, address: str, packages: Sequence[str | Path]) -> None:
