@@ -1,0 +1,129 @@
+"""The explorer's arithmetic in a browser beside Python's: ranks, sizes, plans and their peaks, rows that are read."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from rank_objects import FORMS
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from book.tools.notebooks import ROOT
+from ttref import MPSEmbedding, TTMEmbedding, tt_ranks
+from ttref.costs import cost
+from ttref.plans import ORDERS, cheapest
+from ttref.rows.packed import RowLayout
+
+SCRIPTS = [(ROOT / "book/_static" / name).read_text(encoding="utf-8") for name in ("train_costs.js", "rank_state.js")]
+MATRICES = [
+    ((8, 8), (8, 8)), ((12, 16, 16), (8, 8, 12)), ((16, 16, 43), (16, 16, 16)), ((2, 3, 2), (3, 2, 5)), ((64,), (48,)),
+    ((4, 16, 1, 1), (1, 1, 4, 16)), ((1, 1, 32), (16, 4, 1)), ((86, 128), (64, 64)), ((2,) * 8, (2,) * 8),
+    ((64, 16, 1), (1, 1, 768)), ((32, 32, 48), (8, 8, 9)), ((28, 28), (16, 32)), ((256, 256, 1), (1, 1, 4096)),
+]  # fmt: skip
+CASES = [(*modes, rank, batch) for modes, rank, batch in itertools.product(MATRICES, (1, 3, 8, 64), (1, 7, 512, 20000))]
+ROWS = [
+    ((2,) * 10, 768),
+    ((2,) * 10, 576),
+    ((4,) * 5, 576),
+    ((24, 24), 576),
+    ((2, 2, 2, 2, 2, 2, 3, 3), 576),
+    ((7,), 5),
+]
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    page = browser.new_page()
+    for script in SCRIPTS:
+        page.add_script_tag(content=script)
+    yield page
+    page.close()
+
+
+def cores(rows, cols, rank):
+    ranks = tt_ranks([m * n for m, n in zip(rows, cols, strict=True)], rank)
+    return tuple(zip(ranks[:-1], rows, cols, ranks[1:], strict=True))
+
+
+def figures(plan):
+    return [plan.order, plan.macs, plan.bytes, plan.temporary, plan.chunk, plan.cut, plan.block, plan.forward]
+
+
+FIGURES = "p => [p.order, p.macs, p.bytes, p.temporary, p.chunk, p.cut, p.block, p.forward]"
+
+
+def test_every_order_costs_what_it_costs_in_python(page):
+    given = [(cores(rows, cols, rank), batch) for rows, cols, rank, batch in CASES]
+    code = f"cases => cases.map(([c, b]) => TrainCosts.ORDERS.map(o => TrainCosts.cost(o, c, b)).map({FIGURES}))"
+    for (shapes, batch), found in zip(given, page.evaluate(code, given), strict=True):
+        assert found == [figures(cost(order, shapes, batch)) for order in ORDERS], (shapes, batch)
+
+
+def test_the_same_order_is_chosen(page):
+    code = f"cases => cases.map(([r, c, k, b]) => TrainCosts.cheapest(TrainCosts.coresOf(r, c, k), b)).map({FIGURES})"
+    chosen = set()
+    for (rows, cols, rank, batch), found in zip(CASES, page.evaluate(code, CASES), strict=True):
+        assert found == figures(cheapest(cores(rows, cols, rank), batch)), (rows, cols, rank, batch)
+        chosen.add(found[0])
+    assert chosen == set(ORDERS)
+
+
+def test_rows_are_packed_as_in_python(page):
+    given = [(modes, rank, width) for modes, width in ROWS for rank in (1, 2, 3, 4, 6, 8, 12, 16, 40)]
+    code = "cases => cases.map(([m, r, w]) => TrainCosts.rowLayout(m, r, w))"
+    for (modes, rank, width), found in zip(given, page.evaluate(code, given), strict=True):
+        layout = RowLayout(modes, rank, width)
+        assert (found["numbers"], found["dense"]) == (layout.numbers, layout.dense)
+        if not layout.dense:
+            assert [(r, n, q) for r, _, n, q in found["cores"]] == layout.cores
+
+
+def macs_of_a_row(table):
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        table(torch.tensor([table.num_embeddings - 1]))
+    return counted.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("modes", "width"), ROWS[:5])
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_a_row_takes_the_multiply_adds_that_torch_counts(page, modes, width, rank):
+    table = MPSEmbedding(30, width, rank, shape=modes)
+    found = page.evaluate("([m, r, w]) => TrainCosts.rowLayout(m, r, w)", [modes, rank, width])
+    assert found["reading"]["macs"] == macs_of_a_row(table)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [m for m in MATRICES if len(m[0]) > 1 and math.prod(m[0]) < 50000])
+def test_a_row_of_a_matrix_takes_the_multiply_adds_that_torch_counts(page, rows, cols):
+    table = TTMEmbedding(rows, cols, 5)
+    width = math.prod(cols)
+    found = page.evaluate("([r, c, w]) => TrainCosts.readRow(TrainCosts.coresOf(r, c, 5), w)", [rows, cols, width])
+    assert found["macs"] == macs_of_a_row(table)
+
+
+def test_a_form_stores_the_bytes_that_were_recorded(page):
+    code = """([object, form]) => form.records.map(one => {
+      const found = RankState.stored(object, form, one.ranks);
+      return [found.bytes, RankState.recordOf(object, form, found.ranks).ranks];
+    })"""
+    for thing, form in FORMS:
+        found = page.evaluate(code, [thing, form])
+        assert found == [[one["bytes"], one["ranks"]] for one in form["records"]], (thing["id"], form["id"])
+
+
+def test_the_rival_shown_is_the_best_in_no_more_bytes(page):
+    for thing in {thing["id"]: thing for thing, _ in FORMS}.values():
+        for nbytes in (0, 5000, 10**5, 10**7):
+            found = page.evaluate("([object, bytes]) => RankState.bestWithin(object, bytes)", [thing, nbytes])
+            signs = [1 if one["better"] == "higher" else -1 for one in thing["scores"]]
+
+            def worth(one, signs=signs):
+                scores = [s * value for s, value in zip(signs, one.get("scores", []), strict=True) if value is not None]
+                return max(scores) if signs else -one["error"]
+
+            fitting = [one for one in thing["rivals"] if one["bytes"] <= nbytes]
+            assert (found and worth(found)) == (max(map(worth, fitting)) if fitting else None), thing["id"]
+
+
+def test_an_embedding_of_torch_has_no_multiply_adds():
+    assert macs_of_a_row(nn.Embedding(5, 3)) == 0
