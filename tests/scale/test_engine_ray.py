@@ -1,24 +1,33 @@
 """The engine on Ray: the records of the pool, its own checkpoints, and the same faults; one cluster for all of it."""
 
 import functools
+import itertools
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
 import pytest
+import scale_models
 import small_tasks
+import torch
+from scale_models import Experts, batches
+from small_checkpoints import saved
+from strategies import gaussian
 
 pytest.importorskip("ray.data", reason="Ray Data is not installed", exc_type=ImportError)
 
 import ray
 
 import ttref
-from ttref.scale import cluster, run
+from ttref.scale import audit, cluster, collect_gram, fit_cores, run
 
 TASKS = [{"id": f"t{x}", "x": x} for x in range(4)]
 JOB = {"of": "squares"}
@@ -95,6 +104,33 @@ def test_a_function_of_the_script_that_runs(address, tmp_path):
     factor = 3
     (record,) = run(lambda task: {"found": factor * task["x"]}, TASKS[2:3], tmp_path, job=JOB, engine="ray")
     assert record == {"id": "t2", "found": 6, "error": None}
+
+
+def test_work_is_read_once_in_each_process(address, tmp_path):
+    """It may hold batches."""
+    (tmp_path / "marks").mkdir()
+    tasks = [{"id": f"t{k}"} for k in range(8)]
+    run(small_tasks.Counted(tmp_path / "marks"), tasks, tmp_path / "out", job=JOB, engine="ray")
+    read = [path.name.partition(" ")[0] for path in (tmp_path / "marks").iterdir()]
+    assert read and len(read) == len(set(read))
+
+
+def test_the_jobs_write_the_bytes_of_the_pool(address, tmp_path):
+    """Although a worker is killed while it sums Gram matrices."""
+    state = {f"h.{k}.fc.weight": gaussian((16, 24), k, torch.float32) for k in range(3)}
+    checkpoint = saved(state, tmp_path / "model")
+    found = []
+    for engine, workers in (("ray", None), ("pool", 1)):
+        how, out = {"engine": engine, "workers": workers}, tmp_path / engine
+        forward = functools.partial(scale_models.dying, marks=str(tmp_path))
+        collect_gram(Experts, ["q", "first"], batches(), out / "grams", forward=forward, parts=3, **how)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of few tokens
+            fit_cores(Experts, out / "grams", out / "cores", rank=2, **how)
+        audit(checkpoint, out / "audit", **how)
+        found.append([small_tasks.hashes(out / name) for name in ("grams", "cores", "audit")])
+    assert (tmp_path / "died").exists()
+    assert found[0] == found[1]
+    assert [len(hashes) for hashes in found[0]] == [2, 3, 1]
 
 
 def test_a_folder_with_an_odd_name(address, tmp_path):
@@ -196,3 +232,35 @@ def test_a_cluster_gets_ttref_from_here(address, tmp_path):
     )
     found = ended.stdout.partition("'file': '")[2].partition("'")[0]
     assert found.endswith("ttref/__init__.py") and "py_modules" in found and found != ttref.__file__
+
+
+def test_read_work_and_write_are_one_task(address, tmp_path):
+    """Reads of their own would keep a CPU from the work as long as there are any: at first one task at a time."""
+    operators = Operators()
+    logger = logging.getLogger("ray.data._internal.execution.streaming_executor")
+    logger.addHandler(operators)
+    try:
+        run(working(tmp_path), TASKS, tmp_path / "job", job=JOB, engine="ray", workers=1)
+    finally:
+        logger.removeHandler(operators)
+    assert operators.found == ["InputDataBuffer[Input]", "TaskPoolMapOperator[ReadTasks->Map(record_of)->Write]"]
+
+
+class Operators(logging.Handler):
+    """What Ray Data made of a job, by its log."""
+
+    def __init__(self):
+        super().__init__(logging.DEBUG)
+        self.found = []
+
+    def emit(self, record):
+        """Keep the name of an operator that has ended."""
+        self.found += re.findall(r"Operator (\S+) completed", record.getMessage())
+
+
+def test_no_more_workers_than_allowed(address, tmp_path):
+    """Also where the cluster has more."""
+    tasks = [{"id": f"t{k}"} for k in range(5)]
+    spans = run(small_tasks.timed, tasks, tmp_path / "job", job=JOB, engine="ray", workers=1)
+    spans = sorted((one["begun"], one["ended"]) for one in spans)
+    assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(spans))
