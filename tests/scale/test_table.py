@@ -53,6 +53,8 @@ def test_only_shards_that_hold_the_ids_are_read(folder, table, monkeypatch):
         ([-1], IndexError, "id -1 is out of range"),
         ([1.0], TypeError, "ids must be a tensor of int32 or int64"),
         ([[1]], ValueError, r"ids have shape \(1, 1\); rows takes one axis"),
+        (torch.tensor(1), ValueError, r"ids have shape \(\); rows takes one axis"),
+        (1, ValueError, r"ids have shape \(\); rows takes one axis"),
     ],
 )
 def test_ids_that_are_none(table, ids, error, says):
@@ -98,8 +100,10 @@ def test_a_shard_is_checked_when_it_is_opened(tmp_path, damage):
         path.unlink()
     assert table.rows([29]).shape == (1, 24)
     says = {"damaged": "its sha256 differs", "another": "is not the file that table.json lists", "gone": "no file"}
-    with pytest.raises(FileNotFoundError if damage == "gone" else ValueError, match=says[damage]):
+    says = f"{says[damage]}.*: call compress_rows as before, which makes lost and damaged shards again"
+    with pytest.raises(FileNotFoundError if damage == "gone" else ValueError, match=says):
         table.rows([30])
+    assert table_of(tmp_path, smooth(60, 24)).rows([30]).shape == table.rows([30]).shape == (1, 24)
 
 
 def same(one, other):
@@ -125,6 +129,13 @@ def test_an_index_is_fitted_to_a_sample_and_filled_shard_by_shard(table, how):
     assert same(index, twin) and index.ids_.tolist() == list(range(100))
     _, ids = index.kneighbors(table.rows([0, 31, 99]), 3)
     assert ids.shape == (3, 3)
+
+
+def test_each_row_is_coded_once(table, monkeypatch):
+    """A shard is not added behind the codes of those before it, which each time would be copied."""
+    held, add = [], TTIndex.add
+    monkeypatch.setattr(TTIndex, "add", lambda self, *given: held.append(self.n_samples_fit_) or add(self, *given))
+    assert table.index(TTIndex(12), sample=40).n_samples_fit_ == 100 and held == [0] * 4
 
 
 def test_an_index_is_filled_or_left_as_it_was(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ..embeddings import MPSEmbedding
 from ..embeddings.tables import CompressedTable
 from ..files import TABLE, check_header
 from ..retrieval import TTIndex
+from ..retrieval.stored import Stored
 from ..rows.joining import joined
 from ..shards import open_safetensors
 
@@ -40,7 +42,9 @@ WANTED = {
     "source": (list,),
     "shards": (list,),
 }
+EACH = {"name": (str,), "rows": (int,), "params": (int,), "nbytes": (int,), "sha256": (str,), "source_sha256": (str,)}
 SAMPLE = 65_536  # rows that an index is fitted to
+AGAIN = "call compress_rows as before, which makes lost and damaged shards again"
 
 
 class Shard(NamedTuple):
@@ -125,11 +129,13 @@ class Table:
         """
         if self._last is None or self._last[0] != k:
             about, path = self.shards[k], self.folder / self.shards[k].name
-            made = MPSEmbedding.load(path)
-            if seal_of(path) != about.sha256 or made.num_embeddings != about.rows:
-                raise ValueError(
-                    f"{path} is not the file that {TABLE} lists: another run has written it; run compress_rows again"
-                )
+            try:
+                made = MPSEmbedding.load(path)
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"{error}: {AGAIN}") from None
+            found = seal_of(path), made.num_embeddings, made.embedding_dim, made.dtype
+            if found != (about.sha256, about.rows, self.embedding_dim, self.dtype):
+                raise ValueError(f"{path} is not the file that {TABLE} lists, another run has written one: {AGAIN}")
             self._last = k, made
         return self._last[1]
 
@@ -142,7 +148,9 @@ class Table:
             IndexError: A negative id, or one beyond the table.
             ValueError: ids with another number of axes than one.
         """
-        ids = torch.as_tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64)
+        ids = torch.as_tensor(ids)
+        if ids.shape == (0,):  # an empty list says of no dtype
+            ids = ids.long()
         if ids.ndim != 1:
             raise ValueError(f"ids have shape {tuple(ids.shape)}; rows takes one axis")
         ids = CompressedTable._check_ids(self, ids)
@@ -188,7 +196,7 @@ class Table:
             ValueError: An index that is fitted; rows that it refuses, as a zero row under cosine.
 
         Cost:
-            Reads every shard twice. Memory: the dense sample, one dense shard, and the codes of all rows.
+            Reads every shard twice, and codes each row once. Memory: the dense sample, one dense shard, and all codes.
 
         Example:
             >>> import tempfile, numpy
@@ -206,14 +214,21 @@ class Table:
             raise ValueError("this index holds documents already; give one that is not fitted")
         count = min(whole("sample", sample, least=1), len(self))
         chosen = torch.arange(count) * len(self) // count
-        filled = copy.copy(index).fit(self.rows(chosen).float(), ids=chosen)
-        if count < len(self):
-            filled.remove(chosen)
-            for about, made in zip(self.shards, self, strict=True):
-                with torch.no_grad():
-                    filled.add(made.dense().float(), ids=torch.arange(about.start, about.start + about.rows))
-        index._hold(filled._stored)  # in one step: an error on the way leaves it as it was
+        fitted = copy.copy(index).fit(self.rows(chosen).float(), ids=chosen)
+        index._hold(fitted._stored if count == len(self) else self._coded(fitted.remove(chosen)))
         return index
+
+    @torch.no_grad()
+    def _coded(self, index: TTIndex) -> Stored:
+        """What an index without documents holds once it has all rows."""
+        empty, scales = index._stored, []
+        codes = empty.codes.new_empty(len(self), *empty.codes.shape[1:])
+        for about, made in zip(self.shards, self, strict=True):
+            index._hold(empty)  # added behind the others, each shard would copy the codes of all before it
+            index.add(made.dense().float())
+            codes[about.start : about.start + about.rows] = index._stored.codes
+            scales.append(index._stored.scales)
+        return replace(empty, codes=codes, scales=torch.cat(scales), ids=None, next_id=len(self))
 
     @property
     def params(self) -> int:
@@ -263,11 +278,13 @@ def _about(folder: Path) -> dict[str, Any]:
         if (about["format"], about["version"]) != (FORMAT, VERSION):
             raise ValueError(f"it is {about['format']} of version {about['version']}")
         for k, shard in enumerate(about["shards"]):
+            check_header(shard, EACH)
             numbers = [shard[name] for name in ("rows", "params", "nbytes")]
-            if shard["name"] != shard_name(k, len(about["shards"])) or not all(
-                type(number) is int and number > 0 for number in numbers
-            ):
+            if shard["name"] != shard_name(k, len(about["shards"])) or min(numbers) < 1:
                 raise ValueError(f"its shard {k} is {shard}")
+        sizes = [about["width"], *about["shape"], *about["ranks"]]
+        if any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError(f"its width, modes and ranks are {sizes}")
         if sum(shard["rows"] for shard in about["shards"]) != about["rows"] or not about["rows"]:
             raise ValueError(f"its shards do not hold the {about['rows']} rows that it announces")
         if about["dtype"] not in ("float64", "float32", "float16", "bfloat16"):
