@@ -158,7 +158,17 @@ def flip(path, place=-1):
     path.write_bytes(held)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-4]), flip])
+def cut(path):
+    """The end of a file, lost."""
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def swapped(path):
+    """Another shard in its place, which is whole."""
+    path.write_bytes(path.with_name("rows-00001-of-00003.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, swapped])
 def test_a_file_that_is_lost_is_made_again(tmp_path, damage):
     source = written(tmp_path, smooth(20, 12), "npy")
     how = {"rank": 2, "rows_per_shard": 8, **HERE}

@@ -188,8 +188,38 @@ def test_source_and_destination_stand_apart(do, tmp_path):
 def test_a_destination_that_cannot_be_written(do):
     do.out.write_text("a file")
     for center in (False, True):
-        with pytest.raises(OSError, match="nothing was started"):
-            do(center=center)
+        for folder in (do.out, do.out / "below"):
+            with pytest.raises(OSError, match=f"nothing was started: .*{folder}"):
+                do(center=center, destination=folder)
+
+
+def test_sources_that_do_not_fit_start_nothing(do, tmp_path):
+    """Found by what the files say, before a row is read."""
+    parts = [written(tmp_path, part, "npy", f"{k}") for k, part in enumerate(ROWS.split(12))]
+    whole = parts[2].read_bytes()
+    for wrong, says in [
+        (whole[:-1], r"2\.npy is truncated: it has \d+ bytes, and shape \(12, 12\) needs \d+"),
+        (whole[:50], r"2\.npy is no \.npy file, or is truncated"),
+        (written(tmp_path, ROWS[:, :11], "npy", "3").read_bytes(), r"2\.npy has torch.float32 rows of 11 and .*0\.npy"),
+        (written(tmp_path, ROWS.double(), "npy", "3").read_bytes(), r"2\.npy has torch.float64 rows of 12"),
+    ]:
+        parts[2].write_bytes(wrong)
+        with pytest.raises(ValueError, match=says):
+            do(source=parts[:3])
+    assert not do.out.exists()
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_cluster_that_is_not_there(do, monkeypatch, center):
+    """It is said at once, and a table that is complete needs none."""
+    pytest.importorskip("ray", reason="Ray is not installed", exc_type=ImportError)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    how = {"source": written(do.out.with_name("in"), ROWS, "npy"), "center": center}
+    with pytest.raises(ConnectionError, match="no Ray answers at RAY_ADDRESS=127.0.0.1:1 .*; start one there"):
+        do(**how, engine=None, workers=None)
+    assert files(do.out) == []
+    do(**how)
+    assert do(**how, engine=None, workers=None).table.num_embeddings == 40
 
 
 def test_a_list_of_shards_that_is_damaged_is_named(do):
@@ -205,6 +235,9 @@ def test_a_list_of_shards_that_is_damaged_is_named(do):
         (json.dumps(about | {"shards": [{}]}), "KeyError"),
         (json.dumps(about | {"more": 1}), "its header has 'more' too"),
         (json.dumps(about | {"shards": about["shards"][::-1]}), "its shard 0 is"),
+        (json.dumps(about | {"shards": [{**one, "sha256": None} for one in about["shards"]]}), "sha256 is None"),
+        (json.dumps(about | {"shards": [{**one, "params": 0} for one in about["shards"]]}), "its shard 0 is"),
+        (json.dumps(about | {"ranks": ["1"]}), r"its width, modes and ranks are \[12, 2, 2, 2, 2, '1'\]"),
     ]:
         path.write_text(wrong)
         with pytest.raises(ValueError, match=rf"table.json is no table of ttref, or is damaged \(.*{says}"):

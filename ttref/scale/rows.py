@@ -51,14 +51,15 @@ def compress_rows(
 
     It does what :meth:`MPSEmbedding.from_embedding` does, a shard at a time and several shards at once, so neither the
     source nor the result has to fit into memory. What was interrupted goes on when it is called again; what is
-    complete is not repeated. When a file of the source changes, only the shards with rows of it are made anew (with
-    ``center`` all, as they share the mean).
+    complete is not repeated, only read, and made again where it is damaged. When a file of the source changes, the
+    shards with rows of it are made anew; all may be if its number of rows changes, and all are with ``center``, as they
+    share the mean.
 
     Args:
-        source: A file of safetensors, ``.npy`` or Parquet; a list of shards (``model.safetensors.index.json``); a
-            folder with one of these, or with several files of one kind, in the order of their names; or a sequence of
-            files. An ``.npy`` holds the matrix ``(rows, width)``, a safetensors file one tensor of it. In Parquet the
-            rows are a column of lists, or else all columns, side by side.
+        source: A file of safetensors, ``.npy`` or Parquet; a list of shards (``model.safetensors.index.json``), which
+            stands for the one of them with the tensor; a folder with one of these, or with several files of one kind,
+            in the order of their names; or a sequence of files. An ``.npy`` or a tensor is a matrix ``(rows, width)``.
+            In Parquet the rows are a column of lists, or else all columns, side by side.
         destination: The folder, made if it is not there. It gets a file for each shard, ``table.json`` when all are
             done, and the state of the job in ``.job``.
         rank: Cap on the TT-ranks of all rows, as in :meth:`MPSEmbedding.from_embedding`.
@@ -69,7 +70,7 @@ def compress_rows(
         core_bits: 8 rounds the cores to int8.
         tensor: Name of the tensor, or of the Parquet column of lists; needed if there are several matrices.
         rows_per_shard: Rows in a file of the result. Multiples of 16,384 decompose the rows in the same blocks as one
-            process does.
+            process does, where the modes multiply to at most 1,024 or, with ``rank``, to a power of two.
         engine: Where the shards are compressed, as in :func:`run`. On several machines, source and destination lie
             under the same paths on all of them.
         workers: How many at a time, as in :func:`run`.
@@ -81,15 +82,15 @@ def compress_rows(
     Raises:
         FileNotFoundError, ModuleNotFoundError, TypeError: No such file; safetensors or pyarrow missing; rows that are
             no floating-point numbers. As in :meth:`MPSEmbedding.from_embedding` for the options.
-        ValueError: Files of differing width or dtype, truncated or foreign ones, several tensors to choose from, no
-            rows; ranks or modes that do not fit; a destination in the source, or the source in it, or one that holds
-            another job. Nothing was started.
+        ValueError: Files of differing width, dtype or columns, truncated or foreign ones, several tensors to choose
+            from, no rows; ranks or modes that do not fit; a destination in the source, or the source in it, or one that
+            holds another job. Nothing was started.
         BlockingIOError, ConnectionError, OSError: As :func:`run`.
 
     Guarantee:
         Each row is stored as :meth:`MPSEmbedding.from_embedding` stores it, on the whole table, with one thread: bit
         for bit where the rows stand in the same blocks, else to rounding. The files are the same bits for every
-        engine, number of workers, and way of being interrupted.
+        engine, number of workers, and way of being interrupted, on processors of one kind with one version of torch.
 
     Cost:
         One TT-SVD for each row, which is nearly all of the time; with ``eps`` one for each cap tried. ``center`` reads
