@@ -226,6 +226,28 @@ def test_files_that_differ_are_named(tmp_path, other):
         open_source([one, two])
 
 
+def test_columns_that_differ_are_named(tmp_path):
+    """Side by side their order is that of a row's entries; a list of another name is another column."""
+    columns = floats(ROWS)
+    for name, held in {
+        "0": columns,
+        "1": columns | {"c0": columns["c1"], "c1": columns["c0"]},
+        "turned": dict(reversed(columns.items())),
+        "list": {"x": lists(ROWS)},
+        "other": {"y": lists(ROWS)},
+    }.items():
+        pq.write_table(pa.table(held), tmp_path / f"{name}.parquet")
+    array = written(tmp_path, ROWS, "npy", "array")
+    for one, other, says in [
+        ("0", "turned", "among the columns of its rows .*turned.parquet has c5 where .*0.parquet has c0; all files"),
+        ("0", "list", "list.parquet has x where .*0.parquet has c0"),
+        ("list", "other", "other.parquet has y where .*list.parquet has x"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            open_source([array, *(tmp_path / f"{name}.parquet" for name in (one, other))])
+    assert open_source([tmp_path / "0.parquet", array, tmp_path / "1.parquet"]).rows == 150
+
+
 @pytest.mark.parametrize("how", ["longer", "touched", "gone", "shorter"])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_file_that_changes_is_named(tmp_path, how, when):
