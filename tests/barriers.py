@@ -16,10 +16,11 @@ RUN = """options => axe.run({preload: false, resultTypes: ["violations"], ...opt
 .map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)} (${v.nodes.length})`))"""
 CONTRAST = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
 ALL_ELSE = {"rules": {"color-contrast": {"enabled": False}}}
-OF_COLORS = {"runOnly": {"type": "rule", "values": ["link-in-text-block"]}}  # what else a color scheme may change
-# Hides what looks like something known, and returns the looks that are new. A look is all that styles choose by: the
-# name and classes of an element, of those above it and of the one before it, and whether it is first, last, even or
-# odd; of its words only whether there are any. What holds something of a new look stays.
+# Hides what looks like something known, and returns the looks that are new. A look is what decides how hard words are
+# to tell from what lies behind them: the colors and letters that an element ends up with, and the backgrounds of all
+# above it, whatever a style sheet chooses them by (a number among others, an id, what stands before); the names and
+# classes of all of these, because by them things lie upon others; and of its words only whether there are any. What
+# holds something of a new look stays.
 ALIKE = """known => {
   const seen = new Set(known), fresh = [], hidden = [];
   const hash = text => {
@@ -30,20 +31,27 @@ ALIKE = """known => {
     }
     return 4294967296 * (2097151 & (b ^ (a >>> 13))) + ((a ^ (b >>> 16)) >>> 0);
   };
-  const VALUES = ["class", "style", "role", "type", "tabindex", "color", "bgcolor", "fill", "open"];
+  const VALUES = ["class", "style", "role", "type", "tabindex", "color", "bgcolor", "fill", "open", "aria-disabled"];
+  const BEHIND = ["backgroundColor", "backgroundImage", "backgroundClip", "opacity", "filter", "mixBlendMode",
+    "position", "zIndex", "transform", "clipPath"];
+  const LETTERS = ["color", "webkitTextFillColor", "webkitTextStroke", "textShadow", "fontSize", "fontWeight"];
+  const PSEUDO = ["content", "position", ...BEHIND];
+  const computed = (e, what, part) => { const all = getComputedStyle(e, part); return what.map(one => all[one]); };
+  const drawn = (e, part) => getComputedStyle(e, part).content === "none" ? [] : computed(e, PSEUDO, part);
   const name = e => e.tagName + [...e.attributes].filter(a => a.name !== "data-alike")
     .map(a => VALUES.includes(a.name) ? `${a.name}=${a.value}` : a.name).sort().join(" ");
+  const own = e => [name(e), ...computed(e, BEHIND), ...drawn(e, "::before"), ...drawn(e, "::after")].join("|");
   const words = e => [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join("").length;
-  const walk = (parent, path) => [...parent.children].map((e, k, all) => {
+  const walk = (parent, path) => [...parent.children].map(e => {
     if (!e.checkVisibility()) return true;
-    const own = name(e), place = [k ? name(all[k - 1]) : "", k % 2, k === all.length - 1];
-    const look = hash([path, own, ...place, Math.min(2, words(e))].join("|"));
-    const within = walk(e, hash(path + own)), old = seen.has(look);
+    const here = hash(path + own(e));
+    const look = hash([here, ...computed(e, LETTERS), Math.min(2, words(e))].join("|"));
+    const within = walk(e, here), old = seen.has(look);
     if (!old) seen.add(look), fresh.push(look);
     else if (within) hidden.push(e);
     return old && within;
   }).every(Boolean);
-  walk(document.body, hash(name(document.documentElement) + name(document.body)));
+  walk(document.body, hash(own(document.documentElement) + own(document.body)));
   hidden.forEach(e => e.setAttribute("data-alike", ""));
   return fresh;
 }"""
@@ -57,10 +65,10 @@ def prepare(page) -> None:
     page.evaluate(AXE)
 
 
-def found(page, dark: bool = False) -> list[str]:
-    """Every barrier but pale words; of a page that was read in the light only those that come with other colors."""
+def found(page) -> list[str]:
+    """Every barrier of a prepared page but pale words."""
     page.evaluate(STILL)
-    return page.evaluate(RUN, OF_COLORS if dark else ALL_ELSE)
+    return page.evaluate(RUN, ALL_ELSE)
 
 
 def pale(page, known: set[int]) -> list[str]:
@@ -73,3 +81,10 @@ def pale(page, known: set[int]) -> list[str]:
     pale = page.evaluate(RUN, CONTRAST)
     page.evaluate(AGAIN)
     return pale
+
+
+def of_small_page(page) -> list[str]:
+    """Every barrier, pale words among them, of a page that is small enough to be read as it is."""
+    page.evaluate(AXE)
+    page.evaluate(STILL)
+    return page.evaluate(RUN, {})

@@ -1,18 +1,12 @@
 """The audit as text, and as a page in a real browser: sorted by a press, light and dark, nothing fetched."""
 
 import html.parser
-from pathlib import Path
 
-import axe_playwright_python
+import barriers
 import pytest
 from small_checkpoints import noise, saved, small_model
 
 from ttref.audit import audit
-
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-AXE_RUN = """axe.run({preload: false, resultTypes: ["violations"]})
-.then(found => found.violations.filter(v => ["serious", "critical"].includes(v.impact))
-.map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)} (${v.nodes.length})`))"""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +79,7 @@ def test_the_page_in_a_browser(found, tmp_path, browser, width, scheme):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 200) == (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.evaluate(AXE)
-    assert page.evaluate(AXE_RUN) == []
+    assert barriers.of_small_page(page) == []
     names = "[...document.querySelectorAll('tbody th')].map(cell => cell.textContent)"
     before = page.evaluate(names)
     for head, key in (("numbers", "numbers"), ("train", None)):

@@ -3,20 +3,15 @@
 The page is made of the ledger's own HTML and the two static files, so that no book has to be built for it.
 """
 
-from pathlib import Path
-
-import axe_playwright_python
+import barriers
 import pytest
 
 from book.tools.notebooks import ROOT
 from book.workbook import claims, ledger
 
 STATIC = ROOT / "book" / "_static"
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 COLORS = ":root { --pst-color-text-base: #222; --pst-color-text-muted: #48566b; --pst-color-background: #fff;"
 COLORS += " --pst-color-surface: #f3f4f5; --pst-color-border: #d1d5da; --pst-color-link: #0a7d91; }"
-AXE_RUN = """axe.run({resultTypes: ["violations"]}).then(found => found.violations
-.filter(v => ["serious", "critical"].includes(v.impact)).map(v => `${v.id}: ${v.nodes[0].html.slice(0, 160)}`))"""
 SOURCES, ROWS = claims.load()
 
 
@@ -108,5 +103,4 @@ def test_nothing_is_hidden_and_nothing_bars_the_way(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = "[...document.querySelectorAll('.tt-table')]"
     assert page.evaluate(f"{boxes}.every(e => e.scrollWidth <= e.clientWidth + 1)")
-    page.add_script_tag(path=AXE)
-    assert page.evaluate(AXE_RUN) == []
+    assert barriers.of_small_page(page) == []

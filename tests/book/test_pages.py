@@ -275,6 +275,16 @@ def setting(page, width, scheme) -> None:
     page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
 
 
+def barred(page, known) -> list[tuple]:
+    """What keeps readers out of a page, wide, dark and narrow: where, of which kind, and what."""
+    barriers.prepare(page)
+    found = []
+    for at in (WIDE, DARK, NARROW):
+        setting(page, *at)
+        found += [(at, "barriers", barriers.found(page)), (at, "pale", barriers.pale(page, known[at]))]
+    return [one for one in found if one[2]]
+
+
 def test_every_page(visit, names):
     """Wide, narrow and dark. A page is loaded once, and then turned: loading all of them takes most of the time."""
     go, wrong, formulas = visit(), [], 0
@@ -289,12 +299,7 @@ def test_every_page(visit, names):
         found.append((NARROW, "hidden in a fold", page.evaluate(CLIPPED)))
         setting(page, *WIDE)
         found.append((WIDE, "hidden in a fold", page.evaluate(CLIPPED)))
-        barriers.prepare(page)
-        for at in (WIDE, DARK, NARROW):
-            setting(page, *at)
-            found.append((at, "barriers", barriers.found(page, dark=at == DARK)))
-            found.append((at, "pale", barriers.pale(page, known[at])))
-        wrong += [f"{name} {at}: {what}: {seen}" for at, what, seen in found if seen]
+        wrong += [f"{name} {at}: {what}: {seen}" for at, what, seen in [*found, *barred(page, known)] if seen]
     assert not wrong, "\n".join(wrong)
     assert formulas > 10
 
@@ -321,6 +326,14 @@ def test_a_pale_word_is_found_once_among_all_that_look_alike(visit):
     (found,) = barriers.pale(page, known)
     assert found.startswith("color-contrast: <b") and found.endswith("(1)")
     assert not barriers.pale(page, known)
+
+
+def test_a_barrier_that_is_there_in_the_dark_only(visit):
+    page = visit()("notebooks/00_decide.html")
+    page.add_style_tag(content="#new { display: none } [data-theme='dark'] #new { display: block }")
+    page.evaluate("document.querySelector('article').innerHTML += '<div id=new><button></button></div>'")
+    ((at, what, (found,)),) = barred(page, {at: set() for at in (WIDE, DARK, NARROW)})
+    assert at == DARK and what == "barriers" and found.startswith("button-name")
 
 
 def test_a_tab_stop_is_something_to_act_on(visit):
