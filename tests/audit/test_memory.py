@@ -3,49 +3,83 @@
 import os
 import subprocess
 import sys
+import weakref
+from functools import partial
 
 import pytest
+import torch
 from small_checkpoints import noise, saved
 
 from book.tools.notebooks import ROOT
+from ttref.audit import auditing
+from ttref.audit.sampling import PART
 
 # VmHWM begins with the program; ru_maxrss would begin with the peak of the process that started it.
 PEAK = """
 import sys
 from ttref.audit import audit
-audit(sys.argv[1], eps=0.3, progress=False)
-with open("/proc/self/status") as lines:
-    print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+for path in sys.argv[1:]:
+    audit(path, eps=0.3, progress=False)
+    with open("/proc/self/status") as lines:
+        print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 """
-ROWS, SHORT, LONG = 64, 65_537, 262_147  # lengths are prime, so that little is tried
-TENSOR = 4 * ROWS * SHORT
+# Lengths are prime, so that little is tried.
+FEW, MANY, SMALL, GROWTH = 3, 40, (61, 4099), 4 << 20
+ROWS, SHORT, LONG, WORK = 64, 65_537, 196_613, 8 << 20
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read where Linux tells it")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read where Linux tells it")
 
 
-def peak(path):
-    """Bytes. What is given back is returned to the system: how much glibc keeps otherwise differs from run to run."""
+def peaks(*paths):
+    """Bytes after each audit, one after the other in a process of its own.
+
+    What is given back is returned to the system: how much glibc keeps otherwise differs from run to run.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, path], capture_output=True, text=True, cwd=ROOT, check=False,
+        [sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, cwd=ROOT, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return [int(line) for line in done.stdout.split()]
 
 
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory):
-    """The peak of a checkpoint with two equal tensors, which are told apart by their numbers."""
-    return peak(saved({f"h.{k}.weight": noise(ROWS, SHORT, k) for k in range(2)}, tmp_path_factory.mktemp("two")))
+@on_linux
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """37 matrices more, of a megabyte each, which are told apart by their numbers."""
+    matrices = {f"h.{k}.weight": noise(*SMALL, k) for k in range(MANY)}
+    few, many = saved(dict(list(matrices.items())[:FEW]), tmp_path / "few"), saved(matrices, tmp_path / "many")
+    assert many.stat().st_size - few.stat().st_size > 35 << 20
+    before, after = peaks(few, many)
+    assert after - before < GROWTH
 
 
-def test_twelve_matrices_take_no_more_than_two(of_two, tmp_path):
-    path = saved({f"h.{k}.weight": noise(ROWS, SHORT, k) for k in range(12)}, tmp_path)
-    assert path.stat().st_size > 12 * TENSOR
-    assert peak(path) - of_two < TENSOR
-
-
-def test_a_larger_matrix_takes_its_size_twice(of_two, tmp_path):
+@on_linux
+def test_a_larger_matrix_takes_its_size_twice(tmp_path):
     """Itself and noise of its size; what is computed of them is computed in pieces."""
-    path = saved({"h.0.weight": noise(ROWS, LONG)}, tmp_path)
-    assert peak(path) - of_two < 3 * 4 * ROWS * (LONG - SHORT)
+    short, long = (saved({"h.0.weight": noise(ROWS, n)}, tmp_path / f"{n}") for n in (SHORT, LONG))
+    more = 4 * ROWS * (LONG - SHORT)
+    before, after = peaks(short, long)
+    assert after - before < 2 * more + WORK
+
+
+def test_rows_of_a_table_that_a_sample_leaves_out_are_let_go(tmp_path, monkeypatch):
+    """Before anything is computed of the others."""
+    path = saved({"wte.weight": noise(2 * PART, 16)}, tmp_path)
+    tables, opened, look = [], auditing.open_checkpoint, auditing.look
+
+    def read(entry):
+        table = entry.read().numpy().copy()  # a weak reference to an array tells, one to a tensor tells nothing
+        tables.append(weakref.ref(table))
+        return torch.from_numpy(table)
+
+    def open_checkpoint(*given, **more):
+        held = opened(*given, **more)
+        return held._replace(entries=[one._replace(read=partial(read, one)) for one in held.entries])
+
+    def looked(matrix, *given, **more):
+        assert matrix.shape == (PART, 16) and [table() for table in tables] == [None]
+        return look(matrix, *given, **more)
+
+    monkeypatch.setattr(auditing, "open_checkpoint", open_checkpoint)
+    monkeypatch.setattr(auditing, "look", looked)
+    assert auditing.audit(path, sample=True, progress=False).rows[0]["looked"]

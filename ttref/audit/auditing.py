@@ -189,7 +189,9 @@ def row_of(
         return row | left(row, errors, "too small: 8 rows and columns at least are worth a look")
     begin, end = middle_rows(len(weight.matrix), PART if sample else len(weight.matrix))
     matrix = weight.matrix[begin:end].float().contiguous()
-    del tensor
+    if (begin, end) != (0, len(weight.matrix)):
+        matrix = matrix.clone()  # a part would keep the whole alive
+    del tensor, weight
     seed = zlib.crc32(entry.name.encode())
     row["rows"] = [begin, end]
     try:
