@@ -29,6 +29,7 @@ __all__ = [
     "overheads",
     "row_work",
     "terms",
+    "waits",
 ]
 
 # Shape of one matrix and how many of it: Llama 3.1 405B. 126 blocks, width 16,384, feed-forward 53,248, 128 heads of
@@ -94,6 +95,7 @@ class Place(NamedTuple):
         speed: Of a core, as a multiple of the one that was measured.
         network: Bytes a second between the store and **each** worker.
         storage: Bytes a second of the store, for all workers **together**.
+        wait: Seconds that a worker waits at each of its own tasks, besides.
     """
 
     start: Any
@@ -101,6 +103,7 @@ class Place(NamedTuple):
     speed: Any = 1.0
     network: Any = np.inf
     storage: Any = np.inf
+    wait: Any = 0.0
 
 
 def terms(job: Job, place: Place, workers: int) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def terms(job: Job, place: Place, workers: int) -> dict[str, Any]:
     moved = job.bytes_in + job.bytes_out
     return {
         "start": place.start,
-        "tasks": job.tasks * place.task,
+        "tasks": job.tasks * (place.task + place.wait / workers),
         "compute": job.core_seconds / (place.speed * workers),
         "network": moved / (place.network * workers),
         "storage": moved / place.storage,
@@ -240,23 +243,47 @@ def median_of(rows: Sequence[Mapping[str, Any]], value: str, /, **wanted: Any) -
     return float(np.median(found))
 
 
-def overheads(runs: Sequence[Mapping[str, Any]], engines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """How much longer Ray takes than the pool with two workers, by rows in a shard, both without their starts.
+def overheads(runs: Sequence[Mapping[str, Any]], start: float, workers: int) -> dict[int, float]:
+    """How much longer Ray takes than the pool, by rows in a shard, both without their starts.
 
     Args:
-        runs: Rows with ``engine``, ``workers``, ``rows_per_shard`` and ``seconds``.
-        engines: Rows with ``engine`` and ``start_s``.
+        runs: Rows with ``engine``, ``workers``, ``rows_per_shard`` and ``seconds``; those of Ray are without its start.
+        start: Seconds that the pool takes to start, as it does in each run with more than one worker.
+        workers: Of these runs.
 
     Example:
         >>> runs = [{"engine": of, "workers": 2, "rows_per_shard": 1000, "seconds": s}
-        ...         for of, s in (("pool", 12), ("ray", 21))]
-        >>> overheads(runs, [{"engine": "pool", "start_s": 2}, {"engine": "ray", "start_s": 10}])
+        ...         for of, s in (("pool", 12), ("ray", 11))]
+        >>> overheads(runs, start=2, workers=2)
         {1000: 0.1}
     """
+    found, start = {}, start if workers > 1 else 0.0
+    for size in sorted({row["rows_per_shard"] for row in runs}):
+        wanted = {"workers": workers, "rows_per_shard": size}
+        ray, pool = (median_of(runs, "seconds", engine=engine, **wanted) for engine in ("ray", "pool"))
+        found[size] = round(ray / (pool - start) - 1, 4)
+    return found
 
-    def rest(engine: str, size: int) -> float:
-        took = median_of(runs, "seconds", engine=engine, workers=2, rows_per_shard=size)
-        return took - median_of(engines, "start_s", engine=engine)
 
-    sizes = sorted({row["rows_per_shard"] for row in runs})
-    return {size: round(rest("ray", size) / rest("pool", size) - 1, 4) for size in sizes}
+def waits(runs: Sequence[Mapping[str, Any]], engine: str, task: float, workers: int = 2) -> float:
+    """Seconds that a worker waits at each of its tasks, besides its turn at the driver.
+
+    From shards of several sizes: the slope of the seconds in which workers did not work over the number of tasks. A
+    start is the same for all sizes and does not count.
+
+    Args:
+        runs: Rows with ``engine``, ``workers``, ``rows``, ``rows_per_shard``, ``seconds`` and ``work_s``.
+        engine: Of these runs.
+        task: Seconds that each task keeps the driver busy.
+        workers: Of these runs.
+
+    Example:
+        >>> runs = [{"engine": "ray", "workers": 2, "rows": 1000, "rows_per_shard": size, "seconds": s, "work_s": 100}
+        ...         for size, s in ((10, 65), (20, 60))]
+        >>> round(waits(runs, "ray", task=0.05), 6)
+        0.1
+    """
+    rows = [row for row in runs if (row["engine"], row["workers"]) == (engine, workers)]
+    tasks = [-(-row["rows"] // row["rows_per_shard"]) for row in rows]
+    idle = [workers * row["seconds"] - row["work_s"] for row in rows]
+    return max(0.0, float(np.polyfit(tasks, idle, 1)[0]) - workers * task)

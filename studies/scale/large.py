@@ -17,13 +17,14 @@ from ttref import MPSEmbedding
 from ttref.scale import Table
 
 from .processes import Seen, driven
-from .sections import ENGINES, ONCE, RANK, SHARD
+from .sections import ENGINES, ONCE, RANK
 from .source import WIDTH, table
 
 ROWS = 5_000_000
+SHARD = 65_536
 KILLED = "killed"
 KILLED_AT = 0.4  # of the shards
-CHECKED = 37  # every so many shards are made again, in this process
+CHECKED = 19  # every so many shards are made again, in this process
 NEEDED = 1.2  # times the bytes of the table must be free
 
 

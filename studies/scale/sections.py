@@ -25,11 +25,12 @@ RANK = 1
 ONCE = f"{__package__}.once"
 ENGINES = ("pool", "ray")
 STARTS = 2  # how often the start of an engine is measured
-ROUNDS = 1  # how often every run is
+ROUNDS = 3  # how often every run is
 TASKS = (2, 402)  # without work: the first engine start, then what 400 more take
-ROWS = 524_288  # of the table for strong scaling and for shard sizes
+ROWS = 524_288  # of the table for strong scaling
 SHARD = 16_384
-SHARDS = (1024, 4096, 16_384, 65_536, 262_144)
+SHARDS = (16_384, 65_536, 262_144)
+MANY = {2: 4_194_304, 1: 2_097_152}  # of the table for shard sizes, by workers: eight of the largest for each
 
 
 def place() -> tempfile.TemporaryDirectory:
@@ -113,13 +114,37 @@ def key_of(one: dict, turn: int) -> str:
 
 
 def settings() -> list[dict]:
-    """One worker and two, the same table (strong) and half of it for one (weak); shards of several sizes for two."""
-    wanted = [(1, ROWS, SHARD), (1, ROWS // 2, SHARD), *((2, ROWS, size) for size in SHARDS)]
+    """One worker and two, the same table (strong), and half of it for one (weak)."""
     return [
-        {"engine": engine, "workers": workers, "rows": rows, "rows_per_shard": size}
-        for workers, rows, size in wanted
+        {"engine": engine, "workers": workers, "rows": rows, "rows_per_shard": SHARD}
+        for workers, rows in ((1, ROWS), (1, ROWS // 2), (2, ROWS))
         for engine in ENGINES
     ]
+
+
+def overhead(before: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the section ``overhead``: shards of several sizes; on Ray what comes after a first job."""
+    left = [one for one in shard_sizes() if about(*one) not in before]
+    if not left:
+        return
+    with place() as folder:
+        made = {rows: table(Path(folder, str(rows)), rows) for rows in sorted({MANY[one[1]] for one in left})}
+        for engine, workers, size in left:
+            given = {"engine": engine, "workers": workers, "rows_per_shard": size}
+            found = once(made[MANY[workers]], folder, warm=engine == "ray", **given).found
+            start, work = found["cluster_s"], found["work_s"]
+            row = {"key": about(engine, workers, size), **given, "rows": MANY[workers]}
+            yield row | {"seconds": found["seconds"] - start, "before_s": start, "work_s": work}
+
+
+def shard_sizes() -> list[tuple[str, int, int]]:
+    """Engine, workers, and rows in a shard; the engines in turn."""
+    return [(engine, workers, size) for workers in MANY for size in SHARDS for engine in ENGINES]
+
+
+def about(engine: str, workers: int, size: int) -> str:
+    """Such a run in words."""
+    return f"{engine}, {workers} at shards of {size}"
 
 
 def audits(before: dict[str, dict]) -> Iterator[dict]:

@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable] = {
     "large": large,
     "engines": sections.engines,
     "runs": sections.runs,
+    "overhead": sections.overhead,
 }
 
 

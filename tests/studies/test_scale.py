@@ -19,7 +19,6 @@ from book.workbook.scaling import (
     draws,
     euros,
     middle,
-    overheads,
     row_work,
     terms,
 )
@@ -50,6 +49,7 @@ def test_time_is_a_start_tasks_computing_and_bytes():
     job, place = Job(100, 6e8, 4e8, 10), Place(2, 0.1, 0.5, network=1e8, storage=5e8)
     found = terms(job, place, 4)
     assert found == {"start": 2, "tasks": 1.0, "compute": 50.0, "network": 2.5, "storage": 2.0}
+    assert terms(job, place._replace(wait=0.4), 4) == found | {"tasks": 2.0}
     more = terms(job, place, 8)
     assert {name: found[name] / more[name] for name in found} == {
         "start": 1, "tasks": 1, "compute": 2, "network": 2, "storage": 1,
@@ -145,7 +145,9 @@ def test_what_is_recorded_is_not_measured_again():
     keys = [f"{engine} {turn}" for turn in range(sections.STARTS) for engine in sections.ENGINES]
     assert list(sections.engines(dict.fromkeys(keys, {}))) == []
     done = {sections.key_of(one, turn): {} for turn in range(sections.ROUNDS) for one in sections.settings()}
-    assert len(done) == 14 * sections.ROUNDS and list(sections.runs(done)) == []
+    assert len(done) == 6 * sections.ROUNDS and list(sections.runs(done)) == []
+    keys = [sections.about(*one) for one in sections.shard_sizes()]
+    assert list(sections.overhead(dict.fromkeys(keys, {}))) == []
     assert (
         list(large.large(dict.fromkeys(("pool", "ray", "killed"), {}))) == list(sections.audits({"minilm": {}})) == []
     )
@@ -172,6 +174,7 @@ def test_the_record_is_whole(record):
     assert len(record["engines"]) == len(sections.ENGINES) * sections.STARTS
     wanted = {sections.key_of(one, turn) for turn in range(sections.ROUNDS) for one in sections.settings()}
     assert {row["key"] for row in record["runs"]} == wanted
+    assert [row["key"] for row in record["overhead"]] == [sections.about(*one) for one in sections.shard_sizes()]
     assert all(row["spills"] == 0 and row["rss"] < 4e9 for row in record["runs"])
 
 
@@ -181,5 +184,9 @@ def test_the_recorded_figures_keep_the_bars(record):
     whole(rows)
     assert all((row["rows"], row["width"]) == (5_000_000, 768) and row["rss"] < 4e9 for row in rows.values())
     assert rows["killed"]["first_rss"] < 4e9
-    over = overheads(record["runs"], record["engines"])
-    assert list(over) == list(sections.SHARDS) and min(over.values()) == over[65_536] < over[1024]
+    idle = {
+        (row["engine"], row["workers"], row["rows_per_shard"]): row["workers"] * row["seconds"] / row["work_s"] - 1
+        for row in record["overhead"]
+    }
+    assert idle["ray", 1, 65_536] <= 0.1 and idle["ray", 1, 262_144] <= 0.1
+    assert idle["ray", 2, 262_144] < idle["ray", 2, 65_536] < idle["ray", 2, 16_384]
