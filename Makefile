@@ -49,7 +49,7 @@ book: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m ruff check .
-	$(TEST)
+	$(TEST) -p book.tools.last_run --last-run _build/last_run.json
 
 lab: $(READY)
 	@.venv/bin/jupyter-lab --notebook-dir=.

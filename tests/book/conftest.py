@@ -1,5 +1,6 @@
 """Fixtures for the checks of notebooks and pages."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recorded_runs import RUN
 
 from book.tools.notebooks import ROOT, revision
 
@@ -37,12 +39,13 @@ def remote(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def html(tmp_path_factory) -> Path:
-    """The book, built afresh with the command of `make book` into a folder of its own."""
+    """The book, built afresh with the command of `make book` into a folder of its own; it shows a record."""
     out = tmp_path_factory.mktemp("book")
+    run = out / "run.json"
+    run.write_text(json.dumps(RUN), encoding="utf-8")
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [builder, "build", ".", "--toc", "book/_toc.yml", "--path-output", out, "-W", "-n", "--keep-going"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
-    )
+    env = os.environ | {"NO_COLOR": "1", "TTREF_LAST_RUN": str(run)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out / "_build/html"

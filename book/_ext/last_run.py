@@ -1,0 +1,97 @@
+"""The directive `last-run`: what the last `make test` in this checkout took, part by part, or that there was none.
+
+The record is `_build/last_run.json`, or the file that TTREF_LAST_RUN names. It never belongs to the repository: the
+committed page is the same on every machine, and only a built book shows a run.
+"""
+
+import os
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKS = ("passed", "failed", "skipped")
+COLUMNS = ("Seconds", "Peak MiB", *(mark.capitalize() for mark in MARKS))
+
+
+class LastRun(SphinxDirective):
+    """A summary, a table of the notebooks, one of the tests, and the versions."""
+
+    def run(self) -> list[nodes.Node]:
+        """The summary and the tables, or one sentence."""
+        # The checkout is on the path by now: `this_checkout` puts it there.
+        from book.tools import last_run, notebooks, used
+
+        path = Path(os.environ.get("TTREF_LAST_RUN") or ROOT / "_build" / "last_run.json")
+        self.env.note_dependency(str(path))  # also while there is none: the page is read again when there is
+        found = last_run.read(path)
+        if found is None:
+            return [nodes.paragraph("", "Not run yet where these pages were built: no run of the tests is recorded.")]
+        titles = {f"notebooks/{chapter.name}": used.title(chapter) for chapter in notebooks.chapters()}
+        chapters = [part for part in found["parts"] if part["name"] in titles]
+        tests = [part for part in found["parts"] if part["name"] not in titles]
+        versions = "; ".join(f"{name} {version}" for name, version in found["versions"].items())
+        tables = [
+            ("Notebook", [(self.link(part["name"], titles), part) for part in chapters]),
+            ("Tests", [(nodes.literal("", part["name"]), part) for part in tests]),
+        ]
+        return [
+            nodes.paragraph("", summary(found)),
+            nodes.paragraph("", f"{versions}."),
+            *(table(first, rows) for first, rows in tables if rows),
+        ]
+
+    def link(self, name: str, titles: dict[str, str]) -> nodes.Node:
+        """A chapter's title, which leads to it."""
+        return pending_xref(
+            "",
+            nodes.inline("", titles[name]),
+            refdomain="std",
+            reftype="doc",
+            refdoc=self.env.docname,
+            reftarget=f"/{name.removesuffix('.ipynb')}",
+            refexplicit=True,
+            refwarn=True,
+        )
+
+
+def summary(found: dict) -> str:
+    """The run in two sentences."""
+    ends = {mark: sum(part[mark] for part in found["parts"]) for mark in MARKS}
+    counted = ", ".join(f"{number:,} {mark}" for mark, number in ends.items())
+    minutes, seconds = divmod(round(found["seconds"]), 60)
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    return (
+        f"{counted}, in {minutes} min {seconds} s on {found['date']}{commit}. "
+        f"{found['workers']} processes, {found['cores']} cores, {found['processor']}, {found['system']}."
+    )
+
+
+def table(first: str, rows: list[tuple[nodes.Node, dict]]) -> nodes.Node:
+    """A table of parts of the run: the name, then what it took and how its tests ended."""
+    group = nodes.tgroup("", cols=1 + len(COLUMNS))
+    group += [nodes.colspec(colwidth=width) for width in (40, *(12 for _ in COLUMNS))]
+    group += nodes.thead("", line([nodes.Text(name) for name in (first, *COLUMNS)]))
+    body = nodes.tbody()
+    for name, part in rows:
+        peak = "" if part["peak_mib"] is None else f"{part['peak_mib']:,}"
+        cells = [f"{part['seconds']:.1f}", peak, *(f"{part[mark]:,}" for mark in MARKS)]
+        body += line([name, *map(nodes.Text, cells)])
+    group += body
+    return nodes.table("", group)
+
+
+def line(cells: list[nodes.Node]) -> nodes.row:
+    """One line of a table; all but the first cell hold numbers, set to the right."""
+    row = nodes.row()
+    for k, cell in enumerate(cells):
+        row += nodes.entry("", nodes.paragraph("", "", cell), classes=["text-right"] if k else [])
+    return row
+
+
+def setup(app) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("last-run", LastRun)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
