@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .printed import printable
+
 LISTS = "*.safetensors.index.json"
 MOST_LIST = 64 << 20  # bytes of a list; that of a model of a trillion parameters has a tenth
 
@@ -56,6 +58,6 @@ def listed(path: Path) -> dict[str, Path]:
 
 
 def one_line(said: object, most: int = 300) -> str:
-    """The beginning of what an error or anything else says, in one line."""
-    words = " ".join(str(said).split())
+    """The beginning of what an error or anything else says, in one line that a terminal does not obey."""
+    words = printable(" ".join(str(said).split()))
     return words if len(words) <= most else f"{words[: most - 4]} ..."

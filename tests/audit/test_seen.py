@@ -174,3 +174,17 @@ def test_a_configuration_that_makes_no_model_is_one_line(tmp_path, texts, capsys
     assert main(["audit", str(tmp_path), "--data", str(texts)]) == 3
     err = capsys.readouterr().err
     assert "transformers cannot run" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error, code", [(MemoryError, 3), (ModuleNotFoundError, 4)])
+def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(tmp_path, texts, capsys, monkeypatch, error, code):
+    def from_pretrained(*_, **__):
+        raise error("of this machine")
+
+    tokenizer(tmp_path)
+    bert(BertModel, tmp_path)
+    monkeypatch.setattr(BertModel, "from_pretrained", from_pretrained)
+    capsys.readouterr()  # the bars of transformers
+    assert main(["audit", str(tmp_path), "--data", str(texts)]) == code
+    err = capsys.readouterr().err
+    assert "of this machine" in err and "transformers cannot run" not in err and err.count("\n") == 1

@@ -266,6 +266,8 @@ def test_names_of_files_are_told_in_plain_letters(place, tmp_path):
     folder = copied(place[0] / "r", tmp_path / "r")
     (folder / f"\x1b[2J\n{'long' * 50}").touch()
     refused(folder, place, r"those that were signed: \\x1b\[2J\\nlonglong[a-z]* is not signed")
+    (folder / "evil\x1b[2J").symlink_to(folder / MODEL)
+    refused(folder, place, r"evil\?\[2J")
 
 
 @pytest.mark.parametrize("error", [MemoryError, ModuleNotFoundError])

@@ -17,7 +17,7 @@ from ttref import MPSEmbedding, TTConv2d, TTLinear, TTMEmbedding
 from ttref.convolving import patches
 from ttref.fitting import Gram
 from ttref.kernel_modes import RIDGE, SWEEPS
-from ttref.release import save_release, verify
+from ttref.release import load_release, save_release, verify
 from ttref.release.manifest import ROLLBACK
 
 TABLES = {
@@ -238,3 +238,17 @@ def test_the_report_can_be_read_and_stored(tmp_path):
     assert all(len(line) <= 88 for line in repr(report).splitlines())
     page = report._repr_html_()
     assert page.count("<tr>") == 5 and "derived again, bit for bit" in page.replace("to rounding", "bit for bit")
+
+
+def test_a_name_cannot_give_a_terminal_orders(tmp_path):
+    """Neither that of a file, nor that of a tensor in a manifest that somebody wrote."""
+    model, _, folder = released(tmp_path / "r")
+    forged(folder, lambda tensors, _: tensors.update({"evil\x1b[2J\u202e": torch.ones(1)}))
+    report = verify(folder, model, progress=False)
+    assert report.names("not in the source") and "evil" in str(report)
+    assert all(one.isprintable() for one in str(report).replace("\n", ""))
+    (folder / "evil\x1b[2J\n").touch()
+    with pytest.raises(ValueError, match=r"evil\\x1b\[2J\\n is not in the manifest") as error:
+        load_release(folder, dense(1))
+    assert str(error.value).isprintable()
+    assert all(one.isprintable() for one in str(verify(folder, model, progress=False)).replace("\n", ""))

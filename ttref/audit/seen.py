@@ -95,6 +95,8 @@ def model_of(
             kind = _class_of(config.architectures)
             safe = {} if more else {"use_safetensors": True}
             model = kind.from_pretrained(path, dtype=dtype, **safe, **here).eval()
+    except (MemoryError, ModuleNotFoundError):  # no fault of the checkpoint
+        raise
     except Exception as error:  # what a foreign configuration makes transformers raise is of any kind
         line = one_line(error, 200)
         raise ValueError(f"transformers cannot run {checkpoint.path} ({type(error).__name__}: {line})") from None

@@ -102,7 +102,7 @@ def damages(folder: Path, manifest: dict[str, Any]) -> list[str]:
     there = sorted(path.name for path in folder.iterdir())
     for name in there:
         if name not in manifest["files"] and name != MANIFEST and name not in BESIDE:
-            found.append(f"{name} is not in the manifest")
+            found.append(f"{escaped(name)} is not in the manifest")
     for name, about in manifest["files"].items():
         try:
             with opened(folder, name) as file:
@@ -155,6 +155,11 @@ def refused(folder: Path, why: str) -> ValueError:
 def plain_name(name: str) -> bool:
     """True for a file name without folders, hidden parts or other characters than letters, digits, dots and dashes."""
     return bool(_NAME.fullmatch(name))
+
+
+def escaped(name: str) -> str:
+    """The name of a file that anybody may have written, in plain letters: a terminal obeys some others."""
+    return ascii(name)[1:-1][:80]
 
 
 def limited(folder: Path, name: str, most: int) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 from ..atomic import settle
 from ..shards import one_line
 from .folders import flush, recovered
-from .manifest import BESIDE, MANIFEST, SIGNATURE, limited, read_manifest, refused
+from .manifest import BESIDE, MANIFEST, SIGNATURE, escaped, limited, read_manifest, refused
 
 __all__ = ["sign"]
 
@@ -182,9 +182,7 @@ def _said(folder: Path, verifier: Any) -> dict[str, str]:
 def _hashes(folder: Path) -> Any:
     """What model-signing finds in a folder, but for what tools leave beside a release."""
     # One after the other, because a link is refused before what lies behind it is listed.
-    files = (
-        itertools.chain([path], path.rglob("*")) for path in sorted(folder.iterdir()) if path.name not in BESIDE
-    )
+    files = (itertools.chain([path], path.rglob("*")) for path in sorted(folder.iterdir()) if path.name not in BESIDE)
     try:
         hashing = _tool("hashing").Config().set_ignored_paths(paths=sorted(BESIDE))
         return hashing.hash(folder, files_to_hash=itertools.chain.from_iterable(files))
@@ -202,7 +200,7 @@ def _differing(found: Mapping[str, str], wanted: Mapping[str, str], more: str) -
     """What is wrong with the files that were found, the first three in words; "" if nothing is."""
     names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     said = [
-        f"{ascii(name)[1:-1][:80]} {'is missing' if name not in found else more if name not in wanted else 'differs'}"
+        f"{escaped(name)} {'is missing' if name not in found else more if name not in wanted else 'differs'}"
         for name in names[:3]
     ]
     return "; ".join([*said, f"and {len(names) - 3} more"] if len(names) > 3 else said)

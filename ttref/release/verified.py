@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..printed import html_table, text_table
+from ..printed import html_table, printable, text_table
 from .deriving import BITS, DIFFERS, TOLERANCE
 
 __all__ = ["VerifyReport"]
@@ -91,7 +91,7 @@ class VerifyReport:
     def __repr__(self) -> str:
         """The table as text."""
         table = text_table(HEADS, self._cells(), left=2) if self._cells() else []
-        return "\n".join([*textwrap.wrap(self.summary, WIDTH), "", *table]).rstrip()
+        return "\n".join(map(printable, [*textwrap.wrap(self.summary, WIDTH), "", *table])).rstrip()
 
     def _repr_html_(self) -> str:
         table = html_table(HEADS, self._cells(), label="Table: how each layer was checked", caption=CAPTION, left=2)
