@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from language_models import IDS as TOKENS
 from language_models import gpt2, llama, masked_bert
 from releases import WHY, resealed, same_state
@@ -109,6 +110,17 @@ def test_what_from_pretrained_is_asked_for_is_done(tmp_path):
     assert {held.dtype for held in loaded.parameters()} == {torch.bfloat16} and not found["missing_keys"]
     assert loaded.name_or_path == loaded.config.name_or_path == str(tmp_path / "r")
     assert loaded.generation_config.to_dict() == small.generation_config.to_dict()
+
+
+def test_from_pretrained_checks_no_hashes_and_load_release_does(tmp_path):
+    """As its page says: transformers opens the files itself."""
+    small_gpt2(tmp_path / "r", 0)
+    content = bytearray((tmp_path / "r" / MODEL).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "r" / MODEL).write_bytes(content)
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "r")
+    with pytest.raises(ValueError, match="model.safetensors is not what was written: its sha256 differs"):
+        load_release(tmp_path / "r")
 
 
 def test_in_a_fresh_process_transformers_alone_reads_it(tmp_path):

@@ -10,6 +10,9 @@ transformers makes the model on the meta device, this quantizer puts the compres
 numbers are read straight into cores: no dense layer is ever made. Each tensor keeps the dtype it was saved in, so that
 the numbers are those of :func:`~ttref.release.load_release`; a ``dtype=`` that is asked for is that of all numbers but
 codes, indices and the scales of rows, and but for what the class of the model keeps in float32.
+
+Hashes and signatures are not checked here, because transformers opens the files: :func:`~ttref.release.load_release`
+and :func:`~ttref.release.verify` check them.
 """
 
 from __future__ import annotations
