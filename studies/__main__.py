@@ -10,6 +10,7 @@ from .fpga import study as fpga
 from .fusion import study as fusion
 from .overview import study as overview
 from .partial_tensorization import study as partial_tensorization
+from .pays import study as pays
 from .retrieval import study as retrieval
 from .scale import study as scale
 from .structures import study as structures
@@ -32,6 +33,7 @@ STUDIES = (
     deployment,
     scale,
     structures,
+    pays,
 )
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_every_result_says_where_it_comes_from():
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     assert names == [
         *"adapters advise audits convolutions deployment elsewhere embeddings fits fitting fpga fusion".split(),
-        *"integers layers memory overview partial_tensorization reshapes retrieval scale".split(),
+        *"integers layers memory overview partial_tensorization pays reshapes retrieval scale".split(),
         *"speed tables toy_classifier tt_lora".split(),
     ]
     for name in names:
