@@ -52,10 +52,11 @@ def badge_row(name: str, url: str) -> str:
         return ""
     path = f"blob/{revision()}/notebooks/{name}"
     colab = url.replace("https://github.com/", "https://colab.research.google.com/github/")
+    binder = url.replace("https://github.com/", "https://mybinder.org/v2/gh/")
     raw = url.replace("https://github.com/", "https://raw.githubusercontent.com/")
     return (
-        f"[Open in Colab]({colab}/{path}) · [View on GitHub]({url}/{path}) · "
-        f"[Download]({raw}/{revision()}/notebooks/{name})\n\n"
+        f"[Open in Colab]({colab}/{path}) · [Open in Binder]({binder}/{revision()}?labpath=notebooks/{name}) · "
+        f"[View on GitHub]({url}/{path}) · [Download]({raw}/{revision()}/notebooks/{name})\n\n"
     )
 
 

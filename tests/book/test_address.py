@@ -38,6 +38,7 @@ def test_an_address_reaches_every_notebook_and_goes_away_again(copy_of_the_check
         target = f"owner/some-name/blob/{tag}/notebooks/{path.name}"
         assert len(links) == 1
         assert f"(https://colab.research.google.com/github/{target})" in links[0]
+        assert f"(https://mybinder.org/v2/gh/owner/some-name/{tag}?labpath=notebooks/{path.name})" in links[0]
         assert f"(https://github.com/{target})" in links[0]
         assert f"(https://raw.githubusercontent.com/owner/some-name/{tag}/notebooks/{path.name})" in links[0]
         assert bootstrap.source.count(f'= "https://github.com/owner/some-name", "{tag}"\n') == 1
