@@ -382,3 +382,13 @@ def test_search_leaves_words_of_both_spellings_alone(visit):
     page = visit()("search.html")
     words = ["filled", "installed", "filling", "modelling"]
     assert page.evaluate("words => words.map(w => american(w, () => true))", words) == [*words[:3], "modeling"]
+
+
+def test_the_book_on_one_page_prints_on_one_sheet(visit):
+    page = visit()("book/one_page.html")
+    for sheet in ("A4", "Letter"):
+        assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=sheet))) == 1, sheet
+
+
+def test_links_to_the_chapters_around_say_the_minutes(html):
+    assert soup(html / "book/intro.html").find(class_="left-prev").text.strip().endswith(" min")
