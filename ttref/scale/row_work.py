@@ -52,7 +52,7 @@ def compress(task: Task, *, folder: str, about: dict[str, Any]) -> Record:
             at = task["start"] + before
             raise ValueError(f"{task['name']}, rows counted from row {at} of the table: {error}") from error
     table = MPSEmbedding._holding(how.shape, joined(stores), dtype)
-    del stores  # writing takes the memory of the shard twice more
+    del stores  # as writing takes the memory of the shard twice more
     path = Path(folder) / task["name"]
     table.save(path)
     return {

@@ -94,9 +94,10 @@ def compress_rows(
 
     Cost:
         One TT-SVD for each row, which is nearly all of the time; with ``eps`` one for each cap tried. ``center`` reads
-        the source twice. A row of Parquet is reached by decoding its row group up to it, so groups should be no larger
-        than shards. Memory in each worker: some times 16 MB, with ``center`` or ``eps`` that of 16,384 rows, and twice
-        its shard of the result.
+        the source twice, and a call on what is complete reads the result once. A row of Parquet is reached by decoding
+        its row group up to it, so groups should be no larger than shards. Memory in each worker: some times 16 MB; with
+        ``eps``, or modes that multiply to no power of two, some times 16,384 rows in float64, but 128 MB of them at
+        most; with ``center`` 16,384 rows as they are and in float64; and three times its shard of the result.
 
     Example:
         >>> import tempfile, numpy, torch
