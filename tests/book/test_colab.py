@@ -30,29 +30,35 @@ def run_time(path: Path) -> int:
 
 # Each head runs in a process of its own, in its own folder. What it imports from others is imported once, before: that
 # takes seconds for each notebook, and nothing of it is what may be missing on Colab. Of ttref and the book nothing is.
+# The shell of IPython says on its standard output what a cell displays, and the value of its last line.
 HEADS = """
-import json, os, sys, traceback
-import matplotlib.pyplot, sklearn.neural_network, torch, transformers.models.bert.modeling_bert
+import importlib, json, os, signal, sys
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
+imported, seconds, work = json.load(sys.stdin)
+for name in imported:
+    importlib.import_module(name)
 assert not {"ttref", "book"} & sys.modules.keys()
-for folder, cells in json.load(sys.stdin).items():
+for folder, cells in work.items():
     if child := os.fork():
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        with open(f"{folder}/status.txt", "w") as file:
+            print(os.waitstatus_to_exitcode(status), file=file)
         continue
+    signal.alarm(seconds)
     os.chdir(folder)
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1), os.dup2(said, 2)
-    names = {"__name__": "__main__"}
-    try:
-        for cell in cells:
-            exec(cell, names)
-    except BaseException:
-        traceback.print_exc()
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}), colors="nocolor")
+    well = all(shell.run_cell(cell).success for cell in cells)
     sys.stdout.flush(), sys.stderr.flush()
-    os._exit(0)
+    os._exit(0 if well else 1)
 """
 SILENT = "print('the bootstrap cell is done')"
 PLACE = "import ttref; print(ttref.__file__)"
+IMPORTED = ["matplotlib.pyplot", "sklearn.neural_network", "torch", "transformers.models.bert.modeling_bert"]
+LONGEST = 120  # seconds of one head
 
 
 def head(path: Path, remote: str) -> list[str]:
@@ -65,25 +71,55 @@ def head(path: Path, remote: str) -> list[str]:
     return [notebooks.bootstrap_source(remote), SILENT, *setup, PLACE]
 
 
+def run_heads(work: dict[Path, list[str]], empty: Path, seconds: int, imported: list[str]) -> None:
+    """Run cells in folders; `said.txt` there is what they said, and `status.txt` the exit status: 0 if all is well."""
+    given = json.dumps([imported, seconds, {str(folder): cells for folder, cells in work.items()}])
+    subprocess.run([sys.executable, "-c", HEADS], input=given, text=True, check=True, cwd=empty,
+                   env=ELSEWHERE | {"IPYTHONDIR": str(empty)}, timeout=60 + seconds * len(work))  # fmt: skip
+
+
+def told(folder: Path) -> tuple[int, list[str]]:
+    """The exit status of a head, and the lines that it said."""
+    said, status = ((folder / name).read_text(encoding="utf-8") for name in ("said.txt", "status.txt"))
+    return int(status), said.splitlines()
+
+
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory, remote) -> dict[str, Path]:
     """For each notebook the folder that held nothing but it, where its head has run."""
     folders = {path.stem: tmp_path_factory.mktemp(path.stem) for path in CHAPTERS}
     for path in CHAPTERS:
         shutil.copy(path, folders[path.stem])
-    work = json.dumps({str(folders[path.stem]): head(path, remote) for path in CHAPTERS})
-    subprocess.run([sys.executable, "-c", HEADS], input=work, text=True, check=True, env=ELSEWHERE,
-                   cwd=tmp_path_factory.mktemp("empty"))  # fmt: skip
+    work = {folders[path.stem]: head(path, remote) for path in CHAPTERS}
+    run_heads(work, tmp_path_factory.mktemp("empty"), LONGEST, IMPORTED)
     return folders
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_the_head_of_a_notebook_runs_alone(path, heads):
     folder = heads[path.stem]
-    said = (folder / "said.txt").read_text(encoding="utf-8")
-    lines = said.splitlines()
-    assert lines[0] == "the bootstrap cell is done", said  # and it said nothing
-    assert Path(lines[-1]) == folder / "ttref-book/ttref/__init__.py", said
+    status, lines = told(folder)
+    assert status == 0, lines
+    assert lines[0] == "the bootstrap cell is done", lines  # and it said and displayed nothing
+    assert Path(lines[-1]) == folder / "ttref-book/ttref/__init__.py", lines
+
+
+def test_a_head_that_fails_hangs_or_displays_something_is_told(tmp_path):
+    cells = {
+        "fails": ["1 / 0", "print('after')"],
+        "hangs": ["import time; time.sleep(600)"],
+        "is killed": ["import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
+        "displays": ["from IPython.display import HTML, display; display(HTML('<b>x</b>'))"],
+        "has a value": ["6 * 7"],
+        "is silent": ["x = 6 * 7", "print(x)"],
+    }
+    for name in [*cells, "empty"]:
+        (tmp_path / name).mkdir()
+    run_heads({tmp_path / name: found for name, found in cells.items()}, tmp_path / "empty", 3, [])
+    found = {name: told(tmp_path / name) for name in cells}
+    assert [status for status, _ in found.values()] == [1, -14, -9, 0, 0, 0]
+    assert "ZeroDivisionError" in "".join(found["fails"][1]) and "after" not in found["fails"][1]
+    assert found["displays"][1] and found["has a value"][1] == ["Out[0]: 42"] and found["is silent"][1] == ["42"]
 
 
 def test_the_fastest_notebook_runs_alone(tmp_path, remote):
