@@ -1,7 +1,6 @@
 """What a save leaves: the old file whole and nothing beside it, whatever ends it and wherever."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import pytest
 import saved
 from saved import MAKERS, mps, save, state, ttm
 from saved_beside import (
+    forks,
     in_child,
     names,
 )
@@ -171,7 +171,7 @@ def save_often(path, barrier):
 
 
 def test_processes_that_save_do_not_disturb_each_other(path):
-    context = multiprocessing.get_context("fork")
+    context = forks()
     barrier = context.Barrier(3)
     processes = [context.Process(target=save_often, args=(path, barrier)) for _ in range(3)]
     for process in processes:
@@ -182,6 +182,7 @@ def test_processes_that_save_do_not_disturb_each_other(path):
     assert names(path.parent) == [path.name] and MPSEmbedding.load(path).num_embeddings == 24
 
 
+@pytest.mark.skipif(atomic.fcntl is None, reason="this system has no such locks at all")
 def test_where_no_locks_are_known(path, monkeypatch):
     """Saving works; what might belong to a save that goes on is left alone."""
 
