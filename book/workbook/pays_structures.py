@@ -11,8 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .figures import MARKERS, OKABE_ITO
+from .sources import recorded
 
-__all__ = ["SIZES", "TITLES", "Point", "against_dense", "at_the_edge", "budget", "draw_losses", "points_of"]
+__all__ = [
+    "SIZES",
+    "TITLES",
+    "Point",
+    "against_dense",
+    "at_the_edge",
+    "budget",
+    "draw_losses",
+    "points_of",
+    "rates_of",
+    "read",
+]
 
 SIZES = ("small", "medium", "large")
 TITLES = {"characters": "characters of Shakespeare", "pictures": "patches of CIFAR-10"}
@@ -45,6 +57,34 @@ class Point(NamedTuple):
     macs: int
     params: int
     width: int
+
+
+def read() -> dict[str, Any]:
+    """The record of the study; empty, after a printed line, where it has not been measured yet.
+
+    Example:
+        >>> isinstance(read(), dict)  # doctest: +ELLIPSIS
+        ...True
+    """
+    try:
+        return recorded("structures") or {}
+    except FileNotFoundError:
+        print("Not recorded yet: python -m studies.structures measures it, in about three hours.")
+        return {}
+
+
+def rates_of(record: Mapping[str, Any], task: str) -> dict[str, list[float]]:
+    """The validation losses of each structure at the rates that were tried, in their order; NaN for what is missing.
+
+    Example:
+        >>> row = {"arm": "dense", "rate": 0.002, "loss": 2.5}
+        >>> rates_of({"rates": [0.002], "characters": {"tuning": [row]}}, "characters")
+        {'dense': [2.5]}
+    """
+    rows = record.get(task, {}).get("tuning", [])
+    losses = {(row["arm"], row["rate"]): row["loss"] for row in rows}
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    return {arm: [losses.get((arm, rate), math.nan) for rate in record["rates"]] for arm in arms}
 
 
 def points_of(runs: Sequence[Mapping[str, Any]]) -> list[Point]:

@@ -142,3 +142,21 @@ def test_an_arm_without_scaled_steps_is_hollow_in_its_color():
     assert plain.get_color() == scaled.get_color() != lines["dense"].get_color()
     assert plain.get_markerfacecolor() == "white" != scaled.get_markerfacecolor()
     assert len(labels) == len(set(labels)) == 3
+
+
+def test_rates_are_shown_in_their_order_and_ends_are_named():
+    rows = [{"arm": "dense", "rate": rate, "loss": loss} for rate, loss in ((0.2, 2.0), (0.1, 3.0))]
+    record = {"rates": [0.1, 0.2, 0.4], "pictures": {"tuning": rows, "runs": [RUNS[0] | {"rate": 0.4}]}}
+    (losses,) = pays_structures.rates_of(record, "pictures").values()
+    assert losses[:2] == [3.0, 2.0] and losses[2] != losses[2]  # not a number: not measured
+    assert pays_structures.at_the_edge(record, "pictures") == ["dense"]
+    assert pays_structures.at_the_edge(record | {"rates": [0.1, 0.4, 0.8]}, "pictures") == []
+    assert pays_structures.rates_of(record, "characters") == {}
+
+
+def test_without_a_record_a_line_says_so(monkeypatch, capsys):
+    def missing(name):
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(pays_structures, "recorded", missing)
+    assert pays_structures.read() == {} and "studies.structures" in capsys.readouterr().out
