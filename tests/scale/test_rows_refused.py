@@ -173,16 +173,26 @@ def test_a_folder_of_another_job_is_refused(do, center):
 
 
 def test_source_and_destination_stand_apart(do, tmp_path):
-    source = tmp_path / "in"
-    written(source, ROWS, "npy")
-    (tmp_path / "link").symlink_to(source)
-    for folder in (source, source / "small", tmp_path / "link" / "small"):
-        with pytest.raises(ValueError, match="lies in the source .*; name a folder outside of it"):
-            do(source=source, destination=folder)
-    for folder in (tmp_path, source):
-        with pytest.raises(ValueError, match="rows.npy lies in destination .*; name a folder without the source"):
-            do(destination=folder)
-    assert files(source) == ["rows.npy"]
+    """A folder below that of the source, or above it, is a folder of its own."""
+    source, other = tmp_path / "in", tmp_path / "other"
+    other.mkdir()
+    path = written(source, ROWS, "npy")
+    (tmp_path / "folder").symlink_to(source)
+    (other / "link.npy").symlink_to(path)
+    for given, folder in [
+        (source, source),
+        (source, tmp_path / "folder"),
+        (path, source),
+        ([written(tmp_path, ROWS, "npy"), path], source),
+        ([other / "link.npy"], source),
+        ([other / "link.npy"], other),
+    ]:
+        with pytest.raises(ValueError, match="is where the source lies; give a folder of its own"):
+            do(source=given, destination=folder)
+    assert [path.name for path in source.iterdir()] == ["rows.npy"]
+    for folder in (source / "small", tmp_path):
+        for _ in range(2):
+            assert not do(source=source, destination=folder).errors
 
 
 def test_a_destination_that_cannot_be_written(do):

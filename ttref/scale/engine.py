@@ -75,11 +75,7 @@ def run(
         >>> records[2]
         {'id': 'x2', 'square': 4, 'error': None}
     """
-    engine = engine or ("ray" if os.environ.get("RAY_ADDRESS") else "pool")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
-    if workers is not None:
-        workers = whole("workers", workers, least=1)
+    engine, workers = placed(engine, workers)
     tasks = checked_tasks(tasks)
     if isinstance(folder, Job) and job is not None:
         raise TypeError("job was given when the job was opened; leave it out here")
@@ -94,6 +90,14 @@ def run(
         elif left:
             found |= on_pool(work, left, state, workers or cpus(), description)
     return [found[task["id"]] for task in tasks]
+
+
+def placed(engine: str | None, workers: int | None) -> tuple[str, int | None]:
+    """Engine and workers of :func:`run`, checked, with the default of the engine."""
+    engine = engine or ("ray" if os.environ.get("RAY_ADDRESS") else "pool")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    return engine, None if workers is None else whole("workers", workers, least=1)
 
 
 def on_pool(

@@ -138,23 +138,23 @@ def read_records(path: Path) -> list[Record]:
 
 @contextmanager
 def opened(
-    folder: str | os.PathLike[str], settings: Mapping[str, Any] | None, source: str | Path | None = None
+    folder: str | os.PathLike[str], settings: Mapping[str, Any] | None, *sources: str | Path | None
 ) -> Iterator[Job]:
     """The job in a folder, made if there is none, for this driver alone until the context ends.
 
     Args:
         folder: The destination.
         settings: A dict of JSON values.
-        source: What the job is made of; its folder is not taken for a destination.
+        sources: What the job is made of, files or folders, or None; no folder of theirs is taken for a destination.
 
     Raises:
         BlockingIOError: Another driver has the folder.
         OSError: It cannot be written.
-        ValueError: It holds another job, or the source.
+        ValueError: It holds another job, or a source.
     """
     folder = Path(folder).expanduser().absolute()  # workers may stand elsewhere
     settings = plain("job", settings)
-    if source is not None and folder.resolve() == around(Path(source).resolve()):
+    if any(folder.resolve() == around(Path(source).resolve()) for source in sources if source is not None):
         raise ValueError(f"{folder} is where the source lies; give a folder of its own to what is made of it")
     job = Job(folder)
     try:

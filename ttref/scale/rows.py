@@ -21,7 +21,7 @@ from ..embeddings.settings import RowSettings
 from ..files import TABLE, read
 from ..powers import times_power
 from ..rows.frame import added
-from .engine import run
+from .engine import placed, run
 from .jobs import Job, Record, Task, opened
 from .row_report import Report
 from .row_work import SUMS, add_up, compress, held_sums
@@ -83,8 +83,8 @@ def compress_rows(
         FileNotFoundError, ModuleNotFoundError, TypeError: No such file; safetensors or pyarrow missing; rows that are
             no floating-point numbers. As in :meth:`MPSEmbedding.from_embedding` for the options.
         ValueError: Files of differing width, dtype or columns, truncated or foreign ones, several tensors to choose
-            from, no rows; ranks or modes that do not fit; a destination in the source, or the source in it, or one that
-            holds another job. Nothing was started.
+            from, no rows; ranks or modes that do not fit; a destination where a file of the source lies, or that holds
+            another job. Nothing was started.
         BlockingIOError, ConnectionError, OSError: As :func:`run`.
 
     Guarantee:
@@ -115,7 +115,6 @@ def compress_rows(
     count = whole("rows_per_shard", rows_per_shard, least=1)
     found = open_source(source, tensor)
     how = RowSettings.of(found.width, rank=rank, eps=eps, row_ranks=None, shape=shape, core_bits=core_bits)
-    destination = _apart(Path(destination).expanduser().absolute(), found)
     about = {
         "shape": list(how.shape),
         "rank": None if how.layout is None else list(how.layout.ranks),
@@ -128,22 +127,23 @@ def compress_rows(
     }
     job = {"job": "compress_rows", "version": VERSION, **about}
     job |= {"source": str(found.folder or [str(file.path) for file in found.files]), "tensor": tensor}
+    engine, workers = placed(engine, workers)
     places = {"engine": engine, "workers": workers}
     tasks = _planned(found, count)
-    run(dict, [], destination, job=job, **places)  # refuses an engine that is none before there is a folder
-    with opened(destination, job) as state:
+    lies_in = [path for file in found.files for path in (file.path, file.path.parent)]  # of a link, both folders
+    with opened(destination, job, *lies_in) as state:
         if center:
             folder = state.space(MEANS)
             sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, state, places)
             if wrong := [task["name"] for task, record in zip(tasks, sums, strict=True) if record["error"]]:
                 missing = f"ValueError: there is no mean: {len(wrong)} shards could not be summed, first {wrong[0]}"
                 lost = [{"error": record["error"] or missing} for record in sums]
-                return Report.of(destination, tasks, lost, started)
+                return Report.of(state.folder, tasks, lost, started)
             about["mean"] = _mean(folder, sums, found).tolist()
             tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
-        work = functools.partial(compress, folder=str(destination), about=about)
-        records = _done(work, tasks, destination, state, places)
-        report = Report.of(destination, tasks, records, started)
+        work = functools.partial(compress, folder=str(state.folder), about=about)
+        records = _done(work, tasks, state.folder, state, places)
+        report = Report.of(state.folder, tasks, records, started)
         if not report.errors:
             _gather(state, found, job, records)
         return report
@@ -231,14 +231,3 @@ def _gather(state: Job, found: Source, job: dict[str, Any], records: list[Record
     made = {str(record.get("name")) for record in state.ended().values()}
     for name in filter(SHARD.fullmatch, made - names):  # a file that no record names is somebody else's
         (state.folder / name).unlink(missing_ok=True)
-
-
-def _apart(destination: Path, found: Source) -> Path:
-    """The destination, if neither it lies in the source nor the source in it."""
-    target = Path(os.path.realpath(destination))
-    if found.folder is not None and target.is_relative_to(os.path.realpath(found.folder)):
-        raise ValueError(f"destination {destination} lies in the source {found.folder}; name a folder outside of it")
-    for file in found.files:
-        if Path(os.path.realpath(file.path)).is_relative_to(target):
-            raise ValueError(f"{file.path} lies in destination {destination}; name a folder without the source")
-    return destination
