@@ -30,7 +30,6 @@ from . import page
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, MODELS = "audits", ["sentence-transformers/all-MiniLM-L6-v2", "SmolLM2-135M-Instruct (GGUF)"]
 PACKAGES = ("torch", "safetensors", "gguf")
-QUARTER = 4  # a sample may take the whole's time divided by this
 EIGEN = 384  # the side of the eigenproblem that is timed
 
 
@@ -89,18 +88,17 @@ def measure(limits: dict) -> dict:
 
 def one(checkpoint: Checkpoint, limits: dict, eigen: float) -> dict:
     """The two runs of a checkpoint, and the parts of the first."""
-    path, rows = checkpoint.path(), []
+    path, runs, rows = checkpoint.path(), {}, []
     for name in ("whole", "sample"):
         command = [sys.executable, "-c", PROGRAM, str(path), name, str(limits["threads"])]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        told = json.loads(done.stdout)
+        runs[name] = json.loads(done.stdout)
+    largest = max(4 * row["numbers"] for row in runs["whole"]["found"]["rows"])
+    for name, told in runs.items():
         found = told.pop("found")
-        verdicts = Counter()
-        for row in found["rows"]:
-            verdicts[row["verdict"]] += 1
-        rows.append({"name": name, **told, "tensors": len(found["rows"]), "verdicts": dict(verdicts)})
+        verdicts = dict(Counter(row["verdict"] for row in found["rows"]))
+        rows.append({"name": name, **told, "tensors": len(found["rows"]), "verdicts": verdicts})
         rows[-1] |= {"eps": found["eps"], "totals": found["totals"], **least(found["rows"], limits, eigen)}
-        largest = max(4 * row["numbers"] for row in found["rows"])
     about = {"case": checkpoint.title, "wanted_s": checkpoint.wanted_s, "file_bytes": path.stat().st_size}
     return about | {"largest_bytes": largest, "rows": rows, "parts": parts(path)}
 
@@ -271,8 +269,12 @@ def _of_sample(whole: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
     for key, words in (("trains", "trains"), ("svd", "SVD"), ("followed", "all verdicts")):
         exact, found, error = (one[k] for one in (whole["totals"][key], sample["totals"][key],
                                                   sample["totals"][f"{key}_error"]))  # fmt: skip
-        told.append(f"{words} {found:.2f} ± {error:.2f} (the whole: {exact:.2f})")
-    return f"Times smaller at an error of {whole['eps'][k]:.0%}, as the sample tells it: {', '.join(told)}."
+        # No less than the last digit that is shown; the report of a sample says the same.
+        told.append(f"{words} {found:.2f} ± {max(error, 0.01):.2f} (the whole: {exact:.2f})")
+    return (
+        f"Times smaller at an error of {whole['eps'][k]:.0%}, as the sample tells it: {', '.join(told)}. The errors "
+        "are those of choosing layers; that a table's middle rows stand for all of them is not in them."
+    )
 
 
 def write(record: dict) -> None:

@@ -54,3 +54,11 @@ def test_a_peak_is_that_of_the_new_process_and_not_of_the_one_that_started_it(tm
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=audits.ROOT)
     told = json.loads(done.stdout)
     assert 0 < told["start_bytes"] <= told["peak_bytes"] < len(held)
+
+
+def test_a_sample_is_off_by_the_last_digit_shown_at_least():
+    """Its errors are rounded, as what they are the errors of is: none at all would be too good to be true."""
+    sums = {"trains": [1.3], "svd": [1.2], "followed": [7.92]}
+    errors = {"trains_error": [0.04], "svd_error": [0.0], "followed_error": [0.0]}
+    said = audits._of_sample({"eps": [0.3], "totals": sums}, {"eps": [0.3], "totals": sums | errors})
+    assert "trains 1.30 ± 0.04" in said and "all verdicts 7.92 ± 0.01" in said and "0.00" not in said
