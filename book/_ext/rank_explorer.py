@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 PAGE = "book/rank_explorer"
-SCRIPTS = "train_costs.js", "rank_state.js", "rank_drawing.js", "rank_results.js", "rank_explorer.js"
+SCRIPTS = "train_costs.js", "row_costs.js", "rank_state.js", "rank_drawing.js", "rank_results.js", "rank_explorer.js"
 WITHOUT = "This page computes in your browser, and scripts are switched off. The chapters show the same records."
 
 

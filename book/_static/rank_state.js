@@ -1,7 +1,8 @@
 // What the rank explorer is about: objects, forms, what a form stores at a rank, and the state in the address.
 // A form is {kind: "matrix", rows, cols} or {kind: "rows", modes, count, width, bits}; its id is empty if it was typed.
 const RankState = (() => {
-  const { ranksOf, coresOf, rowLayout, readRow, prod, sum } = TrainCosts;
+  const { ranksOf, coresOf, prod, sum } = TrainCosts;
+  const { rowLayout, readRow } = RowCosts;
   const MOST = { rank: 4096, vectors: 65536, modes: 24, entries: 2 ** 40 };
   const OWN = {
     id: "own",

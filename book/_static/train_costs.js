@@ -1,5 +1,5 @@
-// Sizes and costs of tensor trains: ttref/shapes.py, steps.py, costs.py, plans.py and rows/packed.py in JavaScript, for
-// products without gradients. A test compares each figure with Python's, number by number. A core is [r, m, n, r'].
+// Sizes and costs of tensor trains: ttref/shapes.py, steps.py, costs.py and plans.py in JavaScript, for products without
+// gradients. A test compares each figure with Python's, number by number. A core is [r, m, n, r'].
 const TrainCosts = (() => {
   const WORKING_BYTES = 2 ** 23; // as in ttref/costs.py, with the share
   const LEAST_SHARE = 32;
@@ -225,62 +225,5 @@ const TrainCosts = (() => {
     return least(close.length ? close : plans, price);
   }
 
-  // rows/packed.py: what is stored of one row, neighbors merged where that takes no more numbers
-  function rowLayout(modes, rank, width) {
-    const ranks = ranksOf(modes, rank);
-    let last = modes.length - 1;
-    while (last && ranks[last] === prod(modes.slice(last))) last--;
-    let first = 0;
-    while (first < last && ranks[first + 1] === prod(modes.slice(0, first + 1))) first++;
-    if (first === last) {
-      return { dense: true, cores: [[1, 1, width, 1]], numbers: width, reading: { macs: 0, peak: width } };
-    }
-    const cores = [];
-    for (let k = first; k <= last; k++) {
-      const core = [ranks[k], modes[k], ranks[k + 1]];
-      const [left, n, right] = cores.at(-1) || core;
-      const both = [left, n * core[1], core[2]];
-      if (cores.length && prod(both) <= prod(core) + left * n * right) cores.splice(-1, 1, both);
-      else cores.push(core);
-    }
-    const numbers = sum(cores.map(prod));
-    const ways = range(1, cores.length).map((half) => meeting(cores, half, width));
-    const reading = ways.length ? least(ways, (way) => way.price) : { macs: 0, peak: numbers };
-    return { dense: false, cores: cores.map(([left, n, right]) => [left, 1, n, right]), numbers, reading };
-  }
-  // Multiply-adds of a row whose two ends meet before core `half`, and the most numbers alive at once: its cores
-  // [r, n, r'], copied out of the table, the products from both ends, and the row. Padding is not computed; `price`,
-  // by which the half is chosen, counts it.
-  function meeting(cores, half, width) {
-    let [macs, front, back] = [0, 0, 0];
-    let rows = prod(cores[0].slice(0, 2));
-    let columns = prod(cores.at(-1).slice(1));
-    const given = sum(cores.map(prod));
-    let peak = given;
-    for (const [left, n, right] of cores.slice(1, half)) {
-      macs += rows * left * n * right;
-      rows *= n;
-      peak = Math.max(peak, given + front + rows * right);
-      front = rows * right;
-    }
-    for (const [left, n, right] of cores.slice(half, -1).reverse()) {
-      macs += left * n * right * columns;
-      columns *= n;
-      peak = Math.max(peak, given + front + back + left * columns);
-      back = left * columns;
-    }
-    const last = cores[half - 1][2] * columns;
-    const needed = Math.ceil(width / columns);
-    peak = Math.max(peak, given + front + back + needed * columns);
-    return { price: macs + rows * last, macs: macs + needed * last, peak };
-  }
-  // embeddings/ttm.py: one row of a TT-matrix, the slices contracted from both ends to the cut that evens their widths
-  function readRow(shapes, width) {
-    if (shapes.length === 1) return { macs: 0, peak: width };
-    const widths = shapes.map((core) => core[2]);
-    const cut = least(range(1, shapes.length), (k) => prod(widths.slice(0, k)) + prod(widths.slice(k)));
-    return meeting(shapes.map(([r, , n, q]) => [r, n, q]), cut, width);
-  }
-
-  return { ranksOf, coresOf, cost, cheapest, rowLayout, readRow, prod, sum, ORDERS };
+  return { ranksOf, coresOf, cost, cheapest, prod, sum, range, least, Live, ORDERS };
 })();
