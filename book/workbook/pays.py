@@ -123,11 +123,12 @@ def evaluate(expression: str) -> Any:
     """Compute an expression over the recorded results.
 
     Raises:
-        KeyError, AttributeError, NameError: it names what no record has.
+        KeyError: it names a row or a key that no record has.
+        NameError: it names a file that there is not, or a function that is not known.
 
     Example:
         >>> evaluate("one(convolutions.networks, network='plain').kernels")
-        7
+        6
     """
     found = numbers.known()
     builtins = found["__builtins__"] | BUILTINS

@@ -60,12 +60,7 @@ class Point(NamedTuple):
 
 
 def read() -> dict[str, Any]:
-    """The record of the study; empty, after a printed line, where it has not been measured yet.
-
-    Example:
-        >>> isinstance(read(), dict)  # doctest: +ELLIPSIS
-        ...True
-    """
+    """The record of the study; empty, after a printed line, where it has not been measured yet."""
     try:
         return recorded("structures") or {}
     except FileNotFoundError:
