@@ -15,9 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import row_sources
 import scale_models
 import small_tasks
 import torch
+from compressed import smooth
+from row_sources import written
 from scale_models import Experts, batches
 from small_checkpoints import saved
 from strategies import gaussian
@@ -27,7 +30,7 @@ pytest.importorskip("ray.data", reason="Ray Data is not installed", exc_type=Imp
 import ray
 
 import ttref
-from ttref.scale import audit, cluster, collect_gram, fit_cores, run
+from ttref.scale import audit, cluster, collect_gram, compress_rows, fit_cores, rows, run
 
 TASKS = [{"id": f"t{x}", "x": x} for x in range(4)]
 JOB = {"of": "squares"}
@@ -131,6 +134,22 @@ def test_the_jobs_write_the_bytes_of_the_pool(address, tmp_path):
     assert (tmp_path / "died").exists()
     assert found[0] == found[1]
     assert [len(hashes) for hashes in found[0]] == [2, 3, 1]
+
+
+def test_rows_are_those_of_the_pool(address, tmp_path, monkeypatch):
+    """Although a worker is killed within a shard; and neither engine repeats what the other has done."""
+    source = [written(tmp_path, part, "npy", f"{k}") for k, part in enumerate(smooth(40, 24, 4).split(15))]
+    how, out = {"eps": 0.3, "center": True, "rows_per_shard": 12}, tmp_path / "ray"
+    compress_rows(source, tmp_path / "pool", engine="pool", workers=1, **how)
+    undisturbed = small_tasks.hashes(tmp_path / "pool")
+    monkeypatch.setattr(rows, "compress", functools.partial(row_sources.dying, marks=str(tmp_path), within=True))
+    assert not compress_rows(source, out, engine="ray", **how).errors
+    assert (tmp_path / "rows-00002-of-00004.safetensors").exists() and small_tasks.hashes(out) == undisturbed
+    times = {path: path.stat().st_mtime_ns for path in out.glob("rows-*")}
+    (out / "rows-00003-of-00004.safetensors").unlink()
+    compress_rows(source, out, engine="pool", workers=1, **how)
+    changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["rows-00003-of-00004.safetensors"] and small_tasks.hashes(out) == undisturbed
 
 
 def test_a_folder_with_an_odd_name(address, tmp_path):

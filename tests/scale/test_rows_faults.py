@@ -1,4 +1,4 @@
-"""Tables compressed on Ray as on the pool, and what workers, disks and second drivers do to them meanwhile."""
+"""Tables of rows, and what workers, disks, sources and second drivers do to them meanwhile."""
 
 import errno
 import functools
@@ -10,7 +10,7 @@ from row_sources import dying, written
 from small_tasks import hashes
 
 from ttref import atomic
-from ttref.scale import cluster, compress_rows, jobs, rows
+from ttref.scale import compress_rows, jobs, rows
 
 HOW = {"eps": 0.3, "center": True, "rows_per_shard": 12}
 ONE = {"engine": "pool", "workers": 1}
@@ -32,33 +32,11 @@ def undisturbed(source, tmp_path_factory):
     return found
 
 
-def fatal(monkeypatch, marks, within):
-    """From now on the first worker with the second shard is killed."""
-    monkeypatch.setattr(rows, "compress", functools.partial(dying, marks=str(marks), within=within))
-
-
 def test_a_worker_that_is_killed(source, undisturbed, tmp_path, monkeypatch):
-    """Between its file and its record."""
-    fatal(monkeypatch, tmp_path, within=False)
+    """Between its file and its record. (On Ray one is killed within its work, in the tests of the engine there.)"""
+    monkeypatch.setattr(rows, "compress", functools.partial(dying, marks=str(tmp_path), within=False))
     assert not compress_rows(source, tmp_path / "out", engine="pool", workers=2, **HOW).errors
     assert (tmp_path / "rows-00002-of-00004.safetensors").exists() and hashes(tmp_path / "out") == undisturbed
-
-
-def test_ray_writes_what_the_pool_writes(source, undisturbed, tmp_path, monkeypatch):
-    """Also where a worker is killed within its work; and neither engine repeats what the other has done."""
-    pytest.importorskip("ray.data", reason="Ray Data is not installed", exc_type=ImportError)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    fatal(monkeypatch, tmp_path, within=True)
-    out = tmp_path / "out"
-    with cluster(workers=2):
-        assert not compress_rows(source, out, engine="ray", **HOW).errors
-        assert (tmp_path / "rows-00002-of-00004.safetensors").exists() and hashes(out) == undisturbed
-        times = {path: path.stat().st_mtime_ns for path in out.glob("rows-*")}
-        (out / "rows-00003-of-00004.safetensors").unlink()
-        compress_rows(source, out, **HOW, **ONE)
-        assert hashes(out) == undisturbed
-        changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
-        assert changed == ["rows-00003-of-00004.safetensors"]
 
 
 def full(*_):
