@@ -147,6 +147,7 @@ def test_saves_at_the_same_time_leave_one_of_them_whole(folder):
     assert found.keys() == {"a", "b"} and found["a"] == found["b"] and names(folder.parent) == ["release"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="rights, links and pipes as POSIX has them")
 def test_permissions_and_a_link_to_the_folder_stay(folder, tmp_path):
     folder.chmod(0o750)
     (tmp_path / "current").symlink_to(folder)
@@ -159,6 +160,7 @@ def test_no_place_to_write_into_is_said(tmp_path):
         filled(tmp_path / "nowhere" / "release", NEW)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="rights, links and pipes as POSIX has them")
 def test_only_ordinary_files_are_opened(folder):
     (folder / "link").symlink_to(folder / "one")
     os.mkfifo(folder / "pipe")

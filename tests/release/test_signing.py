@@ -280,6 +280,7 @@ def test_what_is_no_fault_of_the_signature_is_not_said_of_it(error, place, monke
         load_release(place[0] / "r", small_dense(), public_key=place[0] / "maker.pub")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="this system flushes no folders")
 def test_a_signature_is_on_the_disk_before_it_has_its_name(place, tmp_path, monkeypatch):
     folder, events = copied(place[0] / "r", tmp_path / "r"), []
     fsync, replace = os.fsync, os.replace
