@@ -39,7 +39,7 @@ const RankDrawing = (() => {
   // Points are {kind, x, y}; x in bytes, on a logarithmic axis. `now` is {x, y or null}.
   function chart({ points, now, width, name, format, bytes, label }) {
     const height = 280;
-    const [left, right, top, bottom] = [52, width - 14, 26, height - 42];
+    const [left, right, top, bottom] = [52, width - 26, 26, height - 42];
     const xs = [...points.map((p) => p.x), now.x].map(Math.log10);
     const ys = points.map((p) => p.y).concat(now.y ?? []);
     const [x0, x1] = [Math.min(...xs) - 0.08, Math.max(...xs) + 0.08];
@@ -56,9 +56,12 @@ const RankDrawing = (() => {
       text(format(y), left - 6, up(y) + 4, "end");
     }
     const every = Math.max(1, Math.ceil((x1 - x0) / Math.max(2, (right - left) / 90)));
-    for (let power = Math.ceil(x0); power <= x1; power += every) {
-      line(at(10 ** power), top, at(10 ** power), bottom, "tt-grid");
-      text(bytes(10 ** power), at(10 ** power), bottom + 16, "middle");
+    for (let power = Math.floor(x0); power <= x1; power += every) {
+      for (const x of (x1 - x0 < 1.5 ? [1, 2, 5] : [1]).map((step) => step * 10 ** power)) {
+        if (at(x) < left || at(x) > right) continue;
+        line(at(x), top, at(x), bottom, "tt-grid");
+        text(bytes(x), at(x), bottom + 16, "middle");
+      }
     }
     text(name, left - 44, 14, "start");
     text("bytes, logarithmic", right, height - 6, "end");

@@ -8,11 +8,11 @@ const RankResults = (() => {
     `${value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : whole(Math.round(value))}×`;
   function inBytes(value) {
     const power = value < 1000 ? 0 : Math.min(4, Math.floor(Math.log10(value) / 3));
-    return `${Number((value / 1000 ** power).toPrecision(3))} ${["bytes", "kB", "MB", "GB", "TB"][power]}`;
+    return `${Number((value / 1000 ** power).toPrecision(3))}\u00a0${["bytes", "kB", "MB", "GB", "TB"][power]}`;
   }
   function asScore({ unit }, value) {
     if (value == null) return "not measured";
-    const words = unit === "%" ? `${(100 * value).toFixed(1)} %` : `${value.toFixed(3)}${unit && ` ${unit}`}`;
+    const words = unit === "%" ? `${(100 * value).toFixed(1)}\u00a0%` : `${value.toFixed(3)}${unit && ` ${unit}`}`;
     return words.replace("-", "−");
   }
   const asError = (item) =>

@@ -1,5 +1,5 @@
 // What a row of a table costs, stored as a train of its own or read from a TT-matrix: ttref/rows/packed.py and
-// ttref/embeddings/ttm.py in JavaScript. Tests compare sizes with Python's, multiply-adds and peaks with what torch does.
+// ttref/embeddings/ttm.py in JavaScript. Tests compare sizes with Python's, multiply-adds and peaks with torch's.
 const RowCosts = (() => {
   const { ranksOf, prod, sum, range, least, Live } = TrainCosts;
 

@@ -1,5 +1,5 @@
-// Sizes and costs of tensor trains: ttref/shapes.py, steps.py, costs.py and plans.py in JavaScript, for products without
-// gradients. A test compares each figure with Python's, number by number. A core is [r, m, n, r'].
+// Sizes and costs of tensor trains: ttref/shapes.py, steps.py, costs.py and plans.py in JavaScript, for products
+// without gradients. A test compares each figure with Python's, number by number. A core is [r, m, n, r'].
 const TrainCosts = (() => {
   const WORKING_BYTES = 2 ** 23; // as in ttref/costs.py, with the share
   const LEAST_SHARE = 32;

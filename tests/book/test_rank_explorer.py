@@ -69,7 +69,7 @@ def choose(page, name, option):
 
 
 def cell(page, row, column):
-    return page.locator(f"tr:has(th:text-is('{row}')) td").nth(column).inner_text()
+    return page.locator(f"tr:has(th:text-is('{row}')) td").nth(column).inner_text().replace("\u00a0", " ")
 
 
 def test_each_object_is_shown_with_sizes_cores_and_rivals(opened):
