@@ -55,7 +55,7 @@ def by_ranks(rows: Sequence[Record], ratio: int) -> Told:
         )
         for matrix in real
     ]
-    return _told("entropy that noise has more", "train over noise", f"MiniLM, {ratio}× fewer numbers", pairs)
+    return _told("entropy missing to noise, all bonds", "train over noise", f"MiniLM, {ratio}× fewer numbers", pairs)
 
 
 def by_matrices(rows: Sequence[Record], size: int) -> list[Told]:
@@ -79,8 +79,8 @@ def by_matrices(rows: Sequence[Record], size: int) -> list[Told]:
             over_svd.append((shares["rows | columns"] - least, at["svd"] / at["train"]))
     who = f"matrices of four models, {size}× fewer numbers"
     return [
-        _told("least entropy of a cut, of noise's", "train over noise", who, over_noise),
-        _told("the same below the cut of SVD", "train over SVD", who, over_svd),
+        _told("least share of noise's entropy at a cut", "train over noise", who, over_noise),
+        _told("the same, below the share at SVD's cut", "train over SVD", who, over_svd),
     ]
 
 
