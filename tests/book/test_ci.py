@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import runpy
 import subprocess
 import tomllib
 
@@ -150,6 +151,19 @@ def test_the_tests_of_versions_leave_no_room_out():
     assert named == folders - {"benchmarks", "book", "peers", "studies", "workbook"}
     extras = set(re.search(r'"\.\[([\w,]+)\]"', UNIT)[1].split(","))
     assert extras == PROJECT["optional-dependencies"].keys() - NOT_IN_UNIT
+
+
+def test_what_kills_processes_is_left_out_where_that_cannot_be():
+    """Files of tests that kill by a signal which Windows lacks are listed in conftest.py, or ask for more."""
+    listed = set(runpy.run_path(str(ROOT / "tests/conftest.py"))["KILLING"])
+    assert all((ROOT / "tests" / name).is_file() for name in listed)
+    kills = re.compile(r"signal\.SIGKILL|\bdying\b|\bdie (?:before|within|after|last|always)")
+    guard = re.compile(r'\bin_child\(|"resource"|^del os\.sched_getaffinity, signal\.SIGKILL', re.MULTILINE)
+    for folder in re.search(r"tests/\{([\w,]+)\}", UNIT)[1].split(","):
+        for path in (ROOT / "tests" / folder).glob("test_*.py"):
+            text = path.read_text(encoding="utf-8")
+            if kills.search(text) and not guard.search(text):
+                assert f"{folder}/{path.name}" in listed, f"{path.name} kills, and nothing says so"
 
 
 def floors() -> dict[str, str]:
