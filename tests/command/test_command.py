@@ -95,6 +95,7 @@ def test_help_is_complete_and_needs_no_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: ttref" in done.stdout and "Exit codes" in done.stdout and "None" not in done.stdout
+    assert "`" not in done.stdout, "the marks of a docstring are no words for a terminal"
 
 
 def test_the_module_is_the_command():

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..printed import printable
 
 COMMANDS = ("audit", "compress", "verify", "rollback")
-EPILOG = __doc__.partition("Exit codes: ")[2]
+EPILOG = __doc__.partition("Exit codes: ")[2].replace("``", "")  # a terminal shows no type
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
