@@ -146,13 +146,14 @@ def at_the_edge(record: Mapping[str, Any], task: str) -> list[str]:
     """Structures whose best rate is the smallest or the largest that was tried, so that a better one may lie beyond.
 
     Example:
-        >>> runs = [{"arm": "dense", "rate": 0.002}, {"arm": "low rank", "rate": 0.001}]
-        >>> at_the_edge({"rates": [0.001, 0.002, 0.004], "characters": {"runs": runs}}, "characters")
+        >>> losses = {"dense": (2.5, 2.4, 2.6), "low rank": (2.5, 2.4, 2.3)}
+        >>> rates = [0.001, 0.002, 0.004]
+        >>> rows = [{"arm": arm, "rate": rate, "loss": loss} for arm, each in losses.items()
+        ...         for rate, loss in zip(rates, each)]
+        >>> at_the_edge({"rates": rates, "characters": {"tuning": rows}}, "characters")
         ['low rank']
     """
-    ends = {min(record["rates"]), max(record["rates"])}
-    rates = {run["arm"]: run["rate"] for run in record[task]["runs"]}
-    return [arm for arm, rate in rates.items() if rate in ends]
+    return [arm for arm, losses in rates_of(record, task).items() if min(losses) in (losses[0], losses[-1])]
 
 
 def draw_losses(ax: Axes, points: Sequence[Point]) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from book.tools.results import read
 from book.workbook import pays_structures, pays_told
 from book.workbook.pays_tree import boxes_of, draw_tree
-from ttref.advice.tree import TREE, Question
+from ttref.advice.tree import TREE, Node
 
 
 def matrix(k, *, train, svd, noise):
@@ -73,8 +73,8 @@ def test_the_arrows_lead_where_the_answers_do():
         start = next(k for k, box in enumerate(boxes) if box.text == question.ask)
         for answer, following in ((True, question.yes), (False, question.no)):
             (end,) = (end for begin, end, given in arrows if (begin, given) == (start, answer))
-            assert boxes[end].text == (following.ask if isinstance(following, Question) else following)
-            if isinstance(following, Question):
+            assert boxes[end].text == (following.ask if isinstance(following, Node) else following)
+            if isinstance(following, Node):
                 follow(following)
 
     follow(TREE)
@@ -145,12 +145,13 @@ def test_an_arm_without_scaled_steps_is_hollow_in_its_color():
 
 
 def test_rates_are_shown_in_their_order_and_ends_are_named():
-    rows = [{"arm": "dense", "rate": rate, "loss": loss} for rate, loss in ((0.2, 2.0), (0.1, 3.0))]
-    record = {"rates": [0.1, 0.2, 0.4], "pictures": {"tuning": rows, "runs": [RUNS[0] | {"rate": 0.4}]}}
-    (losses,) = pays_structures.rates_of(record, "pictures").values()
-    assert losses[:2] == [3.0, 2.0] and losses[2] != losses[2]  # not a number: not measured
-    assert pays_structures.at_the_edge(record, "pictures") == ["dense"]
-    assert pays_structures.at_the_edge(record | {"rates": [0.1, 0.4, 0.8]}, "pictures") == []
+    tried = {"dense": {0.2: 2.0, 0.1: 3.0, 0.4: 2.5}, "low rank": {0.1: 2.0, 0.2: 3.0, 0.4: 4.0}, "TT": {0.1: 2.0}}
+    rows = [{"arm": arm, "rate": rate, "loss": loss} for arm, each in tried.items() for rate, loss in each.items()]
+    record = {"rates": [0.1, 0.2, 0.4], "pictures": {"tuning": rows}}
+    found = pays_structures.rates_of(record, "pictures")
+    assert (found["dense"], found["low rank"]) == ([3.0, 2.0, 2.5], [2.0, 3.0, 4.0])
+    assert found["TT"][0] == 2.0 and all(loss != loss for loss in found["TT"][1:])  # not a number: not measured
+    assert pays_structures.at_the_edge(record, "pictures") == ["low rank", "TT"]
     assert pays_structures.rates_of(record, "characters") == {}
 
 
