@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from ttref.advice.tree import Question
+from ttref.advice.tree import Node
 
 from .figures import OKABE_ITO, readable
 
@@ -29,7 +29,7 @@ class Box(NamedTuple):
     verdict: bool
 
 
-def boxes_of(tree: Question) -> tuple[list[Box], list[tuple[int, int, bool]]]:
+def boxes_of(tree: Node) -> tuple[list[Box], list[tuple[int, int, bool]]]:
     """Where each question and each verdict stands, and the arrows between them.
 
     Questions that follow from yes stand below each other; those that follow from no stand a column to the right, each
@@ -39,22 +39,22 @@ def boxes_of(tree: Question) -> tuple[list[Box], list[tuple[int, int, bool]]]:
         The boxes, and for each arrow the boxes at its ends and its answer.
 
     Example:
-        >>> rule = Question("Smaller?", lambda train, svd, integers: train > 1, "train", "none")
+        >>> rule = Node("Smaller?", lambda train, svd, integers: train > 1, "train", "none")
         >>> boxes, arrows = boxes_of(rule)
         >>> [box.text for box in boxes], arrows
         (['Smaller?', 'train', 'none'], [(0, 1, True), (0, 2, False)])
     """
     depth: dict[int, int] = {}
     column: dict[int, int] = {}
-    order: list[Question] = []
+    order: list[Node] = []
 
-    def visit(question: Question, at: int, aside: int) -> None:
+    def visit(question: Node, at: int, aside: int) -> None:
         if id(question) not in depth:
             order.append(question)
             column[id(question)] = aside
         depth[id(question)] = max(at, depth.get(id(question), 0))
         for answer, following in ((0, question.yes), (1, question.no)):
-            if isinstance(following, Question):
+            if isinstance(following, Node):
                 visit(following, depth[id(question)] + 1, column[id(question)] + answer)
 
     visit(tree, 0, 0)
@@ -62,7 +62,7 @@ def boxes_of(tree: Question) -> tuple[list[Box], list[tuple[int, int, bool]]]:
     arrows = []
     for start, question in enumerate(order):
         for answer, following in ((True, question.yes), (False, question.no)):
-            if isinstance(following, Question):
+            if isinstance(following, Node):
                 arrows.append((start, [id(each) for each in order].index(id(following)), answer))
             else:
                 both = isinstance(question.yes, str) and isinstance(question.no, str)
@@ -72,7 +72,7 @@ def boxes_of(tree: Question) -> tuple[list[Box], list[tuple[int, int, bool]]]:
     return boxes, arrows
 
 
-def draw_tree(ax: Axes, tree: Question) -> None:
+def draw_tree(ax: Axes, tree: Node) -> None:
     """Draw the questions as boxes, the verdicts in color, and an arrow for each answer.
 
     Args:

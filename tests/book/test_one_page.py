@@ -3,14 +3,14 @@
 import re
 
 from book.tools.notebooks import ROOT
-from ttref.advice.tree import TREE, Question
+from ttref.advice.tree import TREE, Node
 
 PAGE = (ROOT / "book/one_page.md").read_text(encoding="utf-8")
 
 
 def test_the_questions_are_those_that_advise_asks():
     text, question, places = " ".join(PAGE.split()), TREE, []
-    while isinstance(question, Question):
+    while isinstance(question, Node):
         places.append(text.find(question.ask))
         question = question.yes
     assert len(places) == 3 and min(places) > 0 and places == sorted(places)

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["TREE", "Question", "judged", "walk"]
+__all__ = ["TREE", "Node", "judged", "walk"]
 
 IN_INT8 = 4  # numbers of float32 that take four bytes take one each, so a ratio in numbers is a fourth of that in bytes
 MARGIN_INTEGERS, MARGIN_SVD = 1.5, 1.1
 
 
-class Question(NamedTuple):
+class Node(NamedTuple):
     """A question about the ratios of one matrix, and where each answer leads.
 
     Attributes:
@@ -34,24 +34,24 @@ class Question(NamedTuple):
         no: The same for no.
 
     Example:
-        >>> small = Question("Is a train smaller?", lambda train, svd, integers: train > 1, "train", "none")
+        >>> small = Node("Is a train smaller?", lambda train, svd, integers: train > 1, "train", "none")
         >>> small.holds(2.0, 1.0, 1.0), small.yes
         (True, 'train')
     """
 
     ask: str
     holds: Callable[[float, float, float], bool]
-    yes: Question | str
-    no: Question | str
+    yes: Node | str
+    no: Node | str
 
 
-TREE = Question(
+TREE = Node(
     "Has the best train or SVD fewer numbers than the matrix?",
     lambda train, svd, integers: max(train, svd) > 1,
-    yes=Question(
+    yes=Node(
         f"In eight bits, is it at least {MARGIN_INTEGERS} times as small as integers?",
         lambda train, svd, integers: IN_INT8 * max(train, svd) >= MARGIN_INTEGERS * integers,
-        yes=Question(
+        yes=Node(
             f"Is the train more than {MARGIN_SVD} times as small as SVD?",
             lambda train, svd, integers: train > MARGIN_SVD * svd,
             yes="train",
@@ -59,7 +59,7 @@ TREE = Question(
         ),
         no="integers",  # which are then more than 2.6 times as small as float32: eight bits or fewer do keep the error
     ),
-    no=Question(
+    no=Node(
         "Do integers of at most eight bits keep the error?",
         lambda train, svd, integers: integers > 1,
         yes="integers",
@@ -87,7 +87,7 @@ def walk(train: float, svd: float, integers: float) -> tuple[str, list[tuple[str
         ('train', [True, True, True])
     """
     answers, here = [], TREE
-    while isinstance(here, Question):
+    while isinstance(here, Node):
         answer = bool(here.holds(train, svd, integers))
         answers.append((here.ask, answer))
         here = here.yes if answer else here.no
