@@ -30,7 +30,7 @@ from .network import HEADS, Form, Network
 from .tasks import TASKS, Task
 
 STEPS, WARM_UP = 600, 60
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 TUNING_STEPS = 300
 SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
