@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = ("passed", "failed", "skipped")
-COLUMNS = ("Seconds", "Peak MiB", *(mark.capitalize() for mark in MARKS))
+COLUMNS = ("Seconds", "Peak MiB", "Tests")  # no more: a phone would break their names
 
 
 class LastRun(SphinxDirective):
@@ -35,7 +35,7 @@ class LastRun(SphinxDirective):
         versions = "; ".join(f"{name} {version}" for name, version in found["versions"].items())
         tables = [
             ("Notebook", [(self.link(part["name"], titles), part) for part in chapters]),
-            ("Tests", [(nodes.literal("", part["name"]), part) for part in tests]),
+            ("Folder", [(nodes.literal("", part["name"]), part) for part in tests]),
         ]
         return [
             nodes.paragraph("", summary(found)),
@@ -59,8 +59,7 @@ class LastRun(SphinxDirective):
 
 def summary(found: dict) -> str:
     """The run in two sentences."""
-    ends = {mark: sum(part[mark] for part in found["parts"]) for mark in MARKS}
-    counted = ", ".join(f"{number:,} {mark}" for mark, number in ends.items())
+    counted = ends({mark: sum(part[mark] for part in found["parts"]) for mark in MARKS})
     minutes, seconds = divmod(round(found["seconds"]), 60)
     commit = f", commit {found['commit']}" if found["commit"] else ""
     return (
@@ -69,25 +68,30 @@ def summary(found: dict) -> str:
     )
 
 
+def ends(part: dict) -> str:
+    """How many tests passed, and how many did not."""
+    return ", ".join(f"{part[mark]:,} {mark}" for mark in MARKS if part[mark] or mark == "passed")
+
+
 def table(first: str, rows: list[tuple[nodes.Node, dict]]) -> nodes.Node:
     """A table of parts of the run: the name, then what it took and how its tests ended."""
     group = nodes.tgroup("", cols=1 + len(COLUMNS))
-    group += [nodes.colspec(colwidth=width) for width in (40, *(12 for _ in COLUMNS))]
+    group += [nodes.colspec(colwidth=width) for width in (40, 15, 15, 30)]
     group += nodes.thead("", line([nodes.Text(name) for name in (first, *COLUMNS)]))
     body = nodes.tbody()
     for name, part in rows:
         peak = "" if part["peak_mib"] is None else f"{part['peak_mib']:,}"
-        cells = [f"{part['seconds']:.1f}", peak, *(f"{part[mark]:,}" for mark in MARKS)]
+        cells = [f"{part['seconds']:.1f}", peak, ends(part)]
         body += line([name, *map(nodes.Text, cells)])
     group += body
     return nodes.table("", group)
 
 
 def line(cells: list[nodes.Node]) -> nodes.row:
-    """One line of a table; all but the first cell hold numbers, set to the right."""
+    """One line of a table; the second and the third cell hold numbers, set to the right."""
     row = nodes.row()
     for k, cell in enumerate(cells):
-        row += nodes.entry("", nodes.paragraph("", "", cell), classes=["text-right"] if k else [])
+        row += nodes.entry("", nodes.paragraph("", "", cell), classes=["text-right"] if k in (1, 2) else [])
     return row
 
 
