@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = ("passed", "failed", "skipped")
-COLUMNS = ("Seconds", "Peak MiB", "Tests")  # no more: a phone would break their names
+COLUMNS = ("Time, s", "Peak, MiB", "Tests")  # no more: a phone would break their names
 
 
 class LastRun(SphinxDirective):
@@ -76,7 +76,7 @@ def ends(part: dict) -> str:
 def table(first: str, rows: list[tuple[nodes.Node, dict]]) -> nodes.Node:
     """A table of parts of the run: the name, then what it took and how its tests ended."""
     group = nodes.tgroup("", cols=1 + len(COLUMNS))
-    group += [nodes.colspec(colwidth=width) for width in (40, 15, 15, 30)]
+    group += [nodes.colspec(colwidth=width) for width in (36, 15, 15, 34)]
     group += nodes.thead("", line([nodes.Text(name) for name in (first, *COLUMNS)]))
     body = nodes.tbody()
     for name, part in rows:
@@ -84,7 +84,7 @@ def table(first: str, rows: list[tuple[nodes.Node, dict]]) -> nodes.Node:
         cells = [f"{part['seconds']:.1f}", peak, ends(part)]
         body += line([name, *map(nodes.Text, cells)])
     group += body
-    return nodes.table("", group)
+    return nodes.table("", group, classes=["colwidths-given"])
 
 
 def line(cells: list[nodes.Node]) -> nodes.row:

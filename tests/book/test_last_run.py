@@ -142,7 +142,7 @@ def test_a_record_is_shown_whole(monkeypatch, tmp_path):
     assert "A processor" in summary.astext() and versions.astext() == "python 3.11.7; torch 2.13.0."
     rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in chapters.findall(nodes.row)]
     title = used.title(notebooks.chapters()[0])
-    assert rows == [["Notebook", "Seconds", "Peak MiB", "Tests"],
+    assert rows == [["Notebook", "Time, s", "Peak, MiB", "Tests"],
                     [title, "61.5", "1,402", "30 passed, 1 failed"]]  # fmt: skip
     rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in tests.findall(nodes.row)]
     assert rows[1:] == [["tests/core", "80.0", "", "1,301 passed, 6 skipped"]]
