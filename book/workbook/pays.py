@@ -23,7 +23,19 @@ from matplotlib.ticker import NullFormatter
 
 from ..tools import numbers
 
-__all__ = ["LOOKS", "Row", "Side", "draw_map", "evaluate", "level_band", "load", "rank_correlation", "rival_of"]
+__all__ = [
+    "LOOKS",
+    "Null",
+    "Row",
+    "Side",
+    "draw_map",
+    "evaluate",
+    "level",
+    "level_band",
+    "load",
+    "rank_correlation",
+    "rival_of",
+]
 
 FILE = Path(__file__).with_name("pays.toml")
 SLACK = 1.1  # a rival may have so many times the train's bytes
@@ -37,19 +49,42 @@ NULL = "#111111"
 
 
 class Side(NamedTuple):
-    """One way to store an object: its name, its error, its bytes, and the standard error of its error (0: unknown)."""
+    """One way to store an object: its name, its error, its bytes, and the standard error of its error (0: unknown).
+
+    Example:
+        >>> Side("train", 0.25186, 6144, 0.0076).said, Side("SVD", 0.4621, 8100).said
+        ('0.252 ± 0.008', '0.462')
+    """
 
     name: str
     error: float
     bytes: float
     se: float = 0.0
 
+    @property
+    def said(self) -> str:
+        """The error as a reader sees it, with its standard error if that is known."""
+        return f"{self.error:.3g}" + (f" ± {self.se:.1g}" if self.se else "")
+
+
+class Null(NamedTuple):
+    """What a train does to noise in place of an object.
+
+    Attributes:
+        name: What the noise is.
+        error: Of the train on it.
+        train: Of that train on the object, measured in the same way.
+        measure: How both are measured, where it is not as in the row.
+    """
+
+    name: str
+    error: float
+    train: float
+    measure: str = ""
+
 
 class Row(NamedTuple):
-    """An object of the map: what it is, how its error is measured and where, the train, all its rivals, and the null.
-
-    ``null`` is the name of the null, the error of the train there, and its error on the object at the same size.
-    """
+    """An object of the map: what it is, how its error is measured and where, the train, all its rivals, and the null."""
 
     object: str
     group: str
@@ -57,7 +92,7 @@ class Row(NamedTuple):
     where: str
     train: Side
     rivals: tuple[Side, ...]
-    null: tuple[str, float, float] | None
+    null: Null | None
 
     @property
     def rival(self) -> Side:
@@ -72,17 +107,12 @@ class Row(NamedTuple):
     @property
     def over_null(self) -> float | None:
         """How many times the train errs more on the null than on the object; None without a null."""
-        return self.null[1] / self.null[2] if self.null else None
+        return self.null.error / self.null.train if self.null else None
 
     @property
     def verdict(self) -> str:
-        """``"wins"``, ``"level"`` or ``"loses"``.
-
-        Level are gains within a twentieth, and differences below two standard errors where these are on record.
-        """
-        apart = abs(self.rival.error - self.train.error)
-        known = math.hypot(self.train.se, self.rival.se)
-        if 1 / BAND <= self.gain <= BAND or (self.train.se and apart < 2 * known):
+        """``"wins"``, ``"level"`` or ``"loses"``, by :func:`level`."""
+        if level(self.train, self.rival):
             return "level"
         return "wins" if self.gain > 1 else "loses"
 
@@ -149,6 +179,20 @@ def rival_of(train: Side, rivals: Sequence[Side]) -> Side:
     return min(fair, key=lambda rival: rival.error) if fair else min(rivals, key=lambda rival: rival.bytes)
 
 
+def level(train: Side, rival: Side) -> bool:
+    """Whether two errors are within a twentieth, or less than two standard errors apart, where these are on record.
+
+    Example:
+        >>> [level(Side("train", 0.2, 100), Side("a", error, 100)) for error in (0.209, 0.23)]
+        [True, False]
+        >>> level(Side("train", 0.2, 100, se=0.02), Side("a", 0.23, 100))
+        True
+    """
+    known = math.hypot(train.se, rival.se)
+    apart = abs(rival.error - train.error)
+    return 1 / BAND <= rival.error / train.error <= BAND or bool(train.se and apart < 2 * known)
+
+
 def _side(given: Mapping[str, str]) -> Side:
     return Side(given["name"], *(float(evaluate(given.get(key, "0"))) for key in ("error", "bytes", "se")))
 
@@ -174,7 +218,7 @@ def load(path: Path = FILE) -> tuple[Row, ...]:
         train, null = _side(given["train"]), given.get("null")
         if null:
             same = float(evaluate(null["train"])) if "train" in null else train.error
-            null = (null["name"], float(evaluate(null["error"])), same)
+            null = Null(null["name"], float(evaluate(null["error"])), same, null.get("measure", ""))
         rivals = tuple(side for each in given["rivals"] for side in _sides(each))
         words = (given[key] for key in ("object", "group", "measure", "where"))
         rows.append(Row(*words, train, rivals, null))
@@ -242,9 +286,7 @@ def draw_map(ax: Axes, rows: Sequence[Row]) -> None:
         labels.append(row.object)
     ax.axvspan(*level_band(), color="0.8", zorder=0, linewidth=0)
     ax.axvline(1, color="0.4", linewidth=1, marker="", zorder=1)
-    ax.set(
-        xscale="log", ylim=(height + 0.8, 0.2), xlabel="gain: error of the rival or on the null / error of the train"
-    )
+    ax.set(xscale="log", ylim=(height + 0.8, 0.2), xlabel="gain: times as much error as the train (log)")
     ax.set_yticks(places, labels)
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")

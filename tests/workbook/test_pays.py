@@ -21,7 +21,7 @@ def expressions(given):
     """Every expression of a row that gives a number."""
     sides = [given["train"], *given["rivals"], *([given["null"]] if "null" in given else [])]
     for side in sides:
-        yield from (text for key, text in side.items() if key != "name")
+        yield from (text for key, text in side.items() if key not in ("name", "measure"))
 
 
 @by_row
@@ -52,8 +52,8 @@ def test_gains_are_those_counted_apart(row):
             else [(side["name"], pays.evaluate(side["error"]), pays.evaluate(side["bytes"]))]
         )
     assert len(rivals) == len(row.rivals)
-    fair = [(error, name) for name, error, nbytes in rivals if nbytes <= 1.1 * train["bytes"]]
-    error, name = min(fair) if fair else min((nbytes, name, error) for name, error, nbytes in rivals)[:0:-1]
+    fair = [(error, name) for name, error, nbytes, *_ in rivals if nbytes <= 1.1 * train["bytes"]]
+    error, name = min(fair) if fair else min((nbytes, name, error) for name, error, nbytes, *_ in rivals)[:0:-1]
     assert (row.rival.name, row.gain) == (name, error / train["error"])
     assert row.train.error > 0 and all(rival.error > 0 or rival.bytes > row.train.bytes for rival in row.rivals)
     if "null" in given:
@@ -71,7 +71,9 @@ def test_all_that_was_compressed_has_a_row():
 
 
 def row(train, rival, null=None):
-    return pays.Row("a", "b", "c", "d", pays.Side("train", *train), (pays.Side("rival", *rival),), null)
+    return pays.Row(
+        "a", "b", "c", "d", pays.Side("train", *train), (pays.Side("rival", *rival),), null and pays.Null(*null)
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,34 @@ def test_the_verdict_needs_a_twentieth_and_two_standard_errors(train, rival, ver
 def test_the_gain_over_the_null_is_at_the_size_of_the_null():
     assert row((0.1, 1), (0.2, 1), ("noise", 0.6, 0.3)).over_null == pytest.approx(2)
     assert row((0.1, 1), (0.2, 1)).over_null is None
+
+
+def test_a_rival_of_the_size_is_there_wherever_one_was_tried():
+    """A rival of at most a tenth more is found in every row; an adapter is compared in numbers, all of float32."""
+    assert [one.object for one in ROWS if one.rival.bytes > 1.1 * one.train.bytes] == []
+    (adapter,) = (one for one in ROWS if one.group == "adapters")
+    assert adapter.rival.name == "LoRA, r = 1, four of six blocks" and adapter.rival.bytes == adapter.train.bytes
+
+
+def test_standard_errors_are_known_for_both_sides_or_none():
+    assert [one.object for one in ROWS if bool(one.train.se) != bool(one.rival.se)] == []
+    assert sum(bool(one.train.se) for one in ROWS) == 10
+
+
+def test_a_null_that_is_measured_otherwise_says_so():
+    """Where the train of the null is another, both errors are of one kind, and the row says which."""
+    for one in ROWS:
+        if one.null:
+            assert bool(one.null.measure) == (one.null.train != one.train.error), one.object
+    nulls = [(one.null.error, one.null.train) for one in ROWS if one.null]
+    assert len(set(nulls)) == len(nulls)  # no null stands twice
+
+
+def test_the_number_format_of_a_finished_layer_is_named():
+    formats = ("bfloat16", "float32", "int")
+    for one in ROWS:
+        if one.group == "finished linear layers":
+            assert all(any(word in side.name for word in formats) for side in (one.train, *one.rivals)), one.object
 
 
 def test_only_one_row_may_fit():
