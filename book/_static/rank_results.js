@@ -1,7 +1,7 @@
 // The results of the rank explorer: cores, sizes and costs, what was measured, a chart, and all records, as elements.
 const RankResults = (() => {
   const { cheapest, prod, sum } = TrainCosts;
-  const { whole, sizeOf, stored, worth, bestWithin, address } = RankState;
+  const { SLACK, whole, sizeOf, stored, valueOf, worth, bestWithin, address } = RankState;
 
   const short = (value) => (value < 0.001 && value > 0 ? "under 0.001" : String(Number(value.toPrecision(3))));
   const times = (value) =>
@@ -98,31 +98,35 @@ const RankResults = (() => {
       const words = "Nothing was measured on a matrix of your own. ttref.advise does that.";
       return section("Measured", element("p", {}, words));
     }
-    const rival = bestWithin(object, found.bytes);
+    const rivalOf = (measure, said) => {
+      const rival = bestWithin(object, found.bytes, measure);
+      return rival ? `${said(rival)}: ${rival.name}, ${inBytes(rival.bytes)}` : "none of this size";
+    };
     const size = inBytes(found.bytes);
     const noise = record?.nullBytes ? inBytes(record.nullBytes) : size;
-    const lines = [["bytes", size, noise, rival ? inBytes(rival.bytes) : "none"]];
+    const lines = [["bytes", size, noise, `at most ${inBytes(SLACK * found.bytes)}`]];
     if (hasErrors(object)) {
       const bound = record?.nullBytes ? `at most ${short(record.bound)}` : asError({ error: record?.nullError });
-      lines.push([`error of the ${object.errorOf}`, asError(record), bound, asError(rival)]);
+      lines.push([`error of the ${object.errorOf}`, asError(record), bound, rivalOf(-1, asError)]);
     }
     object.scores.forEach((one, k) => {
-      const all = [record?.scores, record?.nullScores, rival?.scores];
       const name = `${one.name} (${object.whole || "dense"}: ${asScore(one, one.dense)})`;
-      lines.push([name, ...all.map((scores) => asScore(one, scores?.[k]))]);
+      const own = [record?.scores, record?.nullScores].map((scores) => asScore(one, scores?.[k]));
+      lines.push([name, ...own, rivalOf(k, (rival) => asScore(one, rival.scores[k]))]);
     });
     const first = record ? "Recorded." : "At this rank and these modes nothing was measured.";
-    const rest = "The last column is the best other method within these bytes.";
+    const rest = "The last column is, for each row, the best other method in at most a tenth more bytes.";
     const link = element("a", { href: `../notebooks/${object.chapter}.html` }, object.title);
     const from = element("p", {}, `${first} ${rest} From `, link);
     from.append(`, by ${object.command}, ${object.date}. ${object.note || ""}`);
-    const head = ["", "train", object.null, rival ? rival.name : "rival within these bytes"];
-    return section("Measured", from, table("Beside noise, and a rival in no more bytes", head, lines));
+    const head = ["", "train", object.null, "best rival of this size"];
+    return section("Measured", from, table("Beside noise, and rivals in at most a tenth more bytes", head, lines));
   }
 
   function chart({ object, form }, found, record, room) {
     const scored = object.scores[0];
-    const value = (one) => (scored ? one?.scores?.[0] : one?.error) ?? null;
+    const measure = scored ? 0 : -1;
+    const value = (one) => valueOf(one, measure);
     const points = [];
     for (const one of form.records) {
       const x = stored(object, form, one.ranks).bytes;
@@ -131,10 +135,11 @@ const RankResults = (() => {
       if (noise != null) points.push({ kind: "null", x: one.nullBytes || x, y: noise });
     }
     let best = -Infinity; // of the rivals, those that no smaller one equals
-    for (const one of [...object.rivals].sort((a, b) => a.bytes - b.bytes || worth(object, b) - worth(object, a))) {
-      if (worth(object, one) <= best) continue;
-      best = worth(object, one);
-      if (value(one) !== null && one.bytes) points.push({ kind: "rival", x: one.bytes, y: value(one) });
+    const worthOf = (one) => worth(object, one, measure);
+    for (const one of [...object.rivals].sort((a, b) => a.bytes - b.bytes || worthOf(b) - worthOf(a))) {
+      if (worthOf(one) <= best) continue;
+      best = worthOf(one);
+      if (one.bytes) points.push({ kind: "rival", x: one.bytes, y: value(one) });
     }
     if (points.length < 2) return [];
     const name = scored ? scored.name : `error of the ${object.errorOf}`;

@@ -4,6 +4,7 @@ const RankState = (() => {
   const { ranksOf, coresOf, prod, sum } = TrainCosts;
   const { rowLayout, readRow } = RowCosts;
   const MOST = { rank: 4096, vectors: 65536, modes: 24, entries: 2 ** 40 };
+  const SLACK = 1.1; // a rival may take a tenth more bytes than the train
   const OWN = {
     id: "own",
     name: "A matrix of your own",
@@ -39,18 +40,18 @@ const RankState = (() => {
   const recordOf = (object, form, ranks) =>
     form.records.find((one) => same(stored(object, form, one.ranks).ranks, ranks));
 
-  // Rivals are compared by the best score that they have; where an object has no scores, by the error.
-  function worth(object, item) {
-    if (!object.scores.length) return -(item.error ?? Infinity);
-    const known = object.scores.flatMap(({ better }, k) => {
-      const value = item.scores?.[k];
-      return value == null ? [] : [better === "higher" ? value : -value];
-    });
-    return Math.max(-Infinity, ...known);
+  // A measure is the place of a score, or -1 for the error. Each has its own best rival, for two scores can be two
+  // contests (trained from the start, or cut and trained on). The slack is that of the map in chapter 10.
+  const valueOf = (item, measure) => (measure < 0 ? item?.error : item?.scores?.[measure]) ?? null;
+  function worth(object, item, measure) {
+    const value = valueOf(item, measure);
+    if (value === null) return -Infinity;
+    return object.scores[measure]?.better === "higher" ? value : -value;
   }
-  function bestWithin(object, bytes) {
-    const fitting = object.rivals.filter((one) => one.bytes <= bytes && worth(object, one) > -Infinity);
-    return fitting.sort((a, b) => worth(object, b) - worth(object, a) || a.bytes - b.bytes)[0];
+  function bestWithin(object, bytes, measure) {
+    const value = (one) => worth(object, one, measure);
+    const fitting = object.rivals.filter((one) => one.bytes <= SLACK * bytes && value(one) > -Infinity);
+    return fitting.sort((a, b) => value(b) - value(a) || a.bytes - b.bytes)[0];
   }
 
   function ownForm(object, rows, cols) {
@@ -126,7 +127,7 @@ const RankState = (() => {
   }
 
   return {
-    MOST, OWN, whole, highest, sizeOf, stored, recordOf, worth, bestWithin, ownForm, fault, start, address, numbersIn,
-    parsed,
+    MOST, SLACK, OWN, whole, highest, sizeOf, stored, recordOf, valueOf, worth, bestWithin, ownForm, fault, start,
+    address, numbersIn, parsed,
   };
 })();

@@ -90,13 +90,28 @@ def test_a_recorded_rank_shows_the_record_and_another_says_not_measured(opened):
     page = opened("#object=digits&modes=source&rank=8")
     assert cell(page, "error of the weights", 0) == "0.665" and cell(page, "error of the weights", 1) == "0.821"
     assert cell(page, "test accuracy (dense: 97.1 %)", 0) == "85.6 %"
-    assert page.locator("section[aria-label='Measured'] thead th").nth(2).inner_text() == "int4 per row"
+    assert cell(page, "test accuracy (dense: 97.1 %)", 2) == "96.9 %: int4 per row, 2.18 kB"
     assert page.locator("[aria-current]").inner_text() == "8"
     page.get_by_label("Rank, typed").fill("20")
     assert said(page, "not measured")
     assert cell(page, "error of the weights", 0) == "not measured"
     assert page.locator("[aria-current]").count() == 0
     assert "nothing was measured" in page.locator("section[aria-label='Measured'] p").inner_text()
+
+
+def test_each_score_has_a_rival_of_its_own(opened):
+    page = opened("#object=pictures&modes=picture&rank=1")
+    rows = page.locator("section[aria-label='Measured'] tbody tr").all_inner_texts()
+    assert "at most 5.91 kB" in rows[0].replace("\u00a0", " ")
+    assert "random and frozen" in rows[1] and "from the start" in rows[1]
+    assert "SVD, rank 1" in rows[2] and "cut and trained on" in rows[2]
+    page.evaluate("location.hash = '#object=adapters&modes=automatic&rank=4'")
+    page.wait_for_function("document.querySelector('[aria-label=Measured]').innerText.includes('LoRA')")
+    rival = cell(page, "test accuracy (all weights trained: 76.5 %)", 2)
+    # LoRA of rank 1 in all blocks is half as large again.
+    assert rival == "72.2 %: LoRA, rank 1 in four of six blocks, 24.6 kB"
+    page.evaluate("location.hash = '#object=query&modes=plain&rank=1'")
+    page.wait_for_function("document.querySelector('[aria-label=Measured]').innerText.includes('none of this size')")
 
 
 def test_inner_ranks_that_a_bound_chose_are_a_setting(opened):
