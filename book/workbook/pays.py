@@ -84,7 +84,7 @@ class Null(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An object of the map: what it is, how its error is measured and where, the train, all its rivals, and the null."""
+    """An object of the map: what it is, how its error is measured and where, the train, all its rivals, the null."""
 
     object: str
     group: str
