@@ -10,7 +10,7 @@ from small_checkpoints import alike, as_gguf, falling, noise, saved, sharded, sm
 
 from ttref.audit import audit as one_process
 from ttref.audit import auditing
-from ttref.scale import audits
+from ttref.scale import audits, jobs
 from ttref.scale.audits import audit
 
 HERE = {"engine": "pool", "workers": 1}
@@ -116,6 +116,7 @@ def test_texts_and_models_that_are_written_while_they_are_read(tmp_path, monkeyp
         audit(folder, tmp_path / "out", data=texts, **HERE)
 
 
+@pytest.mark.skipif(jobs.fcntl is None, reason="this system has no such locks")
 def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
     """While the report is saved too; and a user's own files of any name stay."""
     path = saved({"fc.weight": noise(16, 24)}, tmp_path / "model")

@@ -135,7 +135,8 @@ import torch
 
 for name in ("fcntl", "grp", "pwd", "resource"):
     sys.modules[name] = None
-del os.sched_getaffinity, signal.SIGKILL
+for of, name in ((os, "sched_getaffinity"), (signal, "SIGKILL")):
+    vars(of).pop(name, None)
 import ttref.scale
 
 for module in pkgutil.iter_modules(ttref.scale.__path__):

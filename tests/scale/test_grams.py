@@ -18,6 +18,7 @@ import ttref
 from ttref.fitting import collect_gram as one_process
 from ttref.scale import batches as reading
 from ttref.scale import grams as scaled
+from ttref.scale import jobs
 from ttref.scale.grams import collect_gram
 
 LAYERS = ["q", "k", "first", "second"]
@@ -174,6 +175,7 @@ def test_parts_that_somebody_removed_are_missed(tmp_path, monkeypatch):
         collect_gram(Experts, "q", batches(), tmp_path, **HERE)
 
 
+@pytest.mark.skipif(jobs.fcntl is None, reason="this system has no such locks")
 def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
     """While the parts are added too; and a user's own files of any name stay."""
     (tmp_path / "parts").mkdir()
