@@ -6,7 +6,7 @@ import pytest
 import torch
 from compressed import Largest
 from gramians import dense_update, inputs, lost
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import gaussian, norm, pairs, random_matrix_train, rows_and_columns, seeds
 
@@ -67,6 +67,7 @@ def test_a_gram_matrix_of_few_inputs_has_a_solution_all_the_same(steps, monkeypa
 
 @pytest.mark.parametrize("steps", [10**6, 0], ids=["factorized", "conjugate gradients"])
 @given(shape=pairs, seed=seeds)
+@example(shape=[(1, 1), (1, 1)], seed=0)  # more unknowns than equations: what is left after a step is rounding
 @settings(max_examples=20)
 def test_no_update_of_a_core_raises_the_error(steps, shape, seed):
     with pytest.MonkeyPatch.context() as patch:

@@ -14,22 +14,28 @@ from .parts import Surrounding
 
 MOST_STEPS = 200
 ENTRIES = 1 << 22  # float64 numbers of a temporary at most: 32 MB
+LEAST = 1e-12  # of the preconditioner, as a share of its largest entry
+# A slope below this share of that of the whole right side is rounding: where A is singular, eps**2 / LEAST of it. A
+# step along it would be long, change nothing of the loss, and leave a core of huge numbers that cancel.
+ROUNDED = 1e-17
 
 
-def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float, floor: float) -> Tensor:
-    """The change of a core that solves ``A change = missing``, each row i of it by steps of its own.
+def conjugate_gradients(around: Surrounding, wanted: Tensor, missing: Tensor, tol: float, floor: float) -> Tensor:
+    """The change of a core that solves ``A change = missing``, of ``wanted`` for the core, each row i by its own steps.
 
     The loss falls with every step; the last is the one that brings less than ``tol`` of the whole fall, or less than
     ``floor``.
     """
     precondition = _Preconditioner(around)
     change, residual = torch.zeros_like(missing), missing
-    upward = direction = precondition(residual)
-    slope = (residual * upward).sum((0, 2, 3), keepdim=True)
+    rounded = ROUNDED * _sums(wanted * precondition(wanted))
+    upward = precondition(residual)
+    slope = _sums(residual * upward)
+    direction = torch.where(slope > rounded, upward, 0.0)
     total = 0.0
     for _ in range(MOST_STEPS):
         image = around(direction)
-        curvature = (direction * image).sum((0, 2, 3), keepdim=True)
+        curvature = _sums(direction * image)
         length = torch.where(curvature > 0, slope / curvature, 0.0)
         change = change + length * direction
         residual = residual - length * image
@@ -38,10 +44,15 @@ def conjugate_gradients(around: Surrounding, missing: Tensor, tol: float, floor:
         if not gain > max(tol * total, floor):
             break
         upward = precondition(residual)
-        following = (residual * upward).sum((0, 2, 3), keepdim=True)
-        direction = upward + torch.where(slope > 0, following / slope, 0.0) * direction
+        following = _sums(residual * upward)
+        direction = torch.where(following > rounded, upward + following / slope * direction, 0.0)
         slope = following
     return change
+
+
+def _sums(products: Tensor) -> Tensor:
+    """Over all but the row i of a core, which stays an axis."""
+    return products.sum((0, 2, 3), keepdim=True)
 
 
 class _Preconditioner:
@@ -60,7 +71,7 @@ class _Preconditioner:
         else:
             self.middle = torch.linalg.eigh(on_middle).eigenvectors
             diagonal = _diagonal(gram.reshape(s, n, r, s, n, r), self.middle, turned_left, turned_right)
-        self.scale = diagonal.clamp(min=1e-12 * diagonal.max()).unsqueeze(1)
+        self.scale = diagonal.clamp(min=LEAST * diagonal.max()).unsqueeze(1)
 
     def __call__(self, core: Tensor) -> Tensor:
         a, m, n, b = core.shape

@@ -37,7 +37,7 @@ def solved(
     dense = gram.ndim == 2
     if not (_dense_pays(around) if dense else _diagonal_pays(around)):
         missing = wanted - around(core)
-        change = conjugate_gradients(around, missing, tol, floor)
+        change = conjugate_gradients(around, wanted, missing, tol, floor)
         gain = ((2 * missing - around(change)) * change).sum().item()  # what the steps add up to is less exact
     else:
         change, gain = _dense(around, core, wanted) if dense else _diagonal(around, core, wanted)
