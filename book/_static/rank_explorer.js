@@ -21,21 +21,38 @@ document.addEventListener("DOMContentLoaded", () => {
   const slider = field("Rank", element("input", { type: "range", min: 1 }));
   const exact = field("Rank, typed", element("input", { type: "number", min: 1 }));
   const vectorsField = field("Vectors at once", element("input", { type: "number", min: 1, max: MOST.vectors }));
-  const trouble = element("p", { role: "alert", class: "tt-ranks-trouble" });
+  const trouble = element("p", { role: "alert", class: "tt-ranks-trouble", id: "tt-ranks-trouble" });
   const said = element("p", { role: "status", class: "tt-ranks-said" });
   const results = element("div");
   objects.forEach((object) => objectMenu.append(new Option(object.name, object.id)));
   place.replaceChildren(form, trouble, said, results);
 
   let state = start(objects[0]);
+  let wrong = ""; // with the modes that were typed: they and this sentence stay until they fit or others are chosen
+  let typing = null; // what somebody is typing is not rewritten under their hands
   let later = 0;
   const largest = (rank) => Math.max(...[].concat(rank));
-  // What somebody is typing is not rewritten under their hands.
   function fill(control, value) {
-    if (document.activeElement !== control) control.value = value;
+    if (control !== typing) control.value = value;
   }
-  function show(wrong = "") {
-    const { object, form, rank, vectors } = state;
+  function fillFields() {
+    const { form, rank, vectors } = state;
+    for (const control of [rowsField, colsField]) {
+      if (wrong) {
+        control.setAttribute("aria-invalid", "true");
+        control.setAttribute("aria-describedby", trouble.id);
+        continue;
+      }
+      control.removeAttribute("aria-invalid");
+      control.removeAttribute("aria-describedby");
+      fill(control, ((control === rowsField ? form.rows : form.cols || form.modes) || []).join(" "));
+    }
+    slider.value = largest(rank);
+    fill(exact, slider.value);
+    fill(vectorsField, vectors);
+  }
+  function show(missing = "") {
+    const { object, form, rank } = state;
     const found = stored(object, form, rank);
     const record = recordOf(object, form, found.ranks);
     objectMenu.value = object.id;
@@ -43,16 +60,12 @@ document.addEventListener("DOMContentLoaded", () => {
     formMenu.replaceChildren(...options, new Option("modes of your own", ""));
     formMenu.value = form.id;
     for (const control of [rowsField, colsField]) control.parentElement.hidden = form.id !== "";
-    fill(rowsField, (form.rows || []).join(" "));
-    fill(colsField, (form.cols || form.modes).join(" "));
     rowsField.placeholder = object.use === "table" ? "none: a train a row" : "";
     slider.max = exact.max = highest(form);
-    slider.value = largest(rank);
-    fill(exact, slider.value);
     vectorsField.parentElement.hidden = object.use === "table";
-    fill(vectorsField, vectors);
-    trouble.textContent = wrong;
-    trouble.hidden = !wrong;
+    fillFields();
+    trouble.textContent = wrong || missing;
+    trouble.hidden = !trouble.textContent;
     const focused = results.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     results.replaceChildren(...all(state, found, record, place.clientWidth));
     if (focused) results.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
@@ -61,9 +74,10 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   const limited = (control, most) => Math.min(most, Math.max(1, Math.round(Number(control.value)) || 1));
-  // Take over what was chosen; returns what is wrong with it.
+  // Take over what was chosen, if nothing is wrong with it.
   function take(control) {
     const { object, form, vectors } = state;
+    if (control === objectMenu || control === formMenu) wrong = "";
     if (control === objectMenu) {
       state = start(objects.find((one) => one.id === control.value), undefined, vectors);
     } else if (control === formMenu) {
@@ -76,23 +90,27 @@ document.addEventListener("DOMContentLoaded", () => {
       state.rank = limited(control, highest(form));
     } else {
       const next = ownForm(object, numbersIn(rowsField.value), numbersIn(colsField.value));
-      const wrong = fault(object, next);
-      if (wrong) return wrong;
-      state = { ...state, form: next, rank: Math.min(largest(state.rank), highest(next)) };
+      wrong = fault(object, next);
+      if (!wrong) state = { ...state, form: next, rank: Math.min(largest(state.rank), highest(next)) };
     }
-    return "";
   }
-  form.addEventListener("input", (event) => show(take(event.target)));
+  form.addEventListener("input", (event) => {
+    typing = event.target;
+    take(typing);
+    show();
+  });
   form.addEventListener("change", () => {
+    typing = null;
+    fillFields(); // what was typed may be empty, or more than there is
     if (address(state) !== location.hash) history.pushState(null, "", address(state));
   });
   form.addEventListener("submit", (event) => event.preventDefault());
 
   function restore() {
     if (location.hash && !location.hash.includes("=")) return; // the name of a section
-    const [next, wrong] = location.hash ? parsed(location.hash, objects) : [start(objects[0]), []];
-    state = next;
-    show(wrong.length ? `Not found: ${wrong.join("; ")}. Shown instead: ${state.object.name}.` : "");
+    const [next, unread] = location.hash ? parsed(location.hash, objects) : [start(objects[0]), []];
+    [state, wrong, typing] = [next, "", null];
+    show(unread.length ? `Not found: ${unread.join("; ")}. Shown instead: ${state.object.name}.` : "");
   }
   window.addEventListener("hashchange", restore);
   window.addEventListener("resize", () => show(trouble.textContent));

@@ -62,13 +62,17 @@ const RankState = (() => {
   }
   // What is wrong with a form for an object, in a sentence; empty if it fits.
   function fault(object, { kind, rows = [], cols = [], modes = [], width }) {
+    if (Math.max(rows.length, cols.length, modes.length) > MOST.modes) {
+      return `This page computes trains of at most ${MOST.modes} modes.`;
+    }
     if (kind === "matrix" && rows.length !== cols.length) {
       const counts = `${rows.length} row modes and ${cols.length} column modes`;
       return `${counts}: there must be as many of one as of the other; fill up with ones.`;
     }
     const all = modes.concat(rows, cols);
     if (!all.length) return "Type modes, such as 8 8 12.";
-    if (all.length > 2 * MOST.modes || prod(all) > MOST.entries) return "That is larger than this page computes.";
+    if (all.includes(0)) return "A mode of zero leaves no entries: the least is 1.";
+    if (prod(all) > MOST.entries) return "That is larger than this page computes.";
     if (object.id === "own") return "";
     const exact = object.use !== "table"; // rows and columns of a table are padded, those of a layer here are not
     const sides = [
@@ -97,7 +101,7 @@ const RankState = (() => {
     if (vectors !== 1) made.set("vectors", vectors);
     return `#${made}`;
   }
-  const numbersIn = (text) => (text.match(/\d+/g) || []).map(Number).slice(0, MOST.modes + 1);
+  const numbersIn = (text) => (text.match(/\d+/g) || []).map(Number);
   // The state of an address, and what of it could not be read; the defaults stand in for that.
   function parsed(hash, objects) {
     const asked = new URLSearchParams(hash.slice(1));
@@ -110,7 +114,7 @@ const RankState = (() => {
       const [rows, cols] = modes.split("_").map(numbersIn);
       const found = object.forms.find((one) => one.id === modes) || (cols && ownForm(object, rows, cols));
       const reason = found ? fault(object, found) : "not known here";
-      if (reason || [rows, cols].flat().includes(0)) wrong.push(`modes "${modes}" (${reason || "a mode of zero"})`);
+      if (reason) wrong.push(`modes "${modes}" (${reason})`);
       else form = found;
     }
     const state = start(object, form);

@@ -156,7 +156,8 @@ def test_the_address_holds_the_state_and_back_brings_it_back(opened, page_file):
         ("#object=digits&modes=7x9_8x8&rank=4", "The row modes multiply to 63, and must give 64"),
         ("#object=digits&modes=8x8_64&rank=4", "2 row modes and 1 column modes"),
         ("#object=digits&modes=whatever", "not known here"),
-        ("#object=own&modes=0x8_8x8", "a mode of zero"),
+        ("#object=own&modes=0x8_8x8", "A mode of zero"),
+        (f"#object=smollm2-tokens&modes=_{'x'.join(['2'] * 25)}", "at most 24 modes"),
         ("#object=own&modes=99999x99999_99999x99999", "larger than this page computes"),
         ("#object=digits&modes=pairs-8&rank=-3", 'rank "-3"'),
         ("#object=digits&modes=source&rank=2-3", 'rank "2-3"'),
@@ -201,6 +202,86 @@ def test_modes_of_your_own(opened):
     page.get_by_label("Rank, typed").fill("4")
     assert "not measured" in said(page, "not measured")
     assert cell(page, "bytes, float32", 0) == "32,243,712"  # as recorded for the rows that are not padded
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "words"),
+    [
+        ("0 8", "8 8", "A mode of zero"),
+        ("8 8", "8 0", "A mode of zero"),
+        ("8 8 8", "8 8", "3 row modes and 2 column modes"),
+        ("1 " * 30 + "8", "1 " * 30 + "8", "at most 24 modes"),
+        ("", "", "Type modes"),
+    ],
+)
+def test_modes_that_are_wrong_are_kept_and_named_until_others_are_chosen(opened, rows, cols, words):
+    page = opened("#object=own&modes=8x8_8x8&rank=4")
+    fields = [page.get_by_label(name) for name in ("Row modes", "Column modes")]
+    for field, text in zip(fields, (rows, cols), strict=True):
+        field.fill(text)
+    fields[1].press("Tab")
+    assert page.url.endswith("modes=8x8_8x8&rank=4")
+    alert = page.get_by_role("alert")
+    page.get_by_label("Rank, typed").fill("7")
+    page.get_by_label("Vectors at once").fill("3")
+    page.get_by_label("Vectors at once").press("Tab")
+    assert words in alert.inner_text() and page.url.endswith("modes=8x8_8x8&rank=7&vectors=3")
+    for field, text in zip(fields, (rows, cols), strict=True):
+        assert field.input_value() == text and field.get_attribute("aria-invalid") == "true"
+        assert field.get_attribute("aria-describedby") == alert.get_attribute("id")
+    assert cell(page, "numbers", 0) == "896"  # of the modes that fitted last
+    for field in fields:
+        field.fill("8 8 2")
+    assert not alert.is_visible() and page.locator("[aria-invalid], [aria-describedby]").count() == 0
+
+
+def test_another_object_or_another_address_takes_wrong_modes_away(opened):
+    page = opened("#object=digits&modes=8x8_8x8&rank=4")
+    page.get_by_label("Row modes").fill("7 9")
+    assert "must give 64" in page.get_by_role("alert").inner_text()
+    choose(page, "Written as", "source")
+    assert not page.get_by_role("alert").is_visible()
+    page.go_back()
+    page.wait_for_function("document.querySelectorAll('.tt-ranks-cores li').length === 2")
+    page.get_by_label("Row modes").fill("7 9")
+    page.evaluate("location.hash = '#object=digits&modes=8x8_8x8&rank=2'")
+    said(page, "rank 2")
+    assert page.get_by_label("Row modes").input_value() == "8 8" and not page.get_by_role("alert").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("label", "typed", "kept"),
+    [
+        ("Rank, typed", "9999", "64"),
+        ("Rank, typed", "", "1"),
+        ("Rank, typed", "-3", "1"),
+        ("Vectors at once", "999999", "65536"),
+        ("Vectors at once", "2.6", "3"),
+        ("Column modes", "8, 8", "8 8"),
+    ],
+)
+def test_a_field_that_is_left_shows_what_is_computed_with(opened, label, typed, kept):
+    page = opened("#object=own&modes=8x8_8x8&rank=4")
+    field = page.get_by_label(label, exact=True)
+    field.fill(typed)
+    assert field.input_value() == typed  # nothing is rewritten under the hands
+    field.press("Tab")
+    assert field.input_value() == kept
+    if label.startswith("Rank"):
+        assert page.get_by_label("Rank", exact=True).input_value() == kept and page.url.endswith(f"rank={kept}")
+    elif label.startswith("Vectors"):
+        assert page.url.endswith(f"vectors={kept}")
+
+
+def test_the_way_back_rewrites_the_field_in_use(opened):
+    page = opened("#object=own&modes=8x8_8x8&rank=4")
+    field = page.get_by_label("Rank, typed")
+    field.fill("5")
+    field.press("Enter")
+    assert page.url.endswith("rank=5")
+    page.go_back()
+    said(page, "rank 4")
+    assert field.input_value() == "4"
 
 
 def test_the_keyboard_alone_is_enough(opened):
