@@ -28,6 +28,17 @@ def eye(factor):
     return layer
 
 
+class Held:
+    """Something that is held twice."""
+
+    def __init__(self, value):
+        self.one, self.two = value, value
+
+
+def closed(value):
+    return lambda: (value, value, lambda: value)
+
+
 def values():
     """Values that are made anew by each call, all different."""
     one, rows = torch.arange(6.0), np.arange(6.0)
@@ -85,12 +96,91 @@ def test_digits_are_the_same_in_every_process():
 
 
 def test_what_cannot_be_told_from_others():
-    def recursive(x):
-        return recursive(x)
+    log = sys.stdout
 
-    for value in ((k for k in "ab"), {"a": [sys.stdout]}, recursive, torch.empty(2, device="meta")):
+    def writing(x):
+        return log
+
+    for value in ((k for k in "ab"), {"a": [sys.stdout]}, writing, torch.empty(2, device="meta")):
         with pytest.raises(TypeError, match=f"a {type(value).__name__} .*cannot be told from .* it cannot be pickled"):
             fingerprint(value)
+    script = scripted()
+    script["helper"] = sys.stdout
+    with pytest.raises(TypeError, match="a function forward cannot be told .*it reads the global helper, TypeError"):
+        fingerprint(script["forward"])
+
+
+SCRIPT = """
+import torch
+
+factor, unread = 1.0, 1.0
+by = {"scale": [torch.ones(2)], "helper": lambda: factor}
+
+def helper(x, unread=0):
+    return sum(k * by["scale"][0] for k in [x.unread])
+
+def forward(model, batch):
+    return model([helper(batch) for _ in torch.ones(int(factor))], len(batch))
+
+def even(n):
+    return n == 0 or odd(n - 1)
+
+def odd(n):
+    return n * factor != 0 and even(n - 1)
+"""
+
+
+def scripted(**given):
+    """The globals of a script, run anew."""
+    made = {"__name__": "__main__"}
+    exec(SCRIPT, made)
+    made.update(given)  # in place: functions read this very dict
+    return made
+
+
+@pytest.mark.parametrize("name", ["forward", "even", "odd"])
+def test_a_function_of_a_script_is_known_by_the_globals_that_it_reads(name):
+    """Its own, those of functions that it calls, and of code within it; through circles too."""
+    before = fingerprint(scripted()[name])
+    assert fingerprint(scripted()[name]) == before
+    assert fingerprint(scripted(unread=2.0)[name]) == before  # an attribute, and an argument, of the same name
+    assert fingerprint(scripted(factor=3.0)[name]) != before
+    other = scripted()
+    other["by"]["scale"][0] *= 2
+    assert (fingerprint(other[name]) == before) == (name != "forward")
+
+
+def test_circles_of_functions_have_the_same_digits_in_any_order_of_a_set():
+    script = scripted()
+    orders = [{script[name] for name in names} for names in (("even", "odd"), ("odd", "even"))]
+    assert fingerprint(orders[0]) == fingerprint(orders[1]) != fingerprint({script["even"]})
+
+    def recursive(x, k):
+        return recursive(x, k - 1) if k else x
+
+    assert fingerprint(recursive) == fingerprint(recursive) != fingerprint(script["even"])
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [lambda x: [x, x], lambda x: (x, x), lambda x: frozenset([x, (x,)]), lambda x: {"a": x, "b": x}, Held, closed],
+    ids=["list", "tuple", "set", "dict", "object", "function"],
+)
+def test_what_parts_share_is_hashed_once(joined):
+    """Or it would be hashed twice as often with each level, which would not end."""
+    value = joined(1)
+    for _ in range(60):
+        value = joined(value)
+    assert fingerprint(value) != fingerprint(joined(value))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_are_known_by_their_numbers():
+    dense = torch.diag(torch.arange(1.0, 4.0))
+    twice = torch.sparse_coo_tensor([[0, 1, 2, 2], [0, 1, 2, 2]], [1.0, 2.0, 1.0, 2.0], (3, 3))
+    assert fingerprint(dense.to_sparse()) == fingerprint(twice)
+    others = [dense, 2 * dense.to_sparse(), dense.to_sparse_csr(), torch.eye(3).to_sparse(), dense[:, :2].to_sparse()]
+    assert len({fingerprint(one) for one in [twice, *others]}) == 6
 
 
 def check(found, model):
@@ -114,6 +204,16 @@ def test_a_function_is_known_by_all_that_it_holds(tmp_path, made):
         collect_gram(partial(Weighted, weight=made(3.0)), "q", batches(), tmp_path, **HERE)
     with pytest.raises(ValueError, match="holds a job with source"):
         collect_gram(partial(Weighted, made(3.0)), "q", batches(), tmp_path, **HERE)
+
+
+def test_a_global_of_a_script_that_changes_makes_another_job(tmp_path):
+    script = {"__name__": "__main__", "factor": 1.0}
+    exec("def forward(model, batch):\n    return model(factor * batch)", script)
+    for _ in range(2):
+        check(collect_gram(Experts, "q", batches(), tmp_path, forward=script["forward"], **HERE), Experts())
+    script["factor"] = 3.0
+    with pytest.raises(ValueError, match="holds a job with forward"):
+        collect_gram(Experts, "q", batches(), tmp_path, forward=script["forward"], **HERE)
 
 
 def test_masks_and_lambdas_are_known_by_all_that_they_hold(tmp_path):

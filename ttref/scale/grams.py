@@ -54,9 +54,10 @@ def collect_gram(
     Args:
         source: The folder of a model that transformers reads, or a function of a module, without arguments, that makes
             one, the same each time. Every process loads it once, in float32 from a folder. A job knows the files of a
-            folder by size and time, a function of a module, and a class, by its name, another function by its code,
-            and a ``functools.partial`` by its arguments too, tensors and modules by their numbers. The code of a
-            module, and files that a function reads, are not seen.
+            folder by size and time, a function of a module, and a class, by its name, and a ``functools.partial`` by
+            its arguments too, tensors and modules by their numbers. A function of the script or notebook, or a lambda,
+            it knows by its code and by the values of the variables around it and of the global ones that it reads. Not
+            seen are the code of a module or a class, what is read through a module, and files that a function reads.
         layers: Names of layers, or ends of names, as for ``ttref.fitting.collect_gram``.
         batches: Files, or a sequence of batches. A file is a text in UTF-8, one a line, read with the tokenizer of the
             folder; or ``.npy``, integers ``(rows, tokens)``, passed as ``input_ids``. A sequence has a length and is
