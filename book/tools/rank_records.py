@@ -157,13 +157,17 @@ def query() -> Part:
 
 
 def adapters() -> Part:
-    """The updates of twelve query and value matrices of MiniLM, with the accuracy of the tuned model."""
+    """The updates of twelve query and value matrices of MiniLM, with the accuracy of the model; null: none of them."""
     points = recorded("tt_lora")["grid"]["points"]["trained"]
     best: dict[int, Part] = {}
     for p in points:  # of two learning rates, the one that validation prefers
         if p["method"] == "ttlora" and p["validation"] > best.get(p["rank"], {"validation": 0})["validation"]:
             best[p["rank"]] = p
-    records = [record(rank, bytes=4 * p["adapter_params"], scores=[p["test"]]) for rank, p in sorted(best.items())]
+    without = [next(p["test"] for p in points if p["method"] == "head")]
+    records = [
+        record(rank, bytes=4 * p["adapter_params"], scores=[p["test"]], nullScores=without)
+        for rank, p in sorted(best.items())
+    ]
     names = {
         "head": "no adapter, only the head trained",
         "top": "the last two blocks trained",
@@ -188,5 +192,6 @@ def adapters() -> Part:
         rivals=rivals,
         scores=[score("test accuracy", "%", next(p["test"] for p in points if p["method"] == "full"), "higher")],
         copies=12,
+        null=names["head"],
         whole="all weights trained",
     )

@@ -67,11 +67,11 @@ def test_what_is_measured_is_whole(thing):
     assert thing["rivals"]
 
 
-def test_every_object_but_the_adapters_stands_beside_its_null():
+def test_every_object_stands_beside_its_null():
     for thing in OBJECTS:
         records = [record for form in thing["forms"] for record in form["records"]]
         null = [one for one in records if {"nullBytes", "nullError", "nullScores"} & set(one)]
-        assert bool(null) == (thing["id"] != "adapters"), thing["id"]
+        assert null, thing["id"]
 
 
 def test_values_are_those_of_the_records():
