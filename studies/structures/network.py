@@ -95,11 +95,14 @@ class Network(nn.Module):
         ends = self.width * (self.form.classes if self.form.causal else self.form.entries)
         return sum(layer.macs for layer in self.structured().values()) + attention + ends
 
-    def groups(self, rate: float, scaled: bool) -> list[dict]:
-        """Parameters with their learning rates; unscaled, all have the same."""
-        times = {}
+    def groups(self, rate: float, scaled: bool, rest: float | None = None) -> list[dict]:
+        """Parameters with their learning rates: ``rate`` for the layers' factors, and ``rest`` for all else.
+
+        Scaled, each factor's is stated for a fan-in of 64. Unscaled, all factors have the same.
+        """
+        of, rest = {}, rate if rest is None else rest
+        for name, layer in self.structured().items():
+            of |= {f"{name}.{factor}": rate * (by if scaled else 1) for factor, by in layer.rates().items()}
         if scaled:
-            for name, layer in self.structured().items():
-                times |= {f"{name}.{factor}": by for factor, by in layer.rates().items()}
-            times["head.weight"] = BASE / self.width
-        return [{"params": [held], "lr": rate * times.get(name, 1.0)} for name, held in self.named_parameters()]
+            of["head.weight"] = rest * BASE / self.width
+        return [{"params": [held], "lr": of.get(name, rest)} for name, held in self.named_parameters()]

@@ -30,7 +30,8 @@ from .network import HEADS, Form, Network
 from .tasks import TASKS, Task
 
 STEPS, WARM_UP = 600, 60
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # of the layers' factors
+RESTS = (4e-3, 1.6e-2, 6.4e-2)  # of embedding, norms, biases and head: tuned on the dense network, then alike for all
 TUNING_STEPS = 300
 SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
@@ -79,9 +80,11 @@ def rate_at(step: int, steps: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (step - warm) / (steps - warm))
 
 
-def train(task: Task, network: Network, rate: float, *, scaled: bool, seed: int, steps: int = STEPS) -> None:
+def train(
+    task: Task, network: Network, rate: float, *, scaled: bool, seed: int, rest: float | None = None, steps: int = STEPS
+) -> None:
     """Adam with clipped gradients; the seed decides the batches."""
-    adam = torch.optim.Adam(network.groups(rate, scaled), betas=(0.9, 0.95), foreach=True)
+    adam = torch.optim.Adam(network.groups(rate, scaled, rest), betas=(0.9, 0.95), foreach=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: rate_at(step, steps))
     for _, (x, y) in zip(range(steps), task.batches(seed), strict=False):
         adam.zero_grad()
@@ -91,19 +94,30 @@ def train(task: Task, network: Network, rate: float, *, scaled: bool, seed: int,
         schedule.step()
 
 
-def run(task: Task, name: str, size: str, rate: float, seed: int, *, part: str, steps: int = STEPS) -> dict:
+def run(
+    task: Task,
+    name: str,
+    size: str,
+    rate: float,
+    seed: int,
+    *,
+    part: str,
+    rest: float | None = None,
+    steps: int = STEPS,
+) -> dict:
     """Train one network and judge it."""
     arm = ARMS[name]
     target = Network(task.form, DENSE_WIDTHS[size], Dense, 0).macs()
     width = arm.width(task.form, target)
     network = Network(task.form, width, arm.maker(width), seed)
     start = perf_counter()
-    train(task, network, rate, scaled=arm.scaled, seed=seed, steps=steps)
+    train(task, network, rate, scaled=arm.scaled, seed=seed, rest=rest, steps=steps)
     seconds = perf_counter() - start
     return {
         "arm": name,
         "size": size,
         "rate": rate,
+        "rest": rest,
         "seed": seed,
         "width": width,
         "macs": network.macs(),
@@ -114,23 +128,34 @@ def run(task: Task, name: str, size: str, rate: float, seed: int, *, part: str, 
     }
 
 
-def tuned(task: Task, known: dict[str, dict]) -> Iterable[dict]:
+def rested(task: Task, known: dict[str, dict]) -> Iterable[dict]:
+    """The dense network at every pair of rates, at the smallest size, judged on the validation half."""
+    for rest in tqdm(RESTS, desc="the rest"):
+        for rate in RATES:
+            key = f"{rate:g}, {rest:g}"
+            if key not in known:
+                yield {"key": key} | run(
+                    task, "dense", "small", rate, 0, part="validation", rest=rest, steps=TUNING_STEPS
+                )
+
+
+def tuned(task: Task, rest: float, known: dict[str, dict]) -> Iterable[dict]:
     """Every arm at every rate, at the smallest size, judged on the validation half."""
     for name in tqdm(ARMS, desc="rates"):
         for rate in RATES:
             key = f"{name}, {rate:g}"
             if key not in known:
-                yield {"key": key, **run(task, name, "small", rate, 0, part="validation", steps=TUNING_STEPS)}
+                yield {"key": key} | run(task, name, "small", rate, 0, part="validation", rest=rest, steps=TUNING_STEPS)
 
 
-def compared(task: Task, rates: dict[str, float], known: dict[str, dict]) -> Iterable[dict]:
+def compared(task: Task, rates: dict[str, float], rest: float, known: dict[str, dict]) -> Iterable[dict]:
     """Every arm at its best rate, at every size and with every seed, judged on the test half."""
     for size, seeds in SEEDS.items():
         for seed in seeds:
             for name in tqdm(ARMS, desc=f"{size}, seed {seed}"):
                 key = f"{name}, {size}, {seed}"
                 if key not in known:
-                    yield {"key": key, **run(task, name, size, rates[name], seed, part="test")}
+                    yield {"key": key, **run(task, name, size, rates[name], seed, part="test", rest=rest)}
 
 
 def best_rates(rows: Iterable[dict]) -> dict[str, float]:
@@ -155,6 +180,7 @@ def main() -> None:
         "steps": STEPS,
         "tuning_steps": TUNING_STEPS,
         "rates": list(RATES),
+        "rests": list(RESTS),
         "seeds": {size: list(seeds) for size, seeds in SEEDS.items()},
     }
 
@@ -178,6 +204,8 @@ def main() -> None:
             held.update(part)
             keep(values)
 
-        add_rows(held, "tuning", "tuning", partial(tuned, task), keep_part)
+        add_rows(held, "rests", "rests", partial(rested, task), keep_part)
+        rest = min(held["rests"], key=lambda row: row["loss"])["rest"]
+        add_rows(held, "tuning", "tuning", partial(tuned, task, rest), keep_part)
         rates = best_rates(held["tuning"])
-        add_rows(held, "runs", "runs", partial(compared, task, rates), keep_part)
+        add_rows(held, "runs", "runs", partial(compared, task, rates, rest), keep_part)
