@@ -103,7 +103,7 @@ const RankResults = (() => {
       return rival ? `${said(rival)}: ${rival.name}, ${inBytes(rival.bytes)}` : "none of this size";
     };
     const size = inBytes(found.bytes);
-    const noise = record?.nullBytes ? inBytes(record.nullBytes) : size;
+    const noise = inBytes(object.nullBytes ?? record?.nullBytes ?? found.bytes);
     const lines = [["bytes", size, noise, `at most ${inBytes(SLACK * found.bytes)}`]];
     if (hasErrors(object)) {
       const bound = record?.nullBytes ? `at most ${short(record.bound)}` : asError({ error: record?.nullError });
@@ -120,7 +120,7 @@ const RankResults = (() => {
     const from = element("p", {}, `${first} ${rest} From `, link);
     from.append(`, by ${object.command}, ${object.date}. ${object.note || ""}`);
     const head = ["", "train", object.null, "best rival of this size"];
-    return section("Measured", from, table("Beside noise, and rivals in at most a tenth more bytes", head, lines));
+    return section("Measured", from, table("Beside the null, and rivals in at most a tenth more bytes", head, lines));
   }
 
   function chart({ object, form }, found, record, room) {

@@ -157,7 +157,7 @@ def query() -> Part:
 
 
 def adapters() -> Part:
-    """The updates of twelve query and value matrices of MiniLM, with the accuracy of the model; null: none of them."""
+    """The updates of twelve query and value matrices of MiniLM, with the accuracy of the model; null: without them."""
     points = recorded("tt_lora")["grid"]["points"]["trained"]
     best: dict[int, Part] = {}
     for p in points:  # of two learning rates, the one that validation prefers
@@ -193,5 +193,6 @@ def adapters() -> Part:
         scores=[score("test accuracy", "%", next(p["test"] for p in points if p["method"] == "full"), "higher")],
         copies=12,
         null=names["head"],
+        nullBytes=0,
         whole="all weights trained",
     )

@@ -110,6 +110,7 @@ def test_each_score_has_a_rival_of_its_own(opened):
     rival = cell(page, "test accuracy (all weights trained: 76.5 %)", 2)
     # LoRA of rank 1 in all blocks is half as large again.
     assert rival == "72.2 %: LoRA, rank 1 in four of six blocks, 24.6 kB"
+    assert [cell(page, "bytes", column) for column in range(3)] == ["24.6 kB", "0 bytes", "at most 27 kB"]
     page.evaluate("location.hash = '#object=query&modes=plain&rank=1'")
     page.wait_for_function("document.querySelector('[aria-label=Measured]').innerText.includes('none of this size')")
 
@@ -336,6 +337,9 @@ def test_nothing_is_hidden_and_nothing_bars_the_way(opened, width, scheme):
         said(page, "numbers")
         page.evaluate(barriers.AXE)
         assert page.evaluate(barriers.RUN, {}) == []
+    choose(page, "Object", "own")
+    page.get_by_label("Row modes").fill("0")
+    assert page.evaluate(barriers.RUN, {}) == []
 
 
 def test_without_scripts_the_page_says_so(opened):
