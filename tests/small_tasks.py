@@ -97,3 +97,18 @@ def hashes(folder):
     """sha256 of all files of a job but those of its state."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and ".job" not in path.parts)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def cut(path):
+    """The end of a file, lost."""
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def flip(path, place=-1):
+    """One bit of a file."""
+    held = bytearray(path.read_bytes())
+    held[place] ^= 1
+    path.write_bytes(held)
+
+
+DAMAGES = [Path.unlink, cut, flip]

@@ -7,6 +7,7 @@ import pytest
 import scale_models
 import torch
 from small_checkpoints import alike, as_gguf, falling, noise, saved, sharded, small_model, waves
+from small_tasks import DAMAGES
 
 from ttref.audit import audit as one_process
 from ttref.audit import auditing
@@ -101,6 +102,26 @@ def test_texts_are_run_once_and_give_the_same_verdicts(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_root_that_is_lost_or_damaged_is_made_again(tmp_path, monkeypatch, damage):
+    folder = scale_models.gpt2(tmp_path / "model")
+    how = {"data": folder / "texts-0", "only": "*.mlp.*", **HERE}
+    audit(folder, tmp_path / "whole", **how)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopping(patch, 1, KeyboardInterrupt)
+        audit(folder, tmp_path / "out", **how)
+    damage(next((tmp_path / "out" / ".job" / "seen").iterdir()))
+    calls, roots_of = [], audits.roots_of
+    monkeypatch.setattr(audits, "roots_of", lambda *given: calls.append(1) or roots_of(*given))
+    for _ in range(2):
+        audit(folder, tmp_path / "out", **how)
+    assert len(calls) == 1
+    one, other = ((tmp_path / name / "audit.json").read_bytes() for name in ("whole", "out"))
+    assert one == other
+    for path in (tmp_path / "whole" / ".job" / "seen").iterdir():
+        assert (tmp_path / "out" / ".job" / "seen" / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("which", ["texts", "config.json"])
 def test_texts_and_models_that_are_written_while_they_are_read(tmp_path, monkeypatch, which):
     folder, texts = scale_models.gpt2(tmp_path / "model"), tmp_path / "texts"
@@ -187,7 +208,7 @@ def test_checkpoints_that_are_damaged_or_change(tmp_path, monkeypatch):
         audit(index, tmp_path / "out", **HERE)
 
 
-def test_wrong_arguments_and_another_jobs_folder(tmp_path):
+def test_wrong_arguments_and_another_jobs_folder(tmp_path, monkeypatch):
     path = saved({"fc.weight": noise(16, 24)}, tmp_path / "model")
     with pytest.raises(ValueError, match="eps is a relative error"):
         audit(path, tmp_path / "out", eps=2.0, **HERE)
@@ -195,7 +216,14 @@ def test_wrong_arguments_and_another_jobs_folder(tmp_path):
         audit(path, tmp_path / "out", only="*attention*", **HERE)
     with pytest.raises(ValueError, match="is where the source lies"):
         audit(path, tmp_path / "model", **HERE)
+    for how, told in (({"engine": "dask"}, "engine is one of pool, ray, not"), ({"workers": 0}, "workers must be")):
+        with pytest.raises(ValueError, match=told):
+            audit(path, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
     audit(path, tmp_path / "out", eps=0.2, **HERE)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="a job with version 1, and this one has 2"):
+        patch.setattr(audits, "VERSION", 2)
+        audit(path, tmp_path / "out", eps=0.2, **HERE)
     before = (tmp_path / "out" / "audit.json").read_bytes()
     with pytest.raises(ValueError, match="holds a job with eps"):
         audit(path, tmp_path / "out", eps=0.3, **HERE)

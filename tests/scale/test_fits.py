@@ -6,9 +6,11 @@ import warnings
 
 import pytest
 import scale_models
+import small_tasks
 import torch
 from scale_models import Experts, batches
 from small_checkpoints import saved, sharded
+from small_tasks import DAMAGES, flip
 from strategies import gaussian
 from torch import nn
 from transformers import GPT2LMHeadModel
@@ -115,14 +117,15 @@ def test_from_texts_to_a_model_with_cores(tmp_path):
 def test_one_gram_of_a_file_is_read_and_checked(grams, tmp_path):
     path = tmp_path / "grams.safetensors"
     grams.save(path)
-    found = fits._gram(path, "first")
+    seal = fits._opened_grams(path)[3]
+    found = fits._gram(path, seal, "first")
     assert torch.equal(found.matrix, grams["first"].matrix) and found.tokens == grams["first"].tokens
     content = bytearray(path.read_bytes())
     content[-3] ^= 1  # of the last matrix
     path.write_bytes(content)
-    assert torch.equal(fits._gram(path, "q").matrix, grams["q"].matrix)
+    assert torch.equal(fits._gram(path, seal, "q").matrix, grams["q"].matrix)
     with pytest.raises(ValueError, match="the Gram matrix of second is not what was written"):
-        fits._gram(path, "second")
+        fits._gram(path, seal, "second")
 
 
 def test_an_interrupted_job_goes_on_and_ends_with_the_same_bytes(checkpoint, grams, tmp_path, monkeypatch):
@@ -210,15 +213,89 @@ def test_another_jobs_folder_is_refused_and_stays(checkpoint, grams, tmp_path):
             fit_cores(checkpoint, given, tmp_path / "out", layers="q", **how, **HERE)
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_lost_or_damaged_is_made_again(grams, tmp_path, monkeypatch, damage):
+    """And no other; a layer called as another one's second attempt is none of it."""
+    names, made, calls = ["q", "q-2"], TTLinear.from_linear, []
+    weights = {f"{name}.weight": gaussian((6, 6), k, torch.float32) for k, name in enumerate(names)}
+    path, given = saved(weights, tmp_path / "model"), Grams(dict.fromkeys(names, grams["q"]))
+    fit_cores(path, given, tmp_path / "out", rank=2, **HERE)
+    before = small_tasks.hashes(tmp_path / "out")
+    monkeypatch.setattr(TTLinear, "from_linear", lambda *given, **how: (calls.append(1), made(*given, **how))[1])
+    for k in (1, 2):
+        damage(tmp_path / "out" / "q.safetensors")
+        for _ in range(2):
+            found = fit_cores(path, given, tmp_path / "out", rank=2, **HERE)
+            assert list(found) == names and len(calls) == k
+        assert small_tasks.hashes(tmp_path / "out") == before
+
+
+def test_the_list_is_gone_while_a_file_is_made_again(checkpoint, grams, tmp_path, monkeypatch):
+    fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)
+    flip(tmp_path / "q.safetensors")
+    monkeypatch.setattr(TTLinear, "from_linear", None)
+    with pytest.raises(RuntimeError, match="1 of 4 layers failed .q: TypeError"):
+        fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)
+    with pytest.raises(FileNotFoundError, match="cores.json: fit_cores writes it at its end"):
+        Fitted(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["file", "object"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_gram_matrices_that_are_written_while_the_job_runs(checkpoint, grams, tmp_path, monkeypatch, given, when):
+    """Before a layer reads its own, or between the first look and the last: no layer is fitted to others."""
+    fit_cores(checkpoint, grams, tmp_path / "whole", rank=2, **HERE)
+    file = tmp_path / "grams.safetensors"
+    grams.save(file)
+    others = Grams({name: Gram(2 * gram.matrix, gram.tokens) for name, gram in grams.items()})
+    path = file if given == "file" else tmp_path / "out" / ".job" / "grams.safetensors"
+    opened, calls = fits.open_safetensors, []
+
+    def meddled(name):
+        calls.append(name)
+        if name == path and calls.count(path) == {"before": 2, "after": 3}[when]:
+            others.save(path)
+        return opened(name)
+
+    monkeypatch.setattr(fits, "open_safetensors", meddled)
+    with pytest.raises(RuntimeError, match="4 of 4 layers failed .*grams.safetensors was written while the job ran"):
+        fit_cores(checkpoint, file if given == "file" else grams, tmp_path / "out", rank=2, **HERE)
+    monkeypatch.undo()
+    grams.save(file)
+    fit_cores(checkpoint, file if given == "file" else grams, tmp_path / "out", rank=2, **HERE)
+    one, other = (small_tasks.hashes(tmp_path / name) for name in ("whole", "out"))
+    one.pop("cores.json"), other.pop("cores.json")  # which hold the settings
+    assert one == other
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_gram_matrices_that_an_interrupted_job_left_damaged(checkpoint, grams, tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fits, "done", lambda *given, **how: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)
+    damage(tmp_path / ".job" / "grams.safetensors")
+    assert len(fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)) == 4
+
+
+def test_a_wrong_engine_and_another_version_are_refused_and_leave_nothing(checkpoint, grams, tmp_path, monkeypatch):
+    how = {"rank": 2, "layers": "q"}
+    with pytest.raises(ValueError, match="engine is one of pool, ray, not 'dask'"):
+        fit_cores(checkpoint, grams, tmp_path / "out", **how, engine="dask")
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        fit_cores(checkpoint, grams, tmp_path / "out", **how, workers=0)
+    assert not (tmp_path / "out").exists()
+    fit_cores(checkpoint, grams, tmp_path / "out", **how, **HERE)
+    monkeypatch.setattr(fits, "VERSION", 2)
+    with pytest.raises(ValueError, match="holds a job with version 1, and this one has 2"):
+        fit_cores(checkpoint, grams, tmp_path / "out", **how, **HERE)
+
+
 def test_damaged_results_are_refused(checkpoint, grams, tmp_path):
     found = fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)
     shutil.copy(tmp_path / "q.safetensors", tmp_path / "k.safetensors")  # a good file in the wrong place
     with pytest.raises(ValueError, match="k.safetensors is not what was written for k"):
         found["k"]
     assert found["q"].ranks
-    (tmp_path / "k.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="has lost k.safetensors"):
-        fit_cores(checkpoint, grams, tmp_path, rank=2, **HERE)
     index = json.loads((tmp_path / "cores.json").read_text())
     for content in ("{", "[]", json.dumps(index | {"version": 2}), json.dumps({"version": 1})):
         (tmp_path / "cores.json").write_text(content)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import scale_models
 import small_tasks
 import torch
 from scale_models import LINES, Experts, Indexed, batches
+from small_tasks import DAMAGES
 from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -18,7 +20,6 @@ import ttref
 from ttref.fitting import collect_gram as one_process
 from ttref.scale import batches as reading
 from ttref.scale import grams as scaled
-from ttref.scale import jobs
 from ttref.scale.grams import collect_gram
 
 LAYERS = ["q", "k", "first", "second"]
@@ -164,18 +165,55 @@ def test_a_disk_that_is_full_fails_what_it_has_no_room_for(tmp_path, monkeypatch
     same(collect_gram(Experts, LAYERS, batches(), tmp_path, **HERE), one_process(Experts(), LAYERS, batches()))
 
 
-def test_parts_that_somebody_removed_are_missed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_part_that_is_lost_or_damaged_is_summed_again(tmp_path, monkeypatch, damage):
+    collect_gram(Experts, "q", batches(), tmp_path / "whole", **HERE)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scaled, "_added", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-        collect_gram(Experts, "q", batches(), tmp_path, **HERE)
-    next((tmp_path / ".job" / "parts").iterdir()).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"has lost \.job.parts.*, which its job had written; remove the folder"
-    ):
-        collect_gram(Experts, "q", batches(), tmp_path, **HERE)
+        collect_gram(Experts, "q", batches(), tmp_path / "out", **HERE)
+    damage(next((tmp_path / "out" / ".job" / "parts").iterdir()))
+    calls, seen_by = [], scaled.seen_by
+    monkeypatch.setattr(scaled, "seen_by", lambda *given: calls.append(1) or seen_by(*given))
+    collect_gram(Experts, "q", batches(), tmp_path / "out", **HERE)
+    assert len(calls) == 1
+    assert small_tasks.hashes(tmp_path / "out") == small_tasks.hashes(tmp_path / "whole")
 
 
-@pytest.mark.skipif(jobs.fcntl is None, reason="this system has no such locks")
+@pytest.mark.parametrize("name", ["grams.safetensors", "grams.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_result_that_is_lost_or_damaged_is_made_again(tmp_path, damage, name):
+    collect_gram(Experts, LAYERS, batches(), tmp_path, **HERE)
+    before = small_tasks.hashes(tmp_path)
+    for _ in range(2):
+        damage(tmp_path / name)
+        same(collect_gram(Experts, LAYERS, batches(), tmp_path, **HERE), one_process(Experts(), LAYERS, batches()))
+        assert small_tasks.hashes(tmp_path) == before
+    assert not (tmp_path / ".job" / "parts").exists()
+
+
+def test_another_result_in_its_place_is_none(tmp_path):
+    """It is whole, and of other batches."""
+    for k, given in enumerate([batches(7), batches(6)]):
+        collect_gram(Experts, LAYERS, given, tmp_path / str(k), **HERE)
+    before = small_tasks.hashes(tmp_path / "0")
+    shutil.copy(tmp_path / "1" / "grams.safetensors", tmp_path / "0")
+    same(collect_gram(Experts, LAYERS, batches(), tmp_path / "0", **HERE), one_process(Experts(), LAYERS, batches()))
+    assert small_tasks.hashes(tmp_path / "0") == before
+
+
+def test_a_wrong_engine_and_another_version_are_refused_and_leave_nothing(tmp_path, monkeypatch):
+    for how, told in (({"engine": "dask"}, "engine is one of pool, ray, not"), ({"workers": 0}, "workers must be")):
+        with pytest.raises(ValueError, match=told):
+            collect_gram(Experts, "q", batches(), tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+    collect_gram(Experts, "q", batches(), tmp_path / "out", **HERE)
+    with pytest.raises(ValueError, match="engine is one of pool, ray, not"):
+        collect_gram(Experts, "q", batches(), tmp_path / "out", engine="dask")
+    monkeypatch.setattr(scaled, "VERSION", 2)
+    with pytest.raises(ValueError, match="holds a job with version 1, and this one has 2"):
+        collect_gram(Experts, "q", batches(), tmp_path / "out", **HERE)
+
+
 def test_the_folder_is_the_jobs_until_its_end(tmp_path, monkeypatch):
     """While the parts are added too; and a user's own files of any name stay."""
     (tmp_path / "parts").mkdir()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mps_tables import tables_to_compress
 from row_sources import KINDS as FILES
 from row_sources import written
+from small_tasks import DAMAGES, flip
 from strategies import agree, gaussian
 from torch import nn
 
@@ -151,24 +152,12 @@ def test_what_is_complete_is_not_repeated(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()} == before
 
 
-def flip(path, place=-1):
-    """One bit of a file."""
-    held = bytearray(path.read_bytes())
-    held[place] ^= 1
-    path.write_bytes(held)
-
-
-def cut(path):
-    """The end of a file, lost."""
-    path.write_bytes(path.read_bytes()[:-4])
-
-
 def swapped(path):
     """Another shard in its place, which is whole."""
     path.write_bytes(path.with_name("rows-00001-of-00003.safetensors").read_bytes())
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, swapped])
+@pytest.mark.parametrize("damage", [*DAMAGES, swapped])
 def test_a_file_that_is_lost_is_made_again(tmp_path, damage):
     source = written(tmp_path, smooth(20, 12), "npy")
     how = {"rank": 2, "rows_per_shard": 8, **HERE}

@@ -121,7 +121,6 @@ def test_a_source_that_is_cut_short_while_it_is_read(source, undisturbed, tmp_pa
     assert not compress_rows(source, out, **HOW, **ONE).errors and hashes(out) == undisturbed
 
 
-@pytest.mark.skipif(jobs.fcntl is None, reason="this system has no such locks")
 @pytest.mark.parametrize("when", ["_mean", "_gather", "compress"])
 def test_a_second_driver_is_sent_away_at_any_time(source, undisturbed, tmp_path, monkeypatch, when):
     """Between sums and shards too, and while the list of the table is written."""

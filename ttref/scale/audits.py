@@ -19,14 +19,15 @@ from ..audit.words import left
 from ..files import read, write
 from ..precision import full_precision
 from .checkpoints import entries_of, forget_entries
-from .completeness import complete, lost
-from .engine import run
+from .completeness import complete, done, intact, written
+from .engine import placed, run
 from .jobs import Record, Task, opened
 from .stamps import Stamp, check_stamp, check_stamps, stamps
 
 __all__ = ["audit"]
 
 REPORT, SEEN = "audit.json", "seen"
+VERSION = 1  # of what tasks return and write: a folder with another one, from an earlier ttref, is refused
 LARGE = 1 << 20  # numbers of a task: a larger tensor is one by itself, smaller ones share one
 ABOUT = ("name", "part", "shape", "dtype", "numbers", "nbytes")  # of a row before anything is looked at
 
@@ -89,12 +90,13 @@ def audit(
     entries, stands_for = asked_for(held, only, sample)
     path = Path(checkpoint).expanduser().absolute()
     how = {"path": str(path), "files": stamps(path), "state_dict": state_dict}
-    job = {"job": "audit", **how, "eps": list(errors), "only": only, "sample": sample}
+    job = {"job": "audit", "version": VERSION, **how, "eps": list(errors), "only": only, "sample": sample}
     texts = None if data is None else Path(data).expanduser().absolute()
     if texts is not None and not texts.is_file():
         raise FileNotFoundError(f"there is no file of texts {texts}")
     stamp = None if texts is None else Stamp.of(texts)
     job["data"] = None if texts is None else hashlib.sha256(texts.read_bytes()).hexdigest()
+    engine, workers = placed(engine, workers)
     where = {"engine": engine, "workers": workers}
     wanted = [entry for entry in entries if entry.name in stands_for]
     with opened(destination, job, path) as state:
@@ -103,21 +105,15 @@ def audit(
             roots = {}
             if texts is not None:
                 work = partial(_roots, how, texts, stamp, [entry.name for entry in wanted], seen)
-                records = run(work, [{"id": "roots"}], state, **where, description="texts")
+                whole = partial(_whole, seen)
+                records = done(work, [{"id": "roots"}], state, whole, folder / REPORT, **where, description="texts")
                 roots = complete(records, folder, "runs of the model")[0]["roots"]
-                if missing := [file for file in roots.values() if not (seen / file).is_file()]:
-                    raise lost(folder, str((seen / missing[0]).relative_to(folder)))
-            records = run(
-                partial(_rows, how, errors, sample, seen),
-                list(_tasks(wanted, roots)),
-                state,
-                **where,
-                description="audit",
-            )
+            work, tasks = partial(_rows, how, errors, sample, seen), list(_tasks(wanted, roots))
+            records = run(work, tasks, state, **where, description="audit")
         finally:
             forget_entries()
-        done = complete(records, folder, "tasks")
-        rows = [row | {"stands_for": stands_for[row["name"]]} for row in _told(done, errors)]
+        told = _told(complete(records, folder, "tasks"), errors)
+        rows = [row | {"stands_for": stands_for[row["name"]]} for row in told]
         numbers, nbytes = (sum(getattr(entry, key) for entry in entries) for key in ("numbers", "nbytes"))
         found = Audit(str(checkpoint), held.format, errors, rows, numbers, nbytes, sample, data is not None)
         found.save(folder / REPORT)
@@ -202,7 +198,13 @@ def _roots(
     files = {key: f"root-{k:05d}.safetensors" for k, key in enumerate(each)}
     for key, root in each.items():
         write(folder / files[key], "Root", {"root": root}, {}, _restored)
-    return {"roots": {name: files[id(root)] for name, root in roots.items()}}
+    about = {file: written(folder / file) for file in files.values()}
+    return {"roots": {name: files[id(root)] for name, root in roots.items()}, "files": about}
+
+
+def _whole(folder: Path, record: Record) -> bool:
+    """True if the roots are what was written."""
+    return all(intact(folder / file, about) for file, about in record["files"].items())
 
 
 def _restored(tensors: dict[str, Tensor], header: dict[str, Any]) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from ..linears import weight_and_bias
 from ..shards import open_safetensors
 from ..surgery.wrappers import Names, find, names_it
 from .checkpoints import forget_entries, linear, weights_by_layer
-from .completeness import complete, lost
-from .engine import run
+from .completeness import complete, done, intact, written
+from .engine import placed
 from .grams import GRAMS
 from .jobs import Task, opened
 from .models import Source, forget, loaded, source_of
@@ -34,6 +35,7 @@ from .stamps import Stamps, stamps
 __all__ = ["Fitted", "fit_cores"]
 
 INDEX = "cores.json"
+VERSION = 1  # of records, files and list: a folder with another one, from an earlier ttref, is refused
 Modes = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 
@@ -46,7 +48,7 @@ class Fitted(Mapping[str, TTLinear]):
     Attributes:
         rows: One dictionary for each layer, in the order of the job: its ``name``, the ``shape`` of its weight,
             ``row_shape``, ``col_shape`` and ``ranks``, ``params``, its ``output_error`` on the Gram matrix, the
-            ``file`` with its ``sha256``, and ``warnings``.
+            ``file`` with its ``file_nbytes`` and ``sha256``, and ``warnings``.
 
     Raises:
         FileNotFoundError: No such folder, or a job that has not ended.
@@ -75,7 +77,7 @@ class Fitted(Mapping[str, TTLinear]):
             found = json.loads(path.read_bytes())
             self.rows: list[dict[str, Any]] = found["layers"]
             self._files = {row["name"]: (row["file"], row["sha256"]) for row in self.rows}
-            if found["version"] != 1:
+            if found["version"] != VERSION:
                 raise ValueError(f"it has version {found['version']}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no list of fitted layers, or is damaged ({error}); fit them again") from None
@@ -84,7 +86,10 @@ class Fitted(Mapping[str, TTLinear]):
         file, sha256 = self._files[name]
         path = self.folder / file
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise ValueError(f"{path} is not what was written for {name}: its sha256 differs; fit it again")
+            raise ValueError(
+                f"{path} is not what was written for {name}: its sha256 differs; call fit_cores as before, which makes "
+                "lost and damaged files again"
+            )
         return TTLinear.load(path)
 
     def __iter__(self) -> Iterator[str]:
@@ -116,7 +121,7 @@ def fit_cores(
             what a job sees of it says :func:`collect_gram`.
         grams: :class:`~ttref.fitting.gram.Grams`, a file of them, or the destination of :func:`collect_gram`.
         destination: A folder for the layers, and ``cores.json``, which is written at the end. Where an interrupted
-            job lies, it goes on.
+            job lies, it goes on. What is complete is not fitted again, unless its file is lost or damaged.
         layers: Names of layers with a Gram matrix, or ends of names after a dot; left out, all.
         rank: Cap on the TT-ranks.
         eps: Relative error of a layer's outputs, in [0, 1). Give exactly one of rank and eps.
@@ -157,53 +162,56 @@ def fit_cores(
     check_rank_or_eps(rank, eps)
     modes = {} if modes is None else dict(modes)
     file = None if isinstance(grams, Grams) else _file_of(grams)
-    known = list(grams) if file is None else list(_opened_grams(file)[0])
+    known, *_, seal = (grams, _mark(grams)) if file is None else _opened_grams(file)
+    known = list(known)
     names = known if layers is None else _chosen([layers] if isinstance(layers, str) else list(layers), known)
     if unknown := [name for name in modes if name not in names]:
         raise ValueError(f"modes names {unknown[0]!r}, which is none of the {len(names)} layers; give full names")
     if callable(source) or isinstance(source, nn.Module):
         held, files, where = source_of(source), {}, dict.fromkeys(names)
-        job = {"job": "fit_cores", **held.settings()}
+        job = held.settings()
     else:
         held = Path(source).expanduser().absolute()
         files, where = stamps(held), weights_by_layer(held, known, names)
-        job = {"job": "fit_cores", "source": str(held), "files": files}
-    job |= {"grams": _mark(grams, file), "layers": names, "rank": rank, "eps": eps, "modes": modes}
-    tasks = [{"id": name, "weight": where[name], "modes": modes.get(name)} for name in names]
+        job = {"source": str(held), "files": files}
+    job = {"job": "fit_cores", "version": VERSION, **job}
+    job |= {"grams": seal, "layers": names, "rank": rank, "eps": eps, "modes": modes}
+    tasks = [{"id": name, "name": name, "weight": where[name], "modes": modes.get(name)} for name in names]
+    engine, workers = placed(engine, workers)
     with opened(destination, job, None if isinstance(held, Source) else held) as state:
         folder = state.folder
         if file is None:
             file = state.state / GRAMS
-            if not file.exists():
+            if not _holds(file, seal):
                 grams.save(file)
-        work = partial(_fitted, held, files, file, {"rank": rank, "eps": eps}, folder)
+            seal = _opened_grams(file)[3]
+        work = partial(_fitted, held, files, (file, seal), {"rank": rank, "eps": eps}, folder)
+        places = {"engine": engine, "workers": workers, "description": "layers"}
         try:
-            records = run(work, tasks, state, engine=engine, workers=workers, description="layers")
+            records = done(work, tasks, state, lambda row: intact(folder / row["file"], row), folder / INDEX, **places)
         finally:
             forget()
             forget_entries()
         rows = [{"name": row["id"]} | row for row in complete(records, folder, "layers")]
         for row in rows:
-            if not (folder / row["file"]).is_file():
-                raise lost(folder, row["file"])
             del row["id"], row["error"]
             for told in row["warnings"]:
                 warnings.warn(f"{row['name']}: {told}", stacklevel=2)
-        replace(folder / INDEX, [json.dumps({"version": 1, "job": job, "layers": rows}, indent=1).encode()])
+        replace(folder / INDEX, [json.dumps({"version": VERSION, "job": job, "layers": rows}, indent=1).encode()])
     return Fitted(folder)
 
 
 def _fitted(
-    source: Source | Path, files: Stamps, grams: Path, how: dict[str, Any], folder: Path, task: Task
+    source: Source | Path, files: Stamps, grams: tuple[Path, str], how: dict[str, Any], folder: Path, task: Task
 ) -> dict[str, Any]:
     """Fit one layer and write it."""
-    name, file = task["id"], f"{quote(task['id'], safe='')}.safetensors"
+    name, file = task["name"], f"{quote(task['name'], safe='')}.safetensors"
     if isinstance(source, Source):
         model = loaded(source)[0]
         layer = find(model, Names(model).match(name, one=True)[0])
     else:
         layer = linear(str(source), files, task["weight"])
-    gram = _gram(grams, name)
+    gram = _gram(*grams, name)
     rows, cols = task["modes"] or (None, None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -212,7 +220,7 @@ def _fitted(
     made.save(folder / file)
     return {
         "file": file,
-        "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
+        **written(folder / file),
         "shape": list(weight.shape),
         "row_shape": list(made.row_shape),
         "col_shape": list(made.col_shape),
@@ -244,24 +252,39 @@ def _opened_grams(path: Path) -> tuple[dict[str, int], list[int], list[str], str
     return header["layers"], header["tokens"], [digits[str(k)] for k in range(len(names))], about["sha256"]
 
 
-def _gram(path: Path, name: str) -> Gram:
-    """One Gram matrix of a file of many, checked against what was written."""
-    places, tokens, digits, _ = _opened_grams(path)
+def _gram(path: Path, seal: str, name: str) -> Gram:
+    """One Gram matrix of a file of many, checked against what was written; ValueError if it is another file by now."""
+
+    def opened_as_before() -> tuple[dict[str, int], list[int], list[str]]:
+        *about, now = _opened_grams(path)
+        if now != seal:
+            raise ValueError(f"{path} was written while the job ran; begin anew, in another folder")
+        return about
+
+    places, tokens, digits = opened_as_before()
     place = places[name]
-    with open_safetensors(path) as file:
-        matrix = file.get_tensor(str(place)).clone()
+    try:
+        with open_safetensors(path) as file:
+            matrix = file.get_tensor(str(place)).clone()
+    finally:  # of a file that is written meanwhile any error may come
+        opened_as_before()
     if not digest(matrix).startswith(digits[place]):
         raise ValueError(f"{path}: the Gram matrix of {name} is not what was written; collect it again")
     return Gram(matrix, tokens[place])
 
 
-def _mark(grams: Any, file: Path | None) -> str:
+def _mark(grams: Grams) -> str:
     """What tells these Gram matrices from others."""
-    if file is not None:
-        return _opened_grams(file)[3]
     each = {id(gram): digest(gram.matrix) for gram in grams.values()}
     told = [(name, each[id(gram)], gram.tokens) for name, gram in grams.items()]
     return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _holds(path: Path, mark: str) -> bool:
+    """True if a file that an interrupted job left holds these Gram matrices, all of them."""
+    with suppress(FileNotFoundError, ValueError):
+        return _mark(Grams.load(path)) == mark
+    return False
 
 
 def _chosen(targets: Sequence[str], known: Sequence[str]) -> list[str]:

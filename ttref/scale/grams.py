@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,8 +19,8 @@ from ..files import write
 from ..fitting.collecting import gram_of, seen_by
 from ..fitting.gram import Grams
 from . import batches as reading
-from .completeness import complete, lost
-from .engine import run
+from .completeness import complete, done, intact, written
+from .engine import placed
 from .fingerprints import fingerprint
 from .jobs import Job, Record, Task, opened, told
 from .models import Source, forget, identity_of, loaded, source_of
@@ -30,6 +29,7 @@ __all__ = ["collect_gram"]
 
 GRAMS, INDEX, PARTS = "grams.safetensors", "grams.json", "parts"
 KIND = "PartialGrams"
+VERSION = 1  # of records, parts and index: a folder with another one, from an earlier ttref, is refused
 
 
 def collect_gram(
@@ -65,7 +65,7 @@ def collect_gram(
             items of a list are compared with those of an interrupted job by what they hold. Of another sequence only
             its length is seen: where its items change, give another destination.
         destination: A folder for the result, ``grams.safetensors``, which ``ttref.load`` reads, and for what is known
-            until then. Where an interrupted job lies, it goes on.
+            until then. Where an interrupted job lies, it goes on; a result that is lost or damaged is made again.
         mask: As for ``ttref.fitting.collect_gram``; a function of a module, which other processes can be sent.
         forward: Likewise.
         batch_size: Texts, or rows of tokens, that run together.
@@ -111,21 +111,25 @@ def collect_gram(
     texts = files is not None and not all(path.suffix == ".npy" for path in files)
     if texts and made.folder is None:
         raise ValueError("texts need the tokenizer of a folder; give a folder as source, or files of tokens")
-    job = {"job": "collect_gram", **made.settings(), "layers": names, "parts": parts}
+    job = {"job": "collect_gram", "version": VERSION, **made.settings(), "layers": names, "parts": parts}
     job |= {"batch_size": batch_size, "max_tokens": max_tokens}
     job |= {"mask": identity_of(mask), "forward": identity_of(forward)}
     how = {"batch_size": batch_size, "max_tokens": max_tokens, "tokenizer": texts, "mask": mask, "forward": forward}
+    engine, workers = placed(engine, workers)
     with opened(destination, job, made.folder) as state:
         if (ended := _ended(state, tasks)) is not None:
             return ended
-        work = partial(_summed, made, names, batches if files is None else None, how, state.space(PARTS))
+        held = state.space(PARTS)
+        work = partial(_summed, made, names, batches if files is None else None, how, held)
+        where = {"engine": engine, "workers": workers, "description": "Gram matrices"}
         try:
-            records = run(work, tasks, state, engine=engine, workers=workers, description="Gram matrices")
+            records = done(work, tasks, state, partial(_whole, held), state.folder / INDEX, **where)
         finally:
             forget()
-        grams = _added(complete(records, state.folder, "parts"), state)
+        grams = _added(complete(records, state.folder, "parts"), held)
         grams.save(state.folder / GRAMS)
-        index = {"version": 1, "job": job, "parts": [task["id"] for task in tasks]}
+        index = {"version": VERSION, "job": job, "parts": [task["id"] for task in tasks]}
+        index |= written(state.folder / GRAMS)
         replace(state.folder / INDEX, [json.dumps(index, indent=1).encode()])
         state.clear(PARTS)
     return grams
@@ -157,10 +161,15 @@ def _summed(
     file = f"{fingerprint(task['id'])}.safetensors"
     write(folder / file, KIND, sums, {"id": task["id"]}, _restored)
     about = {name: [places.get(tuple(one.inputs)), one.called] for name, one in seen.items()}
-    return {"file": file, "layers": about, "tokens": tokens}
+    return {"file": file, "layers": about, "tokens": tokens, **written(folder / file)}
 
 
-def _added(records: Sequence[Record], job: Job) -> Grams:
+def _whole(folder: Path, record: Record) -> bool:
+    """True if the sums of a part are what was written."""
+    return record["file"] is None or intact(folder / record["file"], record)
+
+
+def _added(records: Sequence[Record], folder: Path) -> Grams:
     """The sums of all parts, in their order; layers that shared an input in each of them share their sum."""
     records = [record for record in records if record["file"] is not None]
     if not records:
@@ -169,9 +178,7 @@ def _added(records: Sequence[Record], job: Job) -> Grams:
     keys = {name: tuple(record["layers"][name][0] for record in records) for name in names}
     totals: dict[tuple, Tensor] = {}
     for k, record in enumerate(records):
-        if not (path := job.space(PARTS) / record["file"]).is_file():
-            raise lost(job.folder, f"{path.relative_to(job.folder)}")
-        held = read_file(path, KIND, _restored)
+        held = read_file(folder / record["file"], KIND, _restored)
         for key in dict.fromkeys(keys.values()):
             if key[k] is not None:
                 part = held[str(key[k])]
@@ -185,16 +192,19 @@ def _added(records: Sequence[Record], job: Job) -> Grams:
 
 
 def _ended(job: Job, tasks: Sequence[Task]) -> Grams | None:
-    """The result, if the job has ended; ValueError if that was over other batches."""
-    with suppress(FileNotFoundError):
-        before = json.loads((job.folder / INDEX).read_bytes())["parts"]
-        if before != [task["id"] for task in tasks]:
-            raise ValueError(
-                f"{job.folder} holds the result for other batches, or for files as they were; give another"
-            )
-        job.clear(PARTS)
-        return Grams.load(job.folder / GRAMS)
-    return None
+    """The result, if the job has ended and it is whole; ValueError if that was over other batches."""
+    try:
+        index = json.loads((job.folder / INDEX).read_bytes())
+        before = index["parts"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged index is written again
+        return None
+    if before != [task["id"] for task in tasks]:
+        raise ValueError(f"{job.folder} holds the result for other batches, or for files as they were; give another")
+    if not intact(job.folder / GRAMS, index):
+        return None
+    grams = Grams.load(job.folder / GRAMS)
+    job.clear(PARTS)
+    return grams
 
 
 def _restored(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from ..embeddings.settings import RowSettings
 from ..files import TABLE, read
 from ..powers import times_power
 from ..rows.frame import added
-from .engine import placed, run
+from .completeness import done
+from .engine import placed
 from .jobs import Job, Record, Task, opened
 from .row_report import Report
 from .row_work import SUMS, add_up, compress, held_sums
@@ -128,13 +129,14 @@ def compress_rows(
     job = {"job": "compress_rows", "version": VERSION, **about}
     job |= {"source": str(found.folder or [str(file.path) for file in found.files]), "tensor": tensor}
     engine, workers = placed(engine, workers)
-    places = {"engine": engine, "workers": workers}
+    places = {"engine": engine, "workers": workers, "description": "shards"}
     tasks = _planned(found, count)
     lies_in = [path for file in found.files for path in (file.path, file.path.parent)]  # of a link, both folders
     with opened(destination, job, *lies_in) as state:
         if center:
             folder = state.space(MEANS)
-            sums = _done(functools.partial(add_up, folder=str(folder), about=about), tasks, folder, state, places)
+            work = functools.partial(add_up, folder=str(folder), about=about)
+            sums = done(work, tasks, state, functools.partial(_there, folder), state.folder / TABLE, **places)
             if wrong := [task["name"] for task, record in zip(tasks, sums, strict=True) if record["error"]]:
                 missing = f"ValueError: there is no mean: {len(wrong)} shards could not be summed, first {wrong[0]}"
                 lost = [{"error": record["error"] or missing} for record in sums]
@@ -142,7 +144,8 @@ def compress_rows(
             about["mean"] = _mean(folder, sums, found).tolist()
             tasks = [task | {"id": _id(task, about["mean"])} for task in tasks]
         work = functools.partial(compress, folder=str(state.folder), about=about)
-        records = _done(work, tasks, state.folder, state, places)
+        there = functools.partial(_there, state.folder)
+        records = done(work, tasks, state, there, state.folder / TABLE, **places)
         report = Report.of(state.folder, tasks, records, started)
         if not report.errors:
             _gather(state, found, job, records)
@@ -163,30 +166,6 @@ def _planned(found: Source, count: int) -> list[Task]:
 def _id(task: Task, more: Any) -> str:
     text = json.dumps([task["name"], task["start"], task["pieces"], more], sort_keys=True)
     return f"{task['name'].partition('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _done(
-    work: Callable[[Task], Record],
-    tasks: list[Task],
-    folder: Path,
-    state: Job,
-    places: dict[str, Any],
-) -> list[Record]:
-    """The records of all tasks. One whose file is gone, or is another now, is done again, under an id of its own.
-
-    If anything has to be done, the list of the table goes first: what is not complete must not look so.
-    """
-    ended, ids = state.ended(), []
-    for task in tasks:
-        name, turn = task["id"], 1
-        while name in ended and not _there(folder, ended[name]):
-            turn += 1
-            name = f"{task['id']}-{turn}"
-        ids.append(name)
-    if not ended.keys() >= set(ids):
-        (state.folder / TABLE).unlink(missing_ok=True)
-    tasks = [task | {"id": name} for task, name in zip(tasks, ids, strict=True)]
-    return run(work, tasks, state, description="shards", **places)
 
 
 def _there(folder: Path, record: Record) -> bool:
