@@ -31,7 +31,7 @@ from .tasks import TASKS, Task
 
 STEPS, WARM_UP = 600, 60
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # of the layers' factors
-RESTS = (4e-3, 1.6e-2, 6.4e-2)  # of embedding, norms, biases and head: tuned on the dense network, then alike for all
+RESTS = (4e-3, 1.6e-2, 6.4e-2, 0.256)  # of embedding, norms, biases and head: tuned on the dense network, then alike for all
 TUNING_STEPS = 300
 SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
@@ -143,7 +143,7 @@ def tuned(task: Task, rest: float, known: dict[str, dict]) -> Iterable[dict]:
     """Every arm at every rate, at the smallest size, judged on the validation half."""
     for name in tqdm(ARMS, desc="rates"):
         for rate in RATES:
-            key = f"{name}, {rate:g}"
+            key = f"{name}, {rate:g}, {rest:g}"
             if key not in known:
                 yield {"key": key} | run(task, name, "small", rate, 0, part="validation", rest=rest, steps=TUNING_STEPS)
 
