@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from book.tools import results
 from studies.structures import study, tasks
 from studies.structures.layers import BASE, BlockTensorTrain, Dense, LowRank, TTMatrix, pair
 from studies.structures.network import Form, Network
@@ -87,6 +88,9 @@ def test_steps_are_scaled_factor_by_factor():
     assert rates["blocks.0.query.right"] == 0.5 * BASE / 4 and rates["blocks.0.query.left"] == 0.5 * BASE / 12
     assert rates["positions"] == rates["blocks.1.up.bias"] == 0.5 and rates["head.weight"] == 0.5 * BASE / 16
     assert {group["lr"] for group in net.groups(0.5, scaled=False)} == {0.5}
+    rates = {names[id(group["params"][0])]: group["lr"] for group in net.groups(0.5, scaled=True, rest=0.1)}
+    assert rates["blocks.0.query.right"] == 0.5 * BASE / 4 and rates["head.weight"] == 0.1 * BASE / 16
+    assert rates["positions"] == rates["blocks.1.up.bias"] == 0.1
 
 
 @pytest.mark.parametrize("size", study.DENSE_WIDTHS)
@@ -128,28 +132,54 @@ def tiny(form):
 def test_every_arm_learns(form, monkeypatch):
     monkeypatch.setattr(study, "DENSE_WIDTHS", {"small": 36})
     for name in study.ARMS:
-        row = study.run(tiny(form), name, "small", 4e-3, 0, part="test", steps=60)
+        row = study.run(tiny(form), name, "small", 4e-3, 0, part="test", rest=4e-3, steps=60)
         assert row["loss"] < 0.75 * math.log(form.classes), name
 
 
 def test_rates_are_chosen_on_the_other_half_and_rows_that_are_there_are_not_measured_again(monkeypatch):
-    asked = []
+    asked, rests = [], set()
 
-    def run(task, name, size, rate, seed, *, part, steps=study.STEPS):
+    def run(task, name, size, rate, seed, *, part, rest, steps=study.STEPS):
         asked.append((name, size, rate, seed, part))
-        return {"arm": name, "rate": rate, "loss": abs(rate - (2e-3 if name == "dense" else 8e-3))}
+        rests.add(rest)
+        return {"arm": name, "rate": rate, "rest": rest, "loss": abs(rate - (2e-3 if name == "dense" else 8e-3))}
 
     monkeypatch.setattr(study, "run", run)
-    rows = list(study.tuned(None, {}))
+    rows = list(study.rested(None, {}))
+    assert len(rows) == len(study.RATES) * len(study.RESTS) and rests == set(study.RESTS)
+    assert not list(study.rested(None, {row["key"]: row for row in rows}))
+    asked.clear(), rests.clear()
+    rows = list(study.tuned(None, 0.5, {}))
     assert len(rows) == len(study.ARMS) * len(study.RATES) and {part for *_, part in asked} == {"validation"}
     rates = study.best_rates(rows)
     assert rates["dense"] == 2e-3 and rates["low rank, a quarter"] == 8e-3
-    assert not list(study.tuned(None, {row["key"]: row for row in rows}))
+    assert not list(study.tuned(None, 0.5, {row["key"]: row for row in rows}))
     asked.clear()
-    rows = list(study.compared(None, rates, {}))
+    rows = list(study.compared(None, rates, 0.5, {}))
     assert {part for *_, part in asked} == {"test"} and len(rows) == 7 * len(study.ARMS)
-    assert {(name, rate) for name, _, rate, *_ in asked} == set(rates.items())
-    assert not list(study.compared(None, rates, {row["key"]: row for row in rows}))
+    assert {(name, rate) for name, _, rate, *_ in asked} == set(rates.items()) and rests == {0.5}
+    assert not list(study.compared(None, rates, 0.5, {row["key"]: row for row in rows}))
+
+
+def test_the_record_holds_every_arm_at_its_best_rate_with_the_seeds_that_it_names():
+    """A size is recorded whole or not at all, so that every structure stands beside all others."""
+    record = results.read("structures")
+    if not record:
+        pytest.skip("there is no record yet: python -m studies.structures")
+    assert record["rates"] == list(study.RATES) and record["steps"] == study.STEPS
+    held = [record[name] for name in tasks.TASKS if name in record]
+    assert held
+    for part in held:
+        assert {(row["arm"], row["rate"]) for row in part["tuning"]} == {
+            (arm, rate) for arm in study.ARMS for rate in study.RATES
+        }
+        rates, runs = study.best_rates(part["tuning"]), part["runs"]
+        assert {(run["arm"], run["size"], run["seed"]) for run in runs} == {
+            (arm, size, seed) for size, seeds in record["seeds"].items() for seed in seeds for arm in study.ARMS
+        }
+        assert all(run["rate"] == rates[run["arm"]] for run in runs)
+        dense = {run["size"]: run["macs"] for run in runs if run["arm"] == "dense"}
+        assert all(0.88 < run["macs"] / dense[run["size"]] <= study.ALLOWED for run in runs)
 
 
 def test_pictures_are_cut_into_patches(tmp_path):
