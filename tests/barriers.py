@@ -56,6 +56,15 @@ ALIKE = """known => {
   return fresh;
 }"""
 AGAIN = "document.querySelectorAll('[data-alike]').forEach(e => e.removeAttribute('data-alike'))"
+# What hides columns behind a scroll bar. A table of results may, if the name and the result are in sight.
+CLIPPED = """[...document.querySelectorAll("article :is(pre, .pst-scrollable-table-container, table, .tt-table)")]
+.filter(e => {
+  if (!e.clientWidth || e.scrollWidth <= e.clientWidth + 1) return false;
+  if (!e.matches(".tt-table")) return true;
+  const second = e.querySelector("thead th:nth-child(2)") || e.querySelector("th");
+  return second.getBoundingClientRect().right > e.getBoundingClientRect().right + 1;
+})
+.map(e => `${e.tagName} ${e.className} ${e.clientWidth} < ${e.scrollWidth}: ${e.textContent.trim().slice(0, 80)}`)"""
 
 
 def prepare(page) -> None:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from bs4 import BeautifulSoup
 from docutils import nodes
 from recorded_runs import RUN
 
@@ -147,11 +146,3 @@ def test_a_record_is_shown_whole(monkeypatch, tmp_path):
                     [title, "61.5", "1,402", "30 passed, 1 failed"]]  # fmt: skip
     rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in tests.findall(nodes.row)]
     assert rows[1:] == [["tests/core", "80.0", "", "1,301 passed, 6 skipped"]]
-
-
-def test_the_book_shows_the_run_of_the_record(html):
-    page = BeautifulSoup((html / "book/last_run.html").read_text(encoding="utf-8"), "html.parser").find("article")
-    assert "1,331 passed" in page.text and "commit abc1234" in page.text
-    first = notebooks.chapters()[0]
-    link = page.find("a", string=used.title(first))
-    assert link["href"] == f"../notebooks/{first.stem}.html"

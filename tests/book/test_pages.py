@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 
 import ttref
 from book.tools import used
-from book.tools.notebooks import address
+from book.tools.notebooks import address, chapters
 from ttref import fixedpoint
 from ttref.lora import peft
 
@@ -29,15 +29,6 @@ FETCHED = {"stylesheet", "preload", "icon", "preconnect"}  # the kinds of <link>
 UNTYPESET = "[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
 WRONG = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
 BROKEN = "[...document.images].filter(i => !i.naturalWidth).length"
-# What hides columns behind a scroll bar. A table of results may, if the name and the result are in sight.
-CLIPPED = """[...document.querySelectorAll("article :is(pre, .pst-scrollable-table-container, table, .tt-table)")]
-.filter(e => {
-  if (!e.clientWidth || e.scrollWidth <= e.clientWidth + 1) return false;
-  if (!e.matches(".tt-table")) return true;
-  const second = e.querySelector("thead th:nth-child(2)") || e.querySelector("th");
-  return second.getBoundingClientRect().right > e.getBoundingClientRect().right + 1;
-})
-.map(e => `${e.tagName} ${e.className} ${e.clientWidth} < ${e.scrollWidth}: ${e.textContent.trim().slice(0, 80)}`)"""
 OPEN = "document.querySelectorAll('details').forEach(fold => { fold.open = true })"
 FILTERS = "[...document.querySelectorAll('.bd-content img')].map(i => getComputedStyle(i).filter)"
 
@@ -265,7 +256,7 @@ def layout(page, width) -> dict:
         "broken pictures": page.evaluate(BROKEN),
         "pictures with a filter": set(page.evaluate(FILTERS)) - {"none"},
         "sideways": page.evaluate("document.documentElement.scrollWidth") > width,
-        "hidden behind a scroll bar": page.evaluate(CLIPPED),
+        "hidden behind a scroll bar": page.evaluate(barriers.CLIPPED),
     }
 
 
@@ -296,9 +287,9 @@ def test_every_page(visit, names):
             setting(page, *at)
             found += [(at, what, seen) for what, seen in layout(page, at[0]).items()]
         page.evaluate(OPEN)
-        found.append((NARROW, "hidden in a fold", page.evaluate(CLIPPED)))
+        found.append((NARROW, "hidden in a fold", page.evaluate(barriers.CLIPPED)))
         setting(page, *WIDE)
-        found.append((WIDE, "hidden in a fold", page.evaluate(CLIPPED)))
+        found.append((WIDE, "hidden in a fold", page.evaluate(barriers.CLIPPED)))
         wrong += [f"{name} {at}: {what}: {seen}" for at, what, seen in [*found, *barred(page, known)] if seen]
     assert not wrong, "\n".join(wrong)
     assert formulas > 10
@@ -312,7 +303,7 @@ def test_a_page_that_is_loaded_dark_or_narrow(visit, width, scheme):
         assert page.evaluate("document.documentElement.dataset.theme") == scheme, name
         assert not [what for what, seen in layout(page, width).items() if seen], name
         page.evaluate(OPEN)
-        assert not page.evaluate(CLIPPED), name
+        assert not page.evaluate(barriers.CLIPPED), name
         barriers.prepare(page)
         assert not barriers.found(page) and not barriers.pale(page, set()), name
 
@@ -396,3 +387,11 @@ def test_the_book_on_one_page_prints_on_one_sheet(visit):
 
 def test_links_to_the_chapters_around_say_the_minutes(html):
     assert soup(html / "book/intro.html").find(class_="left-prev").text.strip().endswith(" min")
+
+
+def test_the_book_shows_the_run_of_the_record(html):
+    page = BeautifulSoup((html / "book/last_run.html").read_text(encoding="utf-8"), "html.parser").find("article")
+    assert "1,331 passed" in page.text and "commit abc1234" in page.text
+    first = chapters()[0]
+    link = page.find("a", string=used.title(first))
+    assert link["href"] == f"../notebooks/{first.stem}.html"
