@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,19 +21,19 @@ class LastRun(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The summary and the tables, or one sentence."""
         # The checkout is on the path by now: `this_checkout` puts it there.
-        from book.tools import last_run, notebooks, used
+        from book.tools import last_run, links, notebooks
 
         path = Path(os.environ.get("TTREF_LAST_RUN") or ROOT / "_build" / "last_run.json")
         self.env.note_dependency(str(path))  # also while there is none: the page is read again when there is
         found = last_run.read(path)
         if found is None:
             return [nodes.paragraph("", "Not run yet where these pages were built: no run of the tests is recorded.")]
-        titles = {f"notebooks/{chapter.name}": used.title(chapter) for chapter in notebooks.chapters()}
-        chapters = [part for part in found["parts"] if part["name"] in titles]
-        tests = [part for part in found["parts"] if part["name"] not in titles]
+        of = {f"notebooks/{chapter.name}": chapter for chapter in notebooks.chapters()}
+        chapters = [part for part in found["parts"] if part["name"] in of]
+        tests = [part for part in found["parts"] if part["name"] not in of]
         versions = "; ".join(f"{name} {version}" for name, version in found["versions"].items())
         tables = [
-            ("Notebook", [(self.link(part["name"], titles), part) for part in chapters]),
+            ("Notebook", [(links.to_chapter(of[part["name"]], self.env.docname), part) for part in chapters]),
             ("Folder", [(nodes.literal("", part["name"]), part) for part in tests]),
         ]
         return [
@@ -42,19 +41,6 @@ class LastRun(SphinxDirective):
             nodes.paragraph("", f"{versions}."),
             *(table(first, rows) for first, rows in tables if rows),
         ]
-
-    def link(self, name: str, titles: dict[str, str]) -> nodes.Node:
-        """A chapter's title, which leads to it."""
-        return pending_xref(
-            "",
-            nodes.inline("", titles[name]),
-            refdomain="std",
-            reftype="doc",
-            refdoc=self.env.docname,
-            reftarget=f"/{name.removesuffix('.ipynb')}",
-            refexplicit=True,
-            refwarn=True,
-        )
 
 
 def summary(found: dict) -> str:

@@ -4,7 +4,6 @@ The links are computed at each build, so they cannot name a chapter that is gone
 """
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -13,7 +12,7 @@ class UsedIn(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The paragraph."""
-        from book.tools import used  # the checkout is on the path by now: `this_checkout` puts it there
+        from book.tools import links, used  # the checkout is on the path by now: `this_checkout` puts it there
 
         chapters = used.chapters_of(self.env.docname.rpartition("/")[2])
         for chapter in chapters:
@@ -22,18 +21,8 @@ class UsedIn(SphinxDirective):
             return []
         line = nodes.paragraph("", "", nodes.strong("", "Used in:"), nodes.Text(" "), classes=["used-in"])
         for k, chapter in enumerate(chapters):
-            title = used.title(chapter)
             line += nodes.Text(" · ") if k else nodes.Text("")
-            line += pending_xref(
-                "",
-                nodes.inline("", title),
-                refdomain="std",
-                reftype="doc",
-                refdoc=self.env.docname,
-                reftarget=f"/notebooks/{chapter.stem}",
-                refexplicit=True,
-                refwarn=True,
-            )
+            line += links.to_chapter(chapter, self.env.docname)
         return [line]
 
 

@@ -5,6 +5,7 @@ The page is made of the ledger's own HTML and the two static files, so that no b
 
 import barriers
 import pytest
+from small_pages import opening, page_of
 
 from book.tools.notebooks import ROOT
 from book.workbook import claims, ledger
@@ -19,32 +20,13 @@ SOURCES, ROWS = claims.load()
 def page_file(tmp_path_factory):
     body = ledger.Ledger(SOURCES, ROWS)._repr_html_()
     style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("custom.css", "claims.js"))
-    file = tmp_path_factory.mktemp("ledger") / "page.html"
-    file.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ledger</title>'
-        f"<style>{COLORS}{style}</style><script>{script}</script></head>"
-        f'<body><main class="bd-content"><h1>Ledger</h1>{body}</main></body></html>',
-        encoding="utf-8",
-    )
-    return file.as_uri()
+    return page_of(tmp_path_factory.mktemp("ledger"), "Ledger", COLORS + style, [script], body)
 
 
 @pytest.fixture
 def opened(browser, page_file):
-    """Open the page at a width, with or without scripts; afterwards nothing may have failed."""
-    contexts, errors = [], []
-
-    def open_page(anchor="", width=1280, scripts=True):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(page_file + anchor)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
+    with opening(browser, page_file) as open_page:
+        yield open_page
 
 
 def seen(page):

@@ -8,6 +8,7 @@ import re
 import barriers
 import pytest
 from rank_objects import OBJECTS, extension
+from small_pages import opening, page_of
 
 from book.tools.notebooks import ROOT
 
@@ -25,38 +26,15 @@ STATUS = "document.querySelector('[role=status]').textContent"
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     style = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("custom.css", "rank_explorer.css"))
-    names = extension().SCRIPTS
-    scripts = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in names)
-    file = tmp_path_factory.mktemp("explorer") / "page.html"
-    file.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Rank explorer</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{THEME}{style}</style>{scripts}</head>'
-        f'<body><main class="bd-content"><h1>Rank explorer</h1><h2 id="how-to-read-it">Choose</h2>'
-        f"{extension().embedded()}</main></body></html>",
-        encoding="utf-8",
-    )
-    return file.as_uri()
+    scripts = [(STATIC / name).read_text(encoding="utf-8") for name in extension().SCRIPTS]
+    body = f'<h2 id="how-to-read-it">Choose</h2>{extension().embedded()}'
+    return page_of(tmp_path_factory.mktemp("explorer"), "Rank explorer", THEME + style, scripts, body)
 
 
 @pytest.fixture
 def opened(browser, page_file):
-    """Open the page as a file; afterwards nothing may have failed, and nothing else have been asked for."""
-    contexts, errors, asked = [], [], []
-
-    def open_page(address="", width=1280, scheme="light", scripts=True):
-        size = {"width": width, "height": 900}
-        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, java_script_enabled=scripts))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_file + address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert {url.split("#")[0] for url in asked} <= {page_file}
+    with opening(browser, page_file) as open_page:
+        yield open_page
 
 
 def said(page, words):
