@@ -64,7 +64,7 @@ def read() -> dict[str, Any]:
     try:
         return recorded("structures") or {}
     except FileNotFoundError:
-        print("Not recorded yet: python -m studies.structures measures it, in about three hours.")
+        print("Not recorded yet: python -m studies.structures measures it.")
         return {}
 
 

@@ -3,8 +3,8 @@
 A small transformer on characters of Shakespeare and on patches of CIFAR-10. Its linear layers are dense, of low rank,
 TT-matrices, or block tensor trains; the cheaper a layer for its width, the wider the network, so that all spend about
 the same multiply-adds on the same examples. Rates are tuned for every structure at the smallest size, on other examples
-than those reported. ``python -m studies.structures`` takes about three hours on one core, with ``characters`` or
-``pictures`` behind it half of that.
+than those reported. ``python -m studies.structures`` takes hours on one core; ``characters`` or ``pictures`` behind it
+measures one of the two, and what is recorded is not measured again.
 """
 
 from __future__ import annotations
