@@ -192,6 +192,21 @@ def test_several_matrices_that_trains_win_are_named():
     assert advice.names("position table") == ["pos_embed", "wpe.weight"]
 
 
+def test_integers_say_whose_bits_they_take_and_what_rounds_better():
+    """The second matrix has one large entry: its scale leaves few levels for the others."""
+    model = nn.ModuleDict({name: nn.ModuleDict({"fc1": nn.Linear(64, 64)}) for name in "ab"})
+    with torch.no_grad():
+        for seed, layer in enumerate((model["a"]["fc1"], model["b"]["fc1"])):
+            layer.weight.copy_(gaussian((64, 64), seed, torch.float32))
+        layer.weight[:, 0] *= 8
+    lines = ttref.advise(model).code("feed-forward").splitlines()
+    bits = [ttref.does_a_train_pay(model[one]["fc1"].weight.detach()).bits for one in "ab"]
+    assert bits[0] < bits[1]
+    assert lines[0] == f"# {bits[1]} bits: what the worst of them needs; {bits[0]} do for the best"
+    assert f"quantize_integer(weight, {bits[1]})" in lines[-1] and "gptq_quantize" in lines[-2]
+    assert "#" not in ttref.advise(model.state_dict()).code("feed-forward").splitlines()[-2]  # no layers, no inputs
+
+
 def test_a_part_that_disagrees_says_how_many():
     state = {"a.mlp": smooth(512, 96), "b.mlp": gaussian((64, 64), 0, torch.float32), "c.mlp": gaussian((64, 64), 1)}
     advice = ttref.advise(state)

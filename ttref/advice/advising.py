@@ -71,6 +71,7 @@ def advise(model: nn.Module | Mapping[str, Tensor], *, eps: Sequence[float] = (0
         >>> print(advice.code("feed-forward"))
         name = "fc1.weight"
         weight = model.get_parameter(name).detach()
+        # ttref.gptq.gptq_quantize rounds better, if you have inputs of the layer
         weight.copy_(ttref.quantize_integer(weight, 3).dense())
     """
     errors = tuple(eps) if several(eps) else (eps,)
@@ -139,6 +140,9 @@ def _code(kind: str, matrices: list[Weight], column: tuple[Check, ...], of_modul
             blocks.append(f"# {len(won)} of {len(column)}" + (f": {names}" if len(won) > 1 else ""))
         elif not several_integers and len(won) > 1:
             blocks.append(f"# the first of {names}")
-        check = won[0][1]._replace(bits=max(check.bits for _, check in won))  # one loop rounds them all
+        bits = [check.bits for _, check in won]
+        if several_integers and min(bits) < max(bits):
+            blocks.append(f"# {max(bits)} bits: what the worst of them needs; {min(bits)} do for the best")
+        check = won[0][1]._replace(bits=max(bits))  # one loop rounds them all
         blocks.append(lines(won[0][0], check, of_module=of_module, loop=names if several_integers else ""))
     return "\n".join(blocks)

@@ -6,6 +6,8 @@ from .check import Check, modes_of
 from .kinds import TOKENS
 from .weights import Weight
 
+GPTQ = "# ttref.gptq.gptq_quantize rounds better, if you have inputs of the layer"
+
 
 def lines(weight: Weight, check: Check, *, of_module: bool, loop: str) -> str:
     """Code that runs as it stands, with ``model``, ``advice`` and ``ttref`` at hand.
@@ -20,7 +22,8 @@ def lines(weight: Weight, check: Check, *, of_module: bool, loop: str) -> str:
     indent = "    " if loop else ""
     if check.verdict == "integers":
         rounded = _shaped(f"ttref.quantize_integer(weight{weight.view}, {check.bits}).dense()", weight)
-        return f"{head}\n{indent}{_taken(of_module)}\n{indent}weight.copy_({rounded})"
+        body = [_taken(of_module), *[GPTQ] * (weight.layer == "Linear"), f"weight.copy_({rounded})"]
+        return "\n".join([head, *(indent + line for line in body)])
     m, n = weight.matrix.shape
     modes = modes_of(check.form if check.verdict == "train" else "SVD", m, n)
     if not (of_module and weight.layer):
