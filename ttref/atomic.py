@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,7 @@ try:
     import fcntl
 except ModuleNotFoundError:  # Windows, where a file that is open can be neither removed nor renamed
     fcntl = None
+FORGOTTEN = 3600  # seconds after which a temporary file is taken for a killed save's, where there are no such locks
 
 
 def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -84,8 +86,9 @@ def _sweep(target: Path) -> None:
     with suppress(OSError):
         for path in [target.with_name(name) for name in os.listdir(target.parent) if left.fullmatch(name)]:
             with suppress(OSError):
-                if fcntl is None:
-                    path.unlink()
+                if fcntl is None:  # a running save's file is closed for a moment before it is renamed
+                    if time.time() - path.stat().st_mtime > FORGOTTEN:
+                        path.unlink()
                     continue
                 with open(path, "r+b") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 import saved
@@ -129,13 +130,14 @@ def test_only_what_a_save_of_this_name_left_is_removed(path):
         f"{path.name}.{digits}",
         f"{path.name}.{digits}.part.bak",
         f"{path.name}.{digits[:-1]}.part",
-        f"{path.name}.{digits.upper()}.part",
+        f"{path.name}.{digits[::-1].upper()}.part",  # reversed: to some systems capitals are the same name
         f"x{path.name}.{digits}.part",
         f"{path.name}.old.{digits}.part",
         f"{path.name}.backup",
     ]
     for name in [*stay, f"{path.name}.{digits}.part"]:
         path.with_name(name).write_bytes(b"left")
+        os.utime(path.with_name(name), (time.time() - 2 * atomic.FORGOTTEN,) * 2)
     mps().save(path)
     assert names(path.parent) == sorted([*stay, path.name])
 
@@ -200,7 +202,11 @@ def test_where_no_locks_are_known(path, monkeypatch):
 def test_where_there_is_no_fcntl(path, monkeypatch):
     """As on Windows, where a file that is open cannot be removed."""
     monkeypatch.setattr(atomic, "fcntl", None)
-    path.with_name(f"{path.name}.{'0' * 16}.part").write_bytes(b"")
+    killed, running = (path.with_name(f"{path.name}.{one * 16}.part") for one in "01")
+    for left in (killed, running):
+        left.write_bytes(b"")
+    os.utime(killed, (time.time() - 2 * atomic.FORGOTTEN,) * 2)
     mps().save(path)
     mps(rank=1).save(path)
-    assert names(path.parent) == [path.name] and MPSEmbedding.load(path).num_embeddings == 24
+    assert names(path.parent) == sorted([path.name, running.name])  # closed a moment ago, to be renamed in the next
+    assert MPSEmbedding.load(path).num_embeddings == 24
