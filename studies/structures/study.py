@@ -30,8 +30,8 @@ from .network import HEADS, Form, Network
 from .tasks import TASKS, Task
 
 STEPS, WARM_UP = 600, 60
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # of the layers' factors
-RESTS = (4e-3, 1.6e-2, 6.4e-2, 0.256)  # of embedding, norms, biases, head: tuned on the dense network, alike for all
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # of the layers' factors
+RESTS = (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.256)  # of embedding, norms, biases, head: tuned on the dense network, for all
 TUNING_STEPS = 300
 SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
