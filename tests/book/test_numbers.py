@@ -7,7 +7,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from book.tools import notebooks
 from book.tools.numbers import main, unmatched
 
-PAGES = [*notebooks.chapters(), *sorted((notebooks.ROOT / "book").glob("*.md"))]
+PAGES = [notebooks.ROOT / "README.md", *notebooks.chapters(), *sorted((notebooks.ROOT / "book").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
