@@ -18,7 +18,7 @@ __all__ = [
     "TITLES",
     "Point",
     "against_dense",
-    "at_the_edge",
+    "around_the_best",
     "budget",
     "draw_losses",
     "points_of",
@@ -128,11 +128,12 @@ def budget(record: Mapping[str, Any]) -> str:
         >>> part = {"tuning": [], "runs": [{"size": "small", "seed": 0}, {"size": "small", "seed": 1}]}
         >>> record = {"steps": 600, "tuning_steps": 300, "rates": [0.001, 0.002], "characters": part}
         >>> budget(record)
-        '600 steps of 1,024 symbols or patches; rates tried: 0.001, 0.002, 300 steps each; characters, seeds: small 2'
+        '600 steps of 1,024 symbols or patches; 2 rates from 0.001 to 0.002, 300 steps each; characters, seeds: small 2'
     """
     said = [
         f"{record['steps']} steps of 1,024 symbols or patches",
-        f"rates tried: {', '.join(f'{rate:g}' for rate in record['rates'])}, {record['tuning_steps']} steps each",
+        f"{len(record['rates'])} rates from {min(record['rates']):g} to {max(record['rates']):g}, "
+        f"{record['tuning_steps']} steps each",
     ]
     for task in TITLES:
         runs = record.get(task, {}).get("runs", [])
@@ -142,18 +143,25 @@ def budget(record: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def at_the_edge(record: Mapping[str, Any], task: str) -> list[str]:
-    """Structures whose best rate is the smallest or the largest that was tried, so that a better one may lie beyond.
+def around_the_best(record: Mapping[str, Any], task: str) -> list[tuple[str, float, float, float | None, float | None]]:
+    """For each structure its best rate, the loss there, and those at the rates before and behind it.
+
+    None stands for a rate that was not tried: beside it a better one may lie.
 
     Example:
         >>> losses = {"dense": (2.5, 2.4, 2.6), "low rank": (2.5, 2.4, 2.3)}
         >>> rates = [0.001, 0.002, 0.004]
         >>> rows = [{"arm": arm, "rate": rate, "loss": loss} for arm, each in losses.items()
         ...         for rate, loss in zip(rates, each)]
-        >>> at_the_edge({"rates": rates, "characters": {"tuning": rows}}, "characters")
-        ['low rank']
+        >>> around_the_best({"rates": rates, "characters": {"tuning": rows}}, "characters")
+        [('dense', 0.002, 2.4, 2.5, 2.6), ('low rank', 0.004, 2.3, 2.4, None)]
     """
-    return [arm for arm, losses in rates_of(record, task).items() if min(losses) in (losses[0], losses[-1])]
+    found = []
+    for arm, losses in rates_of(record, task).items():
+        best = losses.index(min(losses))
+        before, behind = (losses[k] if 0 <= k < len(losses) else None for k in (best - 1, best + 1))
+        found.append((arm, record["rates"][best], losses[best], before, behind))
+    return found
 
 
 def draw_losses(ax: Axes, points: Sequence[Point]) -> None:
