@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterable
 from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
@@ -30,10 +31,11 @@ from .network import HEADS, Form, Network
 from .tasks import TASKS, Task
 
 STEPS, WARM_UP = 600, 60
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # of the layers' factors
+RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # of the factors of layers
 RESTS = (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.256)  # of embedding, norms, biases, head: tuned on the dense network, for all
 TUNING_STEPS = 300
 SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
+ROUNDS, WARM, TIMED = 5, 2, 10  # of the times, in steps
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
 ALLOWED = 1.03  # of the dense network's multiply-adds
 # Widths with two modes that are nearly equal.
@@ -158,6 +160,25 @@ def compared(task: Task, rates: dict[str, float], rest: float, known: dict[str, 
                     yield {"key": key, **run(task, name, size, rates[name], seed, part="test", rest=rest)}
 
 
+def timed(task: Task, known: dict[str, dict]) -> Iterable[dict]:
+    """What a step of training takes, in ms: the median of rounds, each of which times all arms of a size."""
+    for size, width in DENSE_WIDTHS.items():
+        if all(f"{name}, {size}" in known for name in ARMS):
+            continue
+        target = Network(task.form, width, Dense, 0).macs()
+        seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+        for _ in tqdm(range(ROUNDS), desc=f"times, {size}"):
+            for name, arm in ARMS.items():
+                width = arm.width(task.form, target)
+                network = Network(task.form, width, arm.maker(width), 0)
+                train(task, network, 1e-3, scaled=arm.scaled, seed=0, steps=WARM)
+                start = perf_counter()
+                train(task, network, 1e-3, scaled=arm.scaled, seed=0, steps=TIMED)
+                seconds[name].append((perf_counter() - start) / TIMED)
+        for name, found in seconds.items():
+            yield {"key": f"{name}, {size}", "arm": name, "size": size, "ms": brief(1000 * median(found))}
+
+
 def best_rates(rows: Iterable[dict]) -> dict[str, float]:
     """The rate of the smallest validation loss for each arm."""
     found: dict[str, dict] = {}
@@ -209,3 +230,4 @@ def main() -> None:
         add_rows(held, "tuning", "tuning", partial(tuned, task, rest), keep_part)
         rates = best_rates(held["tuning"])
         add_rows(held, "runs", "runs", partial(compared, task, rates, rest), keep_part)
+        add_rows(held, "times", "times", partial(timed, task), keep_part)

@@ -161,6 +161,14 @@ def test_rates_are_chosen_on_the_other_half_and_rows_that_are_there_are_not_meas
     assert not list(study.compared(None, rates, 0.5, {row["key"]: row for row in rows}))
 
 
+def test_times_are_of_all_arms_of_a_size_or_of_none(monkeypatch):
+    monkeypatch.setattr(study, "DENSE_WIDTHS", {"small": 36})
+    monkeypatch.setattr(study, "ROUNDS", 2)
+    rows = list(study.timed(tiny(TEXT), {"dense, small": {}}))
+    assert [row["arm"] for row in rows] == list(study.ARMS) and all(row["ms"] > 0 for row in rows)
+    assert not list(study.timed(None, {row["key"]: row for row in rows}))
+
+
 def test_the_record_holds_every_arm_at_its_best_rate_with_the_seeds_that_it_names():
     """A size is recorded whole or not at all, so that every structure stands beside all others."""
     record = results.read("structures")
@@ -177,7 +185,11 @@ def test_the_record_holds_every_arm_at_its_best_rate_with_the_seeds_that_it_name
         assert {(run["arm"], run["size"], run["seed"]) for run in runs} == {
             (arm, size, seed) for size, seeds in record["seeds"].items() for seed in seeds for arm in study.ARMS
         }
-        assert all(run["rate"] == rates[run["arm"]] for run in runs)
+        rest = min(part["rests"], key=lambda row: row["loss"])["rest"]
+        assert all((run["rate"], run["rest"]) == (rates[run["arm"]], rest) for run in runs)
+        assert {(row["arm"], row["size"]) for row in part["times"]} == {
+            (arm, size) for arm in study.ARMS for size in record["seeds"]
+        }
         dense = {run["size"]: run["macs"] for run in runs if run["arm"] == "dense"}
         assert all(0.88 < run["macs"] / dense[run["size"]] <= study.ALLOWED for run in runs)
 
