@@ -88,7 +88,7 @@ def test_every_result_says_where_it_comes_from():
     assert names == [
         *"adapters advise audits convolutions deployment elsewhere embeddings fits fitting fpga fusion".split(),
         *"integers layers memory overview partial_tensorization pays reshapes retrieval scale".split(),
-        *"speed tables toy_classifier tt_lora".split(),
+        *"speed structures tables toy_classifier tt_lora".split(),
     ]
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
