@@ -18,6 +18,7 @@ __all__ = [
     "TITLES",
     "Point",
     "against_dense",
+    "against_the_better_dense",
     "around_the_best",
     "budget",
     "draw_losses",
@@ -103,8 +104,10 @@ def points_of(runs: Sequence[Mapping[str, Any]]) -> list[Point]:
     return found
 
 
-def against_dense(runs: Sequence[Mapping[str, Any]], arm: str, size: str) -> tuple[float, float | None] | None:
-    """By how many nats a structure is below the dense network, seed by seed, and the standard error of that mean.
+def against_dense(
+    runs: Sequence[Mapping[str, Any]], arm: str, size: str, dense: str = "dense"
+) -> tuple[float, float | None] | None:
+    """By how many nats a structure is below a dense network, seed by seed, and the standard error of that mean.
 
     The standard error is None for one seed; None for all if no seed has both.
 
@@ -114,11 +117,30 @@ def against_dense(runs: Sequence[Mapping[str, Any]], arm: str, size: str) -> tup
         True
     """
     losses = {(run["arm"], run["seed"]): run["loss"] for run in runs if run["size"] == size}
-    seeds = [seed for name, seed in losses if name == arm and ("dense", seed) in losses]
-    gains = [losses["dense", seed] - losses[arm, seed] for seed in seeds]
+    seeds = [seed for name, seed in losses if name == arm and (dense, seed) in losses]
+    gains = [losses[dense, seed] - losses[arm, seed] for seed in seeds]
     if not gains:
         return None
     return fmean(gains), stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+
+
+def against_the_better_dense(runs: Sequence[Mapping[str, Any]], arm: str) -> dict[str, tuple[float, float | None]]:
+    """`against_dense` for each size, beside that of the two dense arms whose mean loss is smaller there.
+
+    Example:
+        >>> run = {"arm": "dense", "size": "small", "seed": 0, "loss": 2.0}
+        >>> runs = [run, run | {"arm": "dense, one rate", "loss": 1.5}, run | {"arm": "low rank", "loss": 1.75}]
+        >>> against_the_better_dense(runs, "low rank")
+        {'small': (-0.25, None)}
+    """
+    found = {}
+    for size in dict.fromkeys(run["size"] for run in runs):
+        losses = {
+            name: fmean(run["loss"] for run in runs if (run["arm"], run["size"]) == (name, size))
+            for name in ("dense", "dense" + ONE_RATE)
+        }
+        found[size] = against_dense(runs, arm, size, min(losses, key=losses.get))
+    return found
 
 
 def budget(record: Mapping[str, Any]) -> str:
@@ -158,8 +180,9 @@ def around_the_best(record: Mapping[str, Any], task: str) -> list[tuple[str, flo
     """
     found = []
     for arm, losses in rates_of(record, task).items():
-        best = losses.index(min(losses))
-        before, behind = (losses[k] if 0 <= k < len(losses) else None for k in (best - 1, best + 1))
+        tried = {k: loss for k, loss in enumerate(losses) if not math.isnan(loss)}
+        best = min(tried, key=tried.get)
+        before, behind = tried.get(best - 1), tried.get(best + 1)
         found.append((arm, record["rates"][best], losses[best], before, behind))
     return found
 

@@ -34,9 +34,9 @@ STEPS, WARM_UP = 600, 60
 RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # of the factors of layers
 RESTS = (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.256)  # of embedding, norms, biases, head: tuned on the dense network, for all
 TUNING_STEPS = 300
-SEEDS = {"small": (0, 1, 2), "medium": (0, 1, 2), "large": (0,)}
 ROUNDS, WARM, TIMED = 5, 2, 10  # of the times, in steps
 DENSE_WIDTHS = {"small": 64, "medium": 96, "large": 128}
+SEEDS = dict.fromkeys(DENSE_WIDTHS, (0, 1, 2))
 ALLOWED = 1.03  # of the dense network's multiply-adds
 # Widths with two modes that are nearly equal.
 SQUARES = sorted(a * b for a in range(6, 26) for b in (a, a - 1, a - 2) if a * b % HEADS == 0)

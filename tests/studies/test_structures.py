@@ -156,7 +156,7 @@ def test_rates_are_chosen_on_the_other_half_and_rows_that_are_there_are_not_meas
     assert not list(study.tuned(None, 0.5, {row["key"]: row for row in rows}))
     asked.clear()
     rows = list(study.compared(None, rates, 0.5, {}))
-    assert {part for *_, part in asked} == {"test"} and len(rows) == 7 * len(study.ARMS)
+    assert {part for *_, part in asked} == {"test"} and len(rows) == 9 * len(study.ARMS)
     assert {(name, rate) for name, _, rate, *_ in asked} == set(rates.items()) and rests == {0.5}
     assert not list(study.compared(None, rates, 0.5, {row["key"]: row for row in rows}))
 

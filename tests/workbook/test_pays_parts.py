@@ -127,6 +127,13 @@ def test_gains_over_dense_are_paired_by_seed():
     assert pays_structures.against_dense(RUNS, "low rank", "small") is None
 
 
+def test_the_rival_is_the_better_of_the_dense_networks_of_each_size():
+    runs = [*RUNS, *(run("dense, one rate", "small", seed, 1.8 + seed) for seed in range(3))]
+    runs += [run("dense, one rate", "large", 0, 1.7), run("block tensor train, rank 1", "large", 0, 1.4)]
+    found = pays_structures.against_the_better_dense(runs, "block tensor train, rank 1")
+    assert found["small"][0] == pytest.approx(-0.4 / 3) and found["large"] == (pytest.approx(0.1), None)
+
+
 def test_the_budget_counts_the_seeds_of_each_size():
     record = {"steps": 9, "tuning_steps": 4, "rates": [0.5], "pictures": {"runs": RUNS}}
     assert pays_structures.budget(record).endswith("pictures, seeds: small 3, large 1")
@@ -151,7 +158,11 @@ def test_rates_are_shown_in_their_order_and_ends_are_named():
     found = pays_structures.rates_of(record, "pictures")
     assert (found["dense"], found["low rank"]) == ([3.0, 2.0, 2.5], [2.0, 3.0, 4.0])
     assert found["TT"][0] == 2.0 and all(loss != loss for loss in found["TT"][1:])  # not a number: not measured
-    assert pays_structures.at_the_edge(record, "pictures") == ["low rank", "TT"]
+    assert pays_structures.around_the_best(record, "pictures") == [
+        ("dense", 0.2, 2.0, 3.0, 2.5),
+        ("low rank", 0.1, 2.0, None, 3.0),
+        ("TT", 0.1, 2.0, None, None),
+    ]
     assert pays_structures.rates_of(record, "characters") == {}
 
 
