@@ -176,7 +176,8 @@ def timed(task: Task, known: dict[str, dict]) -> Iterable[dict]:
                 train(task, network, 1e-3, scaled=arm.scaled, seed=0, steps=TIMED)
                 seconds[name].append((perf_counter() - start) / TIMED)
         for name, found in seconds.items():
-            yield {"key": f"{name}, {size}", "arm": name, "size": size, "ms": brief(1000 * median(found))}
+            if f"{name}, {size}" not in known:
+                yield {"key": f"{name}, {size}", "arm": name, "size": size, "ms": brief(1000 * median(found))}
 
 
 def best_rates(rows: Iterable[dict]) -> dict[str, float]:
