@@ -60,11 +60,12 @@ def test_a_task_that_kills_every_worker(undisturbed, tmp_path):
 
 
 DRIVER = """
-import functools, json, sys
+import functools, json, signal, sys
 import small_tasks
 from ttref.scale import run
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has told all to ignore it
     tasks, out, marks = json.loads(sys.argv[1]), *sys.argv[2:]
     work = functools.partial(small_tasks.work, out=out, marks=marks)
     run(work, tasks, out, job={"of": "squares"}, engine="pool", workers=2)
