@@ -24,7 +24,7 @@ def replace(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file whole or not at all: under a temporary name, then renamed. It is on the disk when this returns.
 
     The permissions of an existing file stay, and a link stays a link: its target is replaced. Temporary files that
-    killed saves of this name have left in the folder are removed.
+    killed saves of this name have left in the folder are removed, on Windows when they are an hour old.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: No such folder; a folder; a pipe or a device, a full disk,

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .figures import MARKERS, OKABE_ITO
-from .sources import recorded
 
 __all__ = [
     "SIZES",
@@ -24,7 +23,6 @@ __all__ = [
     "draw_losses",
     "points_of",
     "rates_of",
-    "read",
 ]
 
 SIZES = ("small", "medium", "large")
@@ -58,15 +56,6 @@ class Point(NamedTuple):
     macs: int
     params: int
     width: int
-
-
-def read() -> dict[str, Any]:
-    """The record of the study; empty, after a printed line, where it has not been measured yet."""
-    try:
-        return recorded("structures") or {}
-    except FileNotFoundError:
-        print("Not recorded yet: python -m studies.structures measures it.")
-        return {}
 
 
 def rates_of(record: Mapping[str, Any], task: str) -> dict[str, list[float]]:

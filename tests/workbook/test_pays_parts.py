@@ -164,11 +164,3 @@ def test_rates_are_shown_in_their_order_and_ends_are_named():
         ("TT", 0.1, 2.0, None, None),
     ]
     assert pays_structures.rates_of(record, "characters") == {}
-
-
-def test_without_a_record_a_line_says_so(monkeypatch, capsys):
-    def missing(name):
-        raise FileNotFoundError(name)
-
-    monkeypatch.setattr(pays_structures, "recorded", missing)
-    assert pays_structures.read() == {} and "studies.structures" in capsys.readouterr().out

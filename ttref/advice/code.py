@@ -22,7 +22,8 @@ def lines(weight: Weight, check: Check, *, of_module: bool, loop: str) -> str:
     indent = "    " if loop else ""
     if check.verdict == "integers":
         rounded = _shaped(f"ttref.quantize_integer(weight{weight.view}, {check.bits}).dense()", weight)
-        body = [_taken(of_module), *[GPTQ] * (weight.layer == "Linear"), f"weight.copy_({rounded})"]
+        hint = [GPTQ] if weight.layer == "Linear" else []  # what it takes: a matrix, and the Gram matrix of its inputs
+        body = [_taken(of_module), *hint, f"weight.copy_({rounded})"]
         return "\n".join([head, *(indent + line for line in body)])
     m, n = weight.matrix.shape
     modes = modes_of(check.form if check.verdict == "train" else "SVD", m, n)
